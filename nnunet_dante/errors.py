@@ -1,0 +1,37 @@
+"""The exception tree: every error this package raises on purpose derives from DanteError."""
+
+
+class DanteError(Exception):
+    """Base of all errors of nnunet_dante: the message names the thing, its value, what is allowed, what to do."""
+
+
+class ConfigurationError(DanteError, ValueError):
+    """An argument, option or block of the plans has a value that cannot work."""
+
+
+class DonorError(DanteError):
+    """A model folder, zip or checkpoint cannot be read as a pretrained nnU-Net."""
+
+
+class UntrustedFileError(DonorError):
+    """A file would have to execute code to be read; nothing was executed."""
+
+
+class TransferError(DanteError):
+    """The donor model cannot be moved to the target data set."""
+
+
+class InjectionError(DanteError):
+    """Low-rank adapters cannot be added to, or removed from, this network."""
+
+
+class GradientAuditError(DanteError):
+    """A parameter that should be trained receives no gradient."""
+
+
+class AdapterError(DanteError):
+    """An adapter file is damaged, or does not belong to this base."""
+
+
+class DafneError(DanteError):
+    """A Dafne .model file cannot be written or read."""
