@@ -1,0 +1,23 @@
+"""nnU-Net's folders for each test, and few threads: the suite must behave the same on any machine."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("nnUNet_n_proc_DA", "0")
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+os.environ.setdefault("nnUNet_compile", "f")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def nnunet_paths(tmp_path, monkeypatch):
+    """nnUNet_raw, nnUNet_preprocessed and nnUNet_results below a temporary folder, as a dict of Path."""
+    folders = {}
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        monkeypatch.setenv(name, str(folders[name]))
+    return folders
