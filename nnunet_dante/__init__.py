@@ -1,0 +1,49 @@
+"""Fine-tune pretrained nnU-Net v2 networks on few cases, and hand them on.
+
+The names below are the public API. They are imported when first used, so that `import nnunet_dante` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DanteError": "errors",
+    "LowRankDelta": "peft.low_rank",
+    "inject": "peft.inject",
+    "merge": "peft.inject",
+    "remove": "peft.inject",
+    "audit_gradients": "peft.audit",
+    "parameter_groups": "freezing.groups",
+    "Schedule": "freezing.schedule",
+    "Stage": "freezing.schedule",
+    "TrainingPlan": "methods",
+    "Method": "methods",
+    "LoRA": "methods",
+    "GradualUnfreezing": "methods",
+    "DanteGradualUnfreezing": "methods",
+    "FineTune": "methods",
+    "DecoderOnly": "methods",
+    "HeadOnly": "methods",
+    "FromScratch": "methods",
+    "DanteMixin": "nnunet.trainer",
+    "open_donor": "nnunet.donor",
+    "transfer": "nnunet.transfer",
+    "inspect_path": "nnunet.inspect",
+    "export_model": "dafne.export",
+    "import_model": "dafne.importer",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,162 @@
+"""The command line. Heavy modules are imported inside the commands: `nnunet-dante --help` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import __version__
+from .errors import DanteError
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_EXISTING = click.Path(exists=True, path_type=Path)
+
+
+class _Commands(click.Group):
+    """Shows this package's own errors as one message, without a traceback."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except DanteError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Fine-tune pretrained nnU-Net v2 networks on few cases, and hand them on."""
+
+
+@main.command()
+@click.option("--out", type=_FOLDER, default="nnunet-dante-demo", show_default=True, help="Folder for all results.")
+@click.option("--data", type=_FOLDER, help="Folder with sample_ct and sample_mri, instead of downloading them.")
+def demo(out: Path, data: Path | None) -> None:
+    """Run a real fine-tuning from end to end: CT network to T2w MR of a spine, in minutes, on a CPU."""
+    from .demo.run import run_demo
+
+    click.echo(f"Report: {run_demo(out, data=data)}")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-d", "--dataset", required=True, help="Your data set below nnUNet_raw: id or name.")
+@click.option("-c", "--configuration", help="For example 3d_fullres; needed where SOURCE holds several.")
+@click.option("--fold", help="Fold of SOURCE; default: the first there is.")
+@click.option("-p", "--plans-name", default="nnUNetDantePlans", show_default=True, help="Name of the plans to write.")
+@click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of SOURCE.")
+@click.option("--batch-size", type=click.IntRange(1), help="Instead of the donor's.")
+@click.option("--intensity", type=click.Choice(["donor", "target"]), default="donor", show_default=True,
+              help="Whose intensity statistics CT normalisation uses.")
+@click.option("--preprocess", is_flag=True, help="Run nnUNetv2_preprocess afterwards.")
+@click.option("--epochs", type=click.IntRange(1), help="Override of the trainers' number; so are the next five.")
+@click.option("--iterations", type=click.IntRange(1), help="Training steps an epoch.")
+@click.option("--val-iterations", type=click.IntRange(1), help="Validation steps an epoch.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.")
+@click.option("--rank", type=click.IntRange(1), help="Rank of the low-rank factors.")
+@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Scale of the low-rank delta: alpha / rank.")
+@click.option("--trust", is_flag=True, help="Read a checkpoint that needs to execute code; only if you know its author.")
+def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, **options) -> None:
+    """Make a pretrained nnU-Net the start of a training on your data set.
+
+    SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, or a bare checkpoint.
+    """
+    from .nnunet.transfer import transfer as run
+
+    overrides = {"epochs": epochs, "iterations": iterations, "val_iterations": val_iterations, "lr": lr, "rank": rank,
+                 "alpha": alpha}
+    report = run(source, dataset, overrides={k: v for k, v in overrides.items() if v is not None}, **options)
+    click.echo(str(report))
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> None:
+    """Run nnUNetv2_train with this package's trainers found; all arguments are nnUNetv2_train's."""
+    from .nnunet.launch import train as run
+
+    run(arguments)
+
+
+@main.command()
+def env() -> None:
+    """Print the line that lets your shell's nnUNetv2_train find the trainers: eval "$(nnunet-dante env)"."""
+    from .nnunet.launch import export_line
+
+    click.echo(export_line())
+
+
+@main.command()
+def doctor() -> None:
+    """Check versions, folders, the trainer search and the gradient audit on a real network."""
+    from .nnunet.doctor import diagnose
+
+    ok = True
+    for check in diagnose():
+        ok &= check.passed
+        click.echo(f"[{'ok' if check.passed else 'FAIL'}] {check.name}: {check.seen}")
+    if not ok:
+        raise click.ClickException("at least one check failed; the lines above say what to do.")
+
+
+@main.command()
+@click.argument("path", type=_EXISTING)
+def inspect(path: Path) -> None:
+    """Say what a model folder, zip, checkpoint, adapter, plans or .model file holds, executing nothing in it."""
+    from .nnunet.inspect import inspect_path
+
+    click.echo(inspect_path(path))
+
+
+@main.group()
+def adapter() -> None:
+    """Work with adapter files: what was trained, in a few MB, apart from its base."""
+
+
+@adapter.command("extract")
+@click.argument("checkpoint", type=_EXISTING)
+@click.option("-o", "--output", type=_FILE, required=True, help="The adapter.safetensors to write.")
+def adapter_extract(checkpoint: Path, output: Path) -> None:
+    """Write what was trained in CHECKPOINT as an adapter."""
+    from .nnunet.adapter import extract, info
+
+    extract(checkpoint, output)
+    click.echo(info(output))
+
+
+@adapter.command("apply")
+@click.argument("base", type=_EXISTING)
+@click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
+@click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
+def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
+    """Merge ADAPTER into the checkpoint BASE that it was trained on."""
+    from .nnunet.adapter import apply
+
+    apply(base, adapter_file, output)
+    click.echo(f"Wrote {output}")
+
+
+@adapter.command("remove")
+@click.argument("checkpoint", type=_EXISTING)
+@click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
+def adapter_remove(checkpoint: Path, output: Path) -> None:
+    """Write CHECKPOINT as it was before its training, bit for bit."""
+    from .nnunet.adapter import remove
+
+    remove(checkpoint, output)
+    click.echo(f"Wrote {output}")
+
+
+@adapter.command("info")
+@click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
+def adapter_info(adapter_file: Path) -> None:
+    """Say what ADAPTER is and which base it belongs to."""
+    from .nnunet.adapter import info
+
+    click.echo(info(adapter_file))
+
+
+if __name__ == "__main__":
+    main()

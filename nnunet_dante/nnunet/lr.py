@@ -1,0 +1,36 @@
+"""The learning rate as a pure function of the epoch, with one factor a parameter group."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+
+def learning_rate(epoch: int, *, initial_lr: float, epochs: int, warmup_epochs: int = 0) -> float:
+    """Return the learning rate at `epoch`: linear warm-up, then nnU-Net's decay (1 - t) ** 0.9.
+
+    t runs from 0 after the warm-up to 1 at `epochs`; the first epoch already trains, at initial_lr / warmup_epochs.
+    """
+    if epoch < warmup_epochs:
+        return initial_lr * (epoch + 1) / warmup_epochs
+    return initial_lr * (1 - (epoch - warmup_epochs) / (epochs - warmup_epochs)) ** 0.9
+
+
+class WarmupPolyLR:
+    """Write `learning_rate(epoch) * lr_scale` into every parameter group.
+
+    nnU-Net's own PolyLRScheduler writes one number into all groups; a group without "lr_scale" has factor 1.
+    It has no state, so a resumed training cannot get it wrong.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, initial_lr: float, epochs: int, warmup_epochs: int = 0):
+        self.optimizer = optimizer
+        self.initial_lr = initial_lr
+        self.epochs = epochs
+        self.warmup_epochs = min(warmup_epochs, epochs // 10)
+        self.step(0)
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rates of `epoch`."""
+        lr = learning_rate(epoch, initial_lr=self.initial_lr, epochs=self.epochs, warmup_epochs=self.warmup_epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)

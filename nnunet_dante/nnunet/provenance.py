@@ -1,0 +1,39 @@
+"""What a checkpoint says about its own making, under its key "dante"."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..methods import LoRA
+from .adapter import build_adapter_block
+
+if TYPE_CHECKING:
+    from .trainer import DanteMixin
+
+
+def provenance(trainer: DanteMixin) -> dict:
+    """Return method, donor, label map, score before training, cost and, for low-rank methods, base and factors.
+
+    Everything is a number, string, list, dict or tensor, so the checkpoint loads with weights_only=True.
+    """
+    method, entry = trainer.run_method, trainer.start_entry or {}
+    block = {
+        "format": 1,
+        "version": __version__,
+        "method": type(method).__name__,
+        "options": dataclasses.asdict(method),
+        "start_source": trainer.start_source,
+        "start_dice": trainer.start_dice,
+        "start_weights": entry.get("sha256"),
+        "donor": entry.get("donor"),
+        "label_map": entry.get("label_map"),
+        "trainable_parameters": trainer.audit.trainable,
+        "total_parameters": trainer.audit.total,
+        "adapter": None,
+    }
+    if isinstance(method, LoRA):
+        block |= {"rank": method.rank, "alpha": method.alpha, "factorisation": method.factorisation}
+        block |= build_adapter_block(trainer.bare_network, trainer.start_state)
+    return block

@@ -1,0 +1,30 @@
+"""Loading the start weights that `nnunet-dante transfer` stored beside the plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from ..errors import ConfigurationError
+from .checkpoint import file_sha256, load_checkpoint_safely
+
+
+def load_start_weights(network: nn.Module, folder: Path, entry: dict) -> None:
+    """Load the file named by a plans' start_weights `entry` from `folder` into `network`, by stock keys.
+
+    Raises:
+        ConfigurationError: the file is missing, is not the one the plans were written with, or does not fit.
+    """
+    file = folder / entry["file"]
+    if not file.is_file():
+        raise ConfigurationError(f"the plans name the start weights {entry['file']!r}, but {folder} does not hold "
+                                 f"them; run `nnunet-dante transfer` again.")
+    if (found := file_sha256(file)) != entry["sha256"]:
+        raise ConfigurationError(f"{file} has sha256 {found[:12]}..., the plans were written for "
+                                 f"{entry['sha256'][:12]}...; run `nnunet-dante transfer` again.")
+    try:
+        network.load_state_dict(load_checkpoint_safely(file)["network_weights"])
+    except RuntimeError as error:
+        raise ConfigurationError(f"{file} does not fit the network that the plans describe: {error}. Do not edit the "
+                                 f"architecture after a transfer; run `nnunet-dante transfer` again.") from error

@@ -1,0 +1,202 @@
+"""The mixin that turns any stock nnU-Net trainer into a fine-tuning trainer.
+
+Each override is short and calls super(): network, data, losses, validation and prediction stay nnU-Net's.
+
+    configure_optimizers   start weights -> adapt -> gradient audit -> parameter groups (after build and compile,
+                           before the DDP wrap)
+    on_train_start         score of the start weights; checkpoint_best starts as them
+    on_train_epoch_start   the stage of this epoch
+    save_checkpoint        stock keys, the stock trainer's name, provenance under "dante", written atomically
+    load_checkpoint        base and factors apart again, random state: as if the training had never stopped
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ConfigurationError
+from ..methods import LoRA, Method
+from ..peft.audit import audit_gradients
+from ..peft.inject import adapted, inject, load_split
+from ..types import StateDict
+from .adapter import extract
+from .checkpoint import load_checkpoint_safely, save_atomically, unique_tensors
+from .lr import WarmupPolyLR
+from .plans import read_dante_block
+from .provenance import provenance
+from .random_state import random_state, restore_random_state
+from .start import load_start_weights
+
+_Base = nnUNetTrainer if TYPE_CHECKING else object
+
+
+class DanteMixin(_Base):
+    """Fine-tune with `method`; stands left of a stock trainer: `class X(DanteMixin, nnUNetTrainer): method = LoRA()`.
+
+    Start weights and overrides of the numbers come from the "dante" block of the plans, which `nnunet-dante
+    transfer` writes; -pretrained_weights wins over them. A method that fine-tunes refuses to train random weights.
+    """
+
+    method: ClassVar[Method] = Method()
+
+    def initialize(self) -> None:
+        """Read the plans' "dante" block before nnU-Net builds network and optimiser."""
+        block = read_dante_block(self.plans_manager.plans)
+        overrides = block.get("overrides", {})
+        self.run_method = self.method.with_overrides(overrides)
+        self.start_entry: dict | None = block.get("start_weights", {}).get(self.configuration_name)
+        self.start_source = "random"
+        self.start_state: StateDict = {}
+        self.start_dice: dict[str, float] = {}
+        self.resume_random_state: dict | None = None
+        self.num_epochs = self.run_method.epochs
+        self.num_iterations_per_epoch = overrides.get("iterations", self.num_iterations_per_epoch)
+        self.num_val_iterations_per_epoch = overrides.get("val_iterations", self.num_val_iterations_per_epoch)
+        self.initial_lr, self.weight_decay = self.run_method.lr, self.run_method.weight_decay
+        self.save_every = 10
+        super().initialize()
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network without DDP and torch.compile around it."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLR]:
+        """Load the start weights, adapt the network, prove that it trains, and build AdamW over the groups."""
+        network, method = self.bare_network, self.run_method
+        if method.uses_start_weights and self.start_entry is not None:
+            load_start_weights(network, Path(self.preprocessed_dataset_folder_base), self.start_entry)
+            self.start_source = "transfer"
+        if isinstance(method, LoRA):
+            inject(network, method.low_rank_modules(network), rank=method.rank, alpha=method.alpha,
+                   factorisation=method.factorisation)
+        self.training_plan = method.plan(network)
+        self.training_plan.restrict(network)
+        patch = torch.rand((1, self.num_input_channels, *self.configuration_manager.patch_size),
+                           generator=torch.Generator().manual_seed(0))
+        self.audit = audit_gradients(network, patch.to(self.device))
+        self.print_to_log_file(f"{self.run_method}\n{self.audit}\n{self.training_plan.table()}", add_timestamp=False)
+        self.training_plan.set_stage(0)
+        network.register_load_state_dict_post_hook(self._weights_were_loaded)
+        optimizer = torch.optim.AdamW(self.training_plan.optimiser_groups(), lr=method.lr,
+                                      weight_decay=method.weight_decay)
+        return optimizer, WarmupPolyLR(optimizer, initial_lr=method.lr, epochs=method.epochs,
+                                       warmup_epochs=method.warmup_epochs)
+
+    def _weights_were_loaded(self, *_: object) -> None:
+        self.start_source = "-pretrained_weights"
+
+    def on_train_start(self) -> None:
+        """Score the start weights before the first step, or take up a stopped training where it was."""
+        super().on_train_start()
+        if self.resume_random_state is not None:
+            restore_random_state(self.resume_random_state)
+            return
+        if self.run_method.uses_start_weights and self.start_source == "random":
+            raise ConfigurationError(
+                f"{type(self).__name__} fine-tunes, but the plans {self.plans_manager.plans_name!r} hold no start "
+                f"weights for configuration {self.configuration_name!r} and no -pretrained_weights was given. Run "
+                f"`nnunet-dante transfer MODEL -d {self.plans_manager.dataset_name} -c {self.configuration_name}` and "
+                f"train with -p nnUNetDantePlans, or train with nnUNetTrainerFromScratch.")
+        if isinstance(self.run_method, LoRA):
+            self.start_state = {k: v.detach().cpu().clone()
+                                for k, v in unique_tensors(self.bare_network.state_dict()).items()}
+        self._score_before_training()
+
+    def _score_before_training(self) -> None:
+        """Validate the start weights as nnU-Net validates an epoch, and save them as the first checkpoint_best."""
+        logger, self.logger = self.logger, LocalLogger()
+        with torch.no_grad():
+            self.on_validation_epoch_start()
+            self.on_validation_epoch_end([self.validation_step(next(self.dataloader_val))
+                                          for _ in range(self.num_val_iterations_per_epoch)])
+        scored, self.logger = self.logger, logger
+        mean = float(scored.get_value("mean_fg_dice", step=-1))
+        dice = scored.get_value("dice_per_class_or_region", step=-1)
+        self.start_dice = dict(zip(self.foreground_names, map(float, dice)))
+        self.print_to_log_file(f"Pseudo dice before training: {mean:.4f}",
+                               {name: round(d, 4) for name, d in self.start_dice.items()})
+        self._best_ema = mean if mean == mean else None
+        self.current_epoch -= 1
+        self.save_checkpoint(str(Path(self.output_folder, "checkpoint_best.pth")))
+        self.current_epoch += 1
+
+    @property
+    def foreground_names(self) -> list[str]:
+        """The names of labels or regions in the order of nnU-Net's Dice list."""
+        names = [n for n in self.dataset_json["labels"] if n not in ("background", "ignore")]
+        if self.label_manager.has_regions:
+            return names
+        return sorted(names, key=self.dataset_json["labels"].__getitem__)
+
+    def on_train_epoch_start(self) -> None:
+        """Enter the stage of this epoch; frozen norms keep their running statistics."""
+        stage = self.training_plan.schedule.stage(self.current_epoch)
+        if self.training_plan.set_stage(self.current_epoch):
+            self._renew_wrappers()
+        super().on_train_epoch_start()
+        self.print_to_log_file("Trained groups:", ", ".join(stage.trainable))
+        for module in self.bare_network.modules():
+            if isinstance(module, _NormBase) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+
+    def _renew_wrappers(self) -> None:
+        """Let dynamo and DDP see the new set of trainable parameters: neither notices by itself."""
+        torch._dynamo.reset()
+        if isinstance(self.network, DistributedDataParallel):
+            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Refuse a fold that is not in splits_final.json: nnU-Net would silently take a random 80:20 split."""
+        file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold != "all" and file.is_file() and self.fold >= (n := len(load_json(str(file)))):
+            raise ConfigurationError(f"fold {self.fold} is not in {file}, which holds folds 0 to {n - 1}; train one "
+                                     f"of these, or `all`.")
+        return super().do_split()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write nnU-Net's checkpoint with the stock trainer's name and Dante's provenance, atomically."""
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)  # type: ignore[arg-type]
+        if buffer.tell() == 0:  # not rank 0, or checkpointing is disabled
+            return
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint["trainer_name"] = self.stock_trainer_name
+        checkpoint["dante"] = provenance(self) | {"random_state": random_state()}
+        save_atomically(checkpoint, filename)
+
+    @property
+    def stock_trainer_name(self) -> str:
+        """The name of the trainer whose network this is: prediction looks it up and must not need this package."""
+        return next(c.__name__ for c in type(self).__mro__
+                    if issubclass(c, nnUNetTrainer) and not issubclass(c, DanteMixin))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load a checkpoint; one of this package continues as if it had never stopped."""
+        super().load_checkpoint(filename_or_checkpoint)
+        dante = load_checkpoint_safely(filename_or_checkpoint, trust=True).get("dante", {})
+        if adapter := dante.get("adapter"):
+            self.start_state = adapter["base"]
+            adapted_base = {name: self.start_state[name] for name in adapted(self.bare_network)}
+            load_split(self.bare_network, base=adapted_base, factors=adapter["factors"])
+        self.start_dice, self.start_source = dante.get("start_dice", {}), dante.get("start_source", "unknown")
+        self.resume_random_state = dante.get("random_state")
+
+    def on_train_end(self) -> None:
+        """Write the adapter beside checkpoint_final."""
+        super().on_train_end()
+        final = Path(self.output_folder, "checkpoint_final.pth")
+        if isinstance(self.run_method, LoRA) and self.local_rank == 0 and not self.disable_checkpointing:
+            extract(final, final.with_name("adapter.safetensors"))

@@ -1,0 +1,64 @@
+"""The trainers, one class a method: `nnUNetv2_train DATASET CONFIGURATION FOLD -p nnUNetDantePlans -tr NAME`."""
+
+from __future__ import annotations
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from ..methods import (
+    DanteGradualUnfreezing,
+    DecoderOnly,
+    FineTune,
+    FromScratch,
+    GradualUnfreezing,
+    HeadOnly,
+    LoRA,
+)
+from .trainer import DanteMixin
+
+
+class nnUNetTrainerLoRA(DanteMixin, nnUNetTrainer):
+    """Low-rank factors on all convs, transposed convs and linears; norms, biases, stem and heads in full."""
+
+    method = LoRA()
+
+
+class nnUNetTrainerLoRADecoder(DanteMixin, nnUNetTrainer):
+    """The same on the decoder alone: the encoder is frozen with its norms, backward stops at the bottleneck."""
+
+    method = LoRA(encoder=False)
+
+
+class nnUNetTrainerGradualUnfreezing(DanteMixin, nnUNetTrainer):
+    """Head, decoder from the output inwards, bottleneck, encoder from deep to shallow; all open at half time."""
+
+    method = GradualUnfreezing()
+
+
+class nnUNetTrainerGradualUnfreezingDante(DanteMixin, nnUNetTrainer):
+    """Dante's schedule and fractions, norms always trained."""
+
+    method = DanteGradualUnfreezing()
+
+
+class nnUNetTrainerFineTune(DanteMixin, nnUNetTrainer):
+    """All weights, with a learning rate that falls towards the input."""
+
+    method = FineTune()
+
+
+class nnUNetTrainerDecoderOnly(DanteMixin, nnUNetTrainer):
+    """Decoder and heads on a frozen encoder."""
+
+    method = DecoderOnly()
+
+
+class nnUNetTrainerHeadOnly(DanteMixin, nnUNetTrainer):
+    """The segmentation heads alone (linear probe)."""
+
+    method = HeadOnly()
+
+
+class nnUNetTrainerFromScratch(DanteMixin, nnUNetTrainer):
+    """Random start, same budget, optimiser and schedule as the others."""
+
+    method = FromScratch()
