@@ -1,0 +1,71 @@
+"""The stock network of a plans configuration, and whether weights belong to it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import nnunetv2
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from ..errors import ConfigurationError
+from ..types import DatasetJson, Plans, ReadOnlyStateDict
+
+
+def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
+                  trainer_name: str = "nnUNetTrainer") -> nn.Module:
+    """Build on the CPU what nnU-Net trains and predicts with, deep-supervision heads included.
+
+    `trainer_name` matters only for nnU-Net's own trainers that replace the plans' architecture (Primus, BatchNorm).
+
+    Raises:
+        ConfigurationError: the plans lack the configuration, or its architecture cannot be built.
+    """
+    known = plans.get("configurations", {})
+    if configuration not in known:
+        raise ConfigurationError(f"Configuration {configuration!r} is not in the plans {plans.get('plans_name')!r}; "
+                                 f"they hold {sorted(known)}. Choose one of these with -c.")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old plans formats make nnU-Net warn; it converts them by itself
+            manager = PlansManager(plans)
+            config = manager.get_configuration(configuration)
+            channels = determine_num_input_channels(manager, config, dataset_json)
+            heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+            if trainer_name != "nnUNetTrainer":
+                return _trainer(trainer_name).build_network_architecture(manager, config, channels, heads, True)
+            return get_network_from_plans(
+                config.network_arch_class_name, config.network_arch_init_kwargs,
+                config.network_arch_init_kwargs_req_import, channels, heads, allow_init=True, deep_supervision=True)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever a foreign architecture raises, the user needs to know which one it was
+        name = known[configuration].get("architecture", {}).get("network_class_name", "of the plans")
+        raise ConfigurationError(f"The network {name!r} of configuration {configuration!r} cannot be built "
+                                 f"({type(error).__name__}: {error}). Install the package that defines it, or use "
+                                 "a model with one of nnU-Net's own architectures.") from error
+
+
+def _trainer(name: str) -> type:
+    folder = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
+    found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
+    if found is None:
+        raise ConfigurationError(f"Trainer {name!r} is none of nnU-Net's own, so its network is unknown. Only trainers "
+                                 "that come with nnU-Net, or that use the network of the plans, are supported.")
+    return found
+
+
+def differences(weights: ReadOnlyStateDict, expected: Mapping[str, Tensor]) -> list[str]:
+    """Lines that say where `weights` depart from the state dict `expected` in keys or shapes; empty if nowhere."""
+    lines = [f"{key} is missing" for key in expected if key not in weights]
+    lines += [f"{key} is not part of the network" for key in weights if key not in expected]
+    lines += [f"{key} has shape {tuple(weights[key].shape)}, the network {tuple(expected[key].shape)}"
+              for key in expected if key in weights and weights[key].shape != expected[key].shape]
+    return lines
