@@ -1,0 +1,88 @@
+"""What the numbers of nnU-Net mean: channels, head rows and cascade inputs by name, and how two lists of names match.
+
+nnU-Net's rules, all easy to get wrong: a head without regions has one row per label value in ascending order,
+background included; with regions it has one row per entry of "labels" in the order of the file, without background
+(regions_class_order plays no part here); "ignore" never has a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import TransferError
+from ..types import DatasetJson
+
+
+def channel_names(dataset_json: DatasetJson) -> tuple[str, ...]:
+    """Names of the image channels in the order of the files _0000, _0001, ...; reads the old key "modality" too.
+
+    Raises:
+        TransferError: there are none, or their numbers are not 0..n-1.
+    """
+    named = dataset_json.get("channel_names", dataset_json.get("modality"))
+    if not isinstance(named, dict) or not named:
+        raise TransferError(f"dataset.json names no channels (channel_names is {named!r}); write for instance "
+                            '"channel_names": {"0": "CT"}.')
+    if sorted(map(str, named), key=lambda k: (len(k), k)) != [str(i) for i in range(len(named))]:
+        raise TransferError(f"channel_names of dataset.json has the keys {list(named)}; nnU-Net needs 0 to "
+                            f"{len(named) - 1}, the numbers in the file names (_0000, _0001, ...).")
+    by_number = {int(number): str(name) for number, name in named.items()}
+    return tuple(by_number[i] for i in range(len(named)))
+
+
+def _values(value: Any) -> frozenset[int]:
+    return frozenset(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+def _labels(dataset_json: DatasetJson) -> dict[str, Any]:
+    labels = dataset_json.get("labels")
+    if not isinstance(labels, dict) or _values(labels.get("background", -1)) != {0}:
+        raise TransferError(f"dataset.json needs \"labels\" as names with numbers and background 0, such as "
+                            f'{{"background": 0, "liver": 1}}; it has {labels!r}.')
+    return labels
+
+
+def has_regions(dataset_json: DatasetJson) -> bool:
+    """True where nnU-Net trains overlapping regions with sigmoid instead of exclusive labels with softmax."""
+    return any(isinstance(v, (list, tuple)) and len(v) > 1 for v in _labels(dataset_json).values())
+
+
+def head_names(dataset_json: DatasetJson) -> tuple[str, ...]:
+    """Name of each row of the segmentation head, "background" first unless the data set has regions.
+
+    Raises:
+        TransferError: labels are missing, share a number, or leave numbers out.
+    """
+    labels = {name: _values(value) for name, value in _labels(dataset_json).items() if name != "ignore"}
+    if has_regions(dataset_json):
+        return tuple(name for name, values in labels.items() if values != {0})
+    ordered = sorted(labels, key=lambda name: min(labels[name]))
+    if [sorted(labels[name]) for name in ordered] != [[i] for i in range(len(ordered))]:
+        numbers = {name: sorted(labels[name]) for name in ordered}
+        raise TransferError(f"The label numbers of dataset.json are {numbers}; nnU-Net needs 0 to {len(ordered) - 1}, "
+                            "each once. Renumber the masks and dataset.json.")
+    return tuple(ordered)
+
+
+def previous_stage_names(dataset_json: DatasetJson) -> tuple[str, ...]:
+    """Name of each one-hot channel that a cascade adds to the images: one per foreground value, ascending.
+
+    With regions a value has no name of its own; it is named by the set of regions that contain it.
+    """
+    labels = {name: _values(v) for name, v in _labels(dataset_json).items() if name not in ("ignore", "background")}
+    foreground = sorted(frozenset().union(*labels.values()) - {0})
+    return tuple(" & ".join(sorted(name for name, values in labels.items() if value in values))
+                 for value in foreground)
+
+
+def match(target: Sequence[str], donor: Sequence[str]) -> tuple[int | None, ...]:
+    """For each target name the position of the same name in `donor`, or None.
+
+    Case and outer blanks do not count. A name that occurs several times (three channels "rgb_to_0_1") matches
+    occurrence by occurrence.
+    """
+    positions: dict[str, list[int]] = {}
+    for position, name in enumerate(donor):
+        positions.setdefault(name.strip().casefold(), []).append(position)
+    return tuple(found.pop(0) if (found := positions.get(name.strip().casefold())) else None for name in target)
