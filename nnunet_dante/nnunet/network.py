@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError
+from ..freezing.groups import head_modules, stem_modules
 from ..types import DatasetJson, Plans, ReadOnlyStateDict
 
 
@@ -69,3 +70,21 @@ def differences(weights: ReadOnlyStateDict, expected: Mapping[str, Tensor]) -> l
     lines += [f"{key} has shape {tuple(weights[key].shape)}, the network {tuple(expected[key].shape)}"
               for key in expected if key in weights and weights[key].shape != expected[key].shape]
     return lines
+
+
+def head_rows(network: nn.Module) -> dict[str, int]:
+    """State-dict key of each segmentation head's weight and bias -> dimension of its rows; for surgery.
+
+    A convolution keeps its outputs in dimension 0 of the weight, a transposed one (Primus) in dimension 1.
+    """
+    rows: dict[int, int] = {}
+    for module in head_modules(network):
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        rows |= {id(p): int(transposed and p.ndim > 1) for p in module.parameters()}
+    return {name: rows[id(p)] for name, p in network.named_parameters() if id(p) in rows}
+
+
+def stem_weights(network: nn.Module) -> tuple[str, ...]:
+    """State-dict keys of the weights, shape (out, in, *kernel), that read the image channels."""
+    weights = {id(module.weight) for module in stem_modules(network)}
+    return tuple(name for name, p in network.named_parameters() if id(p) in weights)

@@ -1,0 +1,141 @@
+"""The report of a transfer: what fits between donor and target, what is new, and what to watch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from .. import __version__
+from .plans import PlansReport
+from .surgery import NameReport
+
+MAX_SPACING_RATIO = 1.5
+MIN_COVERAGE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferReport:
+    """What `transfer` did. `str(report)` is the text that is printed; `to_json()` the same as data.
+
+    weights_copied: share of the target network's numbers that come from the donor unchanged.
+    preprocess: the command, or "" if the data are ready. fold: the first fold that can be trained, "all" for one case.
+    """
+
+    donor: dict[str, str]
+    dataset: str
+    configuration: str
+    plans_name: str
+    plans_file: str
+    start_weights: str
+    start_weights_sha256: str
+    labels: NameReport
+    label_kind: str
+    channels: NameReport
+    previous_stage: NameReport
+    plans: PlansReport
+    intensity: str
+    reader: str
+    batch_size: int
+    mirroring_axes: tuple[int, ...] | None
+    weights_copied: float
+    reinitialised: tuple[str, ...]
+    cases: int
+    split: str
+    fold: str
+    overrides: dict[str, int | float]
+    preprocess: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Return the report as JSON, with the version that made it."""
+        return json.dumps({"version": __version__, **asdict(self), "warnings": list(self.warnings)}, indent=2)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may make fine-tuning work badly, one sentence each."""
+        return (*self.notes, *_plans_warnings(self.plans), *_name_warnings(self))
+
+    def __str__(self) -> str:
+        return "\n".join([*self._head(), *_names("labels", self.labels), *_names("channels", self.channels),
+                          *(_names("cascade", self.previous_stage) if any(
+                              (self.previous_stage.matched, self.previous_stage.new, self.previous_stage.dropped))
+                            else ()), *self._plans(), *self._tail()])
+
+    def _head(self) -> Iterator[str]:
+        donor = self.donor
+        yield f"Transfer to {self.dataset}, configuration {self.configuration}"
+        yield _row("donor", f"{donor['source']} ({donor['dataset']}, {donor['trainer']}, fold {donor['fold']}, "
+                            f"{donor['checkpoint']})")
+        yield _row("", f"sha256 {donor['sha256']}")
+        yield _row("weights", f"{self.weights_copied:.2%} copied unchanged"
+                   + (f"; new at random: {', '.join(self.reinitialised)}" if self.reinitialised else ""))
+        yield _row("head", self.label_kind)
+
+    def _plans(self) -> Iterator[str]:
+        plans = self.plans
+        for channel in plans.channels:
+            yield _row("intensity", f"{channel.name}: {channel.scheme} ({channel.scheme_from}'s)"
+                       + (", inside the nonzero mask" if channel.use_mask else "")
+                       + (f", {channel.statistics_from}'s statistics" if channel.scheme == "CTNormalization" else ""))
+        yield _row("spacing", f"{_numbers(plans.plans_spacing_mm)} mm (donor); target median "
+                              f"{_numbers(plans.target_spacing_mm)} mm; ratio {_numbers(plans.spacing_ratio)}")
+        yield _row("patch", f"{_numbers(plans.patch_size)} voxels, batch {self.batch_size}; median image after "
+                            f"resampling {_numbers(plans.median_shape)}")
+        axes = "unknown" if self.mirroring_axes is None else ", ".join(map(str, self.mirroring_axes)) or "none"
+        yield _row("mirroring", f"axes {axes} (inherited from the donor, in its axis order)")
+        yield _row("reader", self.reader)
+
+    def _tail(self) -> Iterator[str]:
+        yield _row("cases", f"{self.cases}; {self.split}")
+        if self.overrides:
+            yield _row("overrides", ", ".join(f"{name} {value}" for name, value in self.overrides.items()))
+        yield _row("written", f"{self.plans_file}, {self.start_weights}")
+        yield from (f"  ! {warning}" for warning in self.warnings)
+        yield "Next:"
+        if self.preprocess:
+            yield f"  {self.preprocess}"
+        yield (f"  nnunet-dante train {self.dataset[7:10]} {self.configuration} {self.fold} -tr nnUNetTrainerLoRA "
+               f"-p {self.plans_name}")
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:<11}{text}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " x ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _names(kind: str, names: NameReport) -> Iterator[str]:
+    yield _row(kind, f"matched: {', '.join(names.matched) or 'none'}")
+    if names.new:
+        yield _row("", f"new: {', '.join(names.new)} ({names.rule})")
+    if names.dropped:
+        yield _row("", f"dropped: {', '.join(names.dropped)}")
+
+
+def _plans_warnings(plans: PlansReport) -> Iterator[str]:
+    far = [r for r in plans.spacing_ratio if not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO]
+    if far:
+        yield (f"the target's spacing is {_numbers(plans.spacing_ratio)} times the donor's: images are resampled to "
+               "the donor's, so large ratios mean blur (above 1) or lost detail (below 1)")
+    if any(p > n for p, n in zip(plans.patch_size, plans.median_shape)):
+        yield (f"the patch {_numbers(plans.patch_size)} is larger than the median image "
+               f"{_numbers(plans.median_shape)}: images are padded")
+    coverage = 1.0
+    for patch, size in zip(plans.patch_size, plans.median_shape):
+        coverage *= min(1.0, patch / max(size, 1))
+    if coverage < MIN_COVERAGE:
+        yield f"the patch covers {coverage:.1%} of the median image: little context, many patches per case"
+
+
+def _name_warnings(report: TransferReport) -> Iterator[str]:
+    if not set(report.labels.matched) - {"background"}:
+        yield ("no label of the donor has a name of yours: the head starts from nothing. If they mean the same, give "
+               f"them the donor's names in dataset.json ({', '.join(report.labels.dropped) or 'none'})")
+    if not report.channels.matched:
+        yield (f"no channel of the donor ({', '.join(report.channels.dropped)}) has a name of yours: taken as another "
+               "modality. If it is the same, give it the donor's name in dataset.json")
+    elif report.channels.dropped:
+        yield (f"the donor also read {', '.join(report.channels.dropped)}, which you do not have: expect a weak start")

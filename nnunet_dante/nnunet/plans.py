@@ -1,0 +1,189 @@
+"""Plans for another data set: the donor's network and preprocessing, the target's name, reader and channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+
+from ..errors import ConfigurationError
+from ..types import Plans
+from .dante_block import read_dante_block
+from .names import match
+
+__all__ = ["ChannelPlan", "PlansReport", "merge_plans", "read_dante_block", "retarget_plans"]
+
+_INTENSITY = "foreground_intensity_properties_per_channel"
+_OLD_INTENSITY = "foreground_intensity_properties_by_modality"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelPlan:
+    """How a channel is normalised; `scheme_from` and `statistics_from` are "donor" or "target"."""
+
+    name: str
+    scheme: str
+    use_mask: bool
+    scheme_from: str
+    statistics_from: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlansReport:
+    """What the target looks like through the donor's configuration; axes in the donor's transposed order.
+
+    spacing_ratio: target median spacing / spacing of the plans; above 1 images are upsampled and look smoother than
+    what the donor has seen, below 1 detail is lost. median_shape: voxels after resampling.
+    """
+
+    channels: tuple[ChannelPlan, ...]
+    plans_spacing_mm: tuple[float, ...]
+    target_spacing_mm: tuple[float, ...]
+    spacing_ratio: tuple[float, ...]
+    patch_size: tuple[int, ...]
+    median_shape: tuple[int, ...]
+
+
+def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, dataset_name: str, reader: str,
+                   donor_channels: Sequence[str], target_channels: Sequence[str], fingerprint: dict[str, Any],
+                   intensity: str = "donor", batch_size: int | None = None) -> tuple[Plans, PlansReport]:
+    """Return plans for the target and what they mean for it; nothing of the donor's is changed in place.
+
+    Kept: spacing, patch, topology, transpose, resampling, and by channel name normalisation and intensity statistics.
+    Only `configuration` is taken, with what it inherits from and the other stages of its cascade. New channels get
+    nnU-Net's own scheme for their name, and the target's statistics; so do all channels with intensity="target".
+
+    Raises:
+        ConfigurationError: an argument cannot work.
+    """
+    if intensity not in ("donor", "target"):
+        raise ConfigurationError(f"intensity is {intensity!r}; choose 'donor' or 'target'.")
+    plans = {k: deepcopy(v) for k, v in donor_plans.items() if k not in ("dante", "continue_training", _OLD_INTENSITY)}
+    names = _chain(donor_plans["configurations"], configuration)
+    plans["configurations"] = {name: deepcopy(donor_plans["configurations"][name]) for name in names}
+    order = [int(axis) for axis in plans["transpose_forward"]]
+    spacing = np.median(np.asarray(fingerprint["spacings"], float), 0)[order]
+    plans |= {
+        "dataset_name": dataset_name, "plans_name": plans_name, "image_reader_writer": reader,
+        "original_median_spacing_after_transp": [float(s) for s in spacing],
+        "original_median_shape_after_transp": [
+            round(float(n)) for n in np.median(np.asarray(fingerprint["shapes_after_crop"], float), 0)[order]],
+        _INTENSITY: _intensities(donor_plans, donor_channels, target_channels, fingerprint, intensity)}
+    _retarget_configurations(plans, names, match(target_channels, donor_channels), target_channels, fingerprint)
+    if batch_size is not None:
+        plans["configurations"][configuration]["batch_size"] = int(batch_size)
+    return plans, _report(plans, configuration, match(target_channels, donor_channels), target_channels,
+                          has_statistics=_intensity_source(donor_plans, intensity))
+
+
+def _chain(configurations: dict[str, Any], wanted: str) -> list[str]:
+    """`wanted`, its ancestors, and the other stages of its cascade with theirs, in the order of the plans."""
+    if wanted not in configurations:
+        raise ConfigurationError(f"Configuration {wanted!r} is not in the plans; they hold {sorted(configurations)}.")
+    found, waiting = set(), [wanted]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        if name not in configurations:
+            raise ConfigurationError(f"The plans name the configuration {name!r}, but do not hold it; they hold "
+                                     f"{sorted(configurations)}. Use the complete plans.json of the model.")
+        found.add(name)
+        following = configurations[name].get("next_stage") or []
+        waiting += [n for n in (configurations[name].get("inherits_from"), configurations[name].get("previous_stage"),
+                                *([following] if isinstance(following, str) else following)) if n]
+    return [name for name in configurations if name in found]
+
+
+def _resolved(plans: Plans, configuration: str, key: str) -> Any:
+    """The value of `key`, inherited if the configuration does not have it."""
+    own = plans["configurations"][configuration]
+    return own[key] if key in own else _resolved(plans, own["inherits_from"], key)
+
+
+def _intensity_source(donor_plans: Plans, intensity: str) -> bool:
+    return intensity == "donor" and bool(donor_plans.get(_INTENSITY) or donor_plans.get(_OLD_INTENSITY))
+
+
+def _intensities(donor_plans: Plans, donor_channels: Sequence[str], target_channels: Sequence[str],
+                 fingerprint: dict[str, Any], intensity: str) -> dict[str, Any]:
+    donors = {str(k): v for k, v in (donor_plans.get(_INTENSITY) or donor_plans.get(_OLD_INTENSITY) or {}).items()}
+    own = {str(k): v for k, v in fingerprint[_INTENSITY].items()}
+    source = match(target_channels, donor_channels)
+    keep = _intensity_source(donor_plans, intensity)
+    return {str(i): deepcopy(donors[str(j)] if keep and j is not None else own[str(i)]) for i, j in enumerate(source)}
+
+
+def _retarget_configurations(plans: Plans, names: list[str], source: tuple[int | None, ...],
+                             channels: Sequence[str], fingerprint: dict[str, Any]) -> None:
+    identifiers: dict[str, str] = {}
+    cropped = fingerprint.get("median_relative_size_after_cropping", 1.0) < 0.75  # nnU-Net's rule for masked z-scores
+    schemes = [get_normalization_scheme(name) for name in channels]
+    masks = [cropped and bool(s.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true) for s in schemes]
+    for name in names:
+        config = plans["configurations"][name]
+        if "data_identifier" in config:  # configurations that shared preprocessed data go on sharing it
+            config["data_identifier"] = identifiers.setdefault(config["data_identifier"],
+                                                               f"{plans['plans_name']}_{name}")
+        if (old := config.get("normalization_schemes")) is not None:
+            config["normalization_schemes"] = [s.__name__ if i is None else old[i] for i, s in zip(source, schemes)]
+        if (old := config.get("use_mask_for_norm")) is not None:
+            config["use_mask_for_norm"] = [m if i is None else bool(old[i]) for i, m in zip(source, masks)]
+        if "spacing" in config:
+            config["median_image_size_in_voxels"] = _median_shape(plans, config["spacing"], fingerprint)
+
+
+def _median_shape(plans: Plans, spacing: Sequence[float], fingerprint: dict[str, Any]) -> list[float]:
+    order = [int(axis) for axis in plans["transpose_forward"]][-len(spacing):]
+    shapes = np.asarray(fingerprint["shapes_after_crop"], float)[:, order]
+    spacings = np.asarray(fingerprint["spacings"], float)[:, order]
+    return [float(n) for n in np.median(np.round(shapes * spacings / np.asarray(spacing, float)), 0)]
+
+
+def _report(plans: Plans, configuration: str, source: tuple[int | None, ...], channels: Sequence[str], *,
+            has_statistics: bool) -> PlansReport:
+    def get(key: str) -> Any:
+        return _resolved(plans, configuration, key)
+
+    spacing = np.asarray(get("spacing"), float)
+    target = np.asarray(plans["original_median_spacing_after_transp"], float)[-len(spacing):]
+    return PlansReport(
+        channels=tuple(ChannelPlan(name=name, scheme=scheme, use_mask=mask,
+                                   scheme_from="target" if i is None else "donor",
+                                   statistics_from="donor" if i is not None and has_statistics else "target")
+                       for name, i, scheme, mask in zip(channels, source, get("normalization_schemes"),
+                                                        get("use_mask_for_norm"))),
+        plans_spacing_mm=tuple(spacing.tolist()), target_spacing_mm=tuple(target.tolist()),
+        spacing_ratio=tuple((target / spacing).tolist()), patch_size=tuple(int(n) for n in get("patch_size")),
+        median_shape=tuple(int(n) for n in get("median_image_size_in_voxels")))
+
+
+def merge_plans(existing: Plans, new: Plans, *, configuration: str) -> Plans:
+    """Return `new`, with the other configurations that earlier transfers put into `existing`.
+
+    Raises:
+        ConfigurationError: `existing` was not written by a transfer, or what both hold differs.
+    """
+    if not (block := read_dante_block(existing))["start_weights"]:
+        raise ConfigurationError(f"Plans {existing.get('plans_name')!r} exist and were not written by `nnunet-dante "
+                                 "transfer`; they are left alone. Choose another name with -p.")
+    others = {name: entry for name, entry in block["start_weights"].items() if name != configuration}
+    if not others:
+        return new
+    differing = [key for key in sorted(existing.keys() | new.keys()) if key not in ("configurations", "dante")
+                 and existing.get(key) != new.get(key)]
+    differing += [name for name in existing["configurations"].keys() & new["configurations"].keys()
+                  if existing["configurations"][name] != new["configurations"][name]]
+    if differing:
+        raise ConfigurationError(f"Plans {existing.get('plans_name')!r} hold {sorted(others)} of another donor, "
+                                 f"and {configuration!r} needs different values of {differing}. Choose another name "
+                                 "for the new plans with -p.")
+    merged = deepcopy(existing)
+    merged["configurations"] |= new["configurations"]
+    merged["dante"]["start_weights"] |= new["dante"]["start_weights"]
+    merged["dante"]["overrides"] = block["overrides"] | new["dante"]["overrides"]
+    return merged

@@ -1,0 +1,232 @@
+"""The data set to train on: found below nnUNet_raw, checked, with fingerprint and a split for few cases."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_dataset_json,
+    recursive_find_reader_writer_by_name,
+)
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from ..errors import TransferError
+from ..types import DatasetJson
+from .checkpoint import write_text_atomically
+from .names import channel_names, head_names
+
+_MAX_MASKS_READ = 50  # reading masks finds wrong label numbers before training does; hundreds would take minutes
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The files of one training case."""
+
+    images: tuple[Path, ...]
+    mask: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A raw nnU-Net data set whose files agree with its dataset.json."""
+
+    name: str
+    raw: Path
+    preprocessed: Path
+    dataset_json: DatasetJson
+    cases: dict[str, Case]
+    warnings: tuple[str, ...] = field(default=())
+
+    def reader(self, donor_reader: str) -> str:
+        """Return the donor's reader if it reads this data set's files, else nnU-Net's choice for them.
+
+        The reader decides the orientation that the network sees (NibabelIOWithReorient turns images, others do not),
+        so the donor's is kept where possible. "overwrite_image_reader_writer" in dataset.json wins.
+        """
+        if self.dataset_json.get("overwrite_image_reader_writer", "None") == "None":
+            with contextlib.suppress(RuntimeError):
+                known = recursive_find_reader_writer_by_name(donor_reader)
+                if self.dataset_json["file_ending"].lower() in known.supported_file_endings:
+                    return donor_reader
+        return _own_reader(self.dataset_json, self.cases).__name__
+
+    def fingerprint(self, *, num_processes: int | None = None) -> dict[str, Any]:
+        """Return nnU-Net's dataset fingerprint; extracted where it is missing or of another number of cases."""
+        path = self.preprocessed / "dataset_fingerprint.json"
+        if path.is_file():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                found = json.loads(path.read_text())
+                if len(found["spacings"]) == len(self.cases):
+                    return found
+        try:
+            extractor = DatasetFingerprintExtractor(self.name, num_processes or default_num_processes)
+            extractor.run(overwrite_existing=True)
+        except Exception as error:  # whatever a reader raises on a damaged image
+            raise TransferError(f"nnU-Net could not extract the fingerprint of {self.name} ({type(error).__name__}: "
+                                f"{error}). Run `nnUNetv2_extract_fingerprint -d {self.name[7:10]} "
+                                "--verify_dataset_integrity` to see which case is damaged.") from error
+        return json.loads(path.read_text())
+
+    def write_split(self) -> str:
+        """Write splits_final.json where nnU-Net could not make one (fewer than 5 cases); return what holds now.
+
+        With 2 to 4 cases fold i validates on the i-th case in the order of the names and trains on the others.
+        """
+        path, cases = self.preprocessed / "splits_final.json", sorted(self.cases)
+        if path.is_file():
+            return _describe_split(path, cases)
+        if len(cases) >= 5:
+            return "nnU-Net's own 5-fold cross-validation (folds 0 to 4), made when the first training starts"
+        if len(cases) == 1:
+            return (f"only one training case ({cases[0]}): no fold can hold one back, so train with fold `all`; its "
+                    "validation score is then one on training data")
+        splits = [{"train": [c for c in cases if c != held_out], "val": [held_out]} for held_out in cases]
+        write_text_atomically(json.dumps(splits, indent=2), path)
+        return (f"{len(cases)} cases are too few for nnU-Net's 5 folds: splits_final.json written with {len(cases)} "
+                f"folds that leave one case out each, in the order of the names (folds 0 to {len(cases) - 1})")
+
+
+def open_target(dataset: str | int) -> Target:
+    """Find a data set by id or name below nnUNet_raw and check that files and dataset.json agree.
+
+    Raises:
+        TransferError: paths are not set, the data set is unknown, or its files are not what dataset.json says.
+    """
+    raw_root, preprocessed_root = _folder("nnUNet_raw"), _folder("nnUNet_preprocessed")
+    raw = _find(dataset, raw_root)
+    content = _dataset_json(raw)
+    cases = _cases(raw, content)
+    warnings = _check_masks(cases, content)
+    return Target(name=raw.name, raw=raw, preprocessed=preprocessed_root / raw.name, dataset_json=content, cases=cases,
+                  warnings=tuple(warnings))
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        raise TransferError(f"The environment variable {variable} is not set; nnU-Net finds its data through it. Set "
+                            f"it first, for instance: export {variable}=/path/to/{variable}")
+    if not Path(value).is_dir() and variable == "nnUNet_raw":
+        raise TransferError(f"{variable} is {value!r}, which is no folder. Create it, or correct the variable.")
+    return Path(value)
+
+
+def _find(dataset: str | int, root: Path) -> Path:
+    available = sorted(p.name for p in root.iterdir() if p.is_dir() and re.match(r"Dataset\d{3}_", p.name))
+    text = str(dataset)
+    found = [n for n in available if n == text or (text.isdigit() and int(n[7:10]) == int(text))]
+    if len(found) == 1:
+        return root / found[0]
+    if found:
+        raise TransferError(f"Data set id {dataset} is used twice below nnUNet_raw: {', '.join(found)}. Give the name.")
+    raise TransferError(f"Data set {dataset!r} is not below nnUNet_raw ({root}), which holds "
+                        f"{', '.join(available) or 'no data set'}. Give an id such as 12 or a name Dataset012_Name.")
+
+
+def _dataset_json(raw: Path) -> DatasetJson:
+    try:
+        content = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TransferError(f"{raw.name}/dataset.json cannot be read ({error}); nnU-Net needs it with channel_names, "
+                            "labels, numTraining and file_ending.") from error
+    if missing := [k for k in ("labels", "file_ending") if k not in content]:
+        raise TransferError(f"{raw.name}/dataset.json lacks {' and '.join(missing)}; it has {sorted(content)}.")
+    channel_names(content)
+    head_names(content)
+    try:
+        LabelManager(content["labels"], content.get("regions_class_order"))
+    except (AssertionError, RuntimeError) as error:
+        raise TransferError(f"nnU-Net refuses the labels of {raw.name}/dataset.json: {error}") from error
+    return content
+
+
+def _cases(raw: Path, content: DatasetJson) -> dict[str, Case]:
+    if "dataset" in content:
+        listed = get_filenames_of_train_images_and_targets(str(raw), json.loads(json.dumps(content)))
+        cases = {name: Case(images=tuple(map(Path, files["images"])), mask=Path(files["label"]))
+                 for name, files in listed.items()}
+    else:
+        ending: str = content["file_ending"]
+        images: dict[str, list[Path]] = {}
+        pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
+        for path in sorted((raw / "imagesTr").glob(f"*{ending}")):
+            if found := pattern.fullmatch(path.name):
+                images.setdefault(found.group(1), []).append(path)
+        cases = {name: Case(images=tuple(paths), mask=raw / "labelsTr" / f"{name}{ending}")
+                 for name, paths in images.items()}
+    if not cases:
+        raise TransferError(f"{raw.name}/imagesTr holds no images CASE_0000{content['file_ending']}; nnU-Net needs one "
+                            "file per case and channel, and labelsTr/CASE with the same ending.")
+    if missing := [case.mask.name for case in cases.values() if not case.mask.is_file()]:
+        raise TransferError(f"{raw.name}: {len(missing)} of {len(cases)} cases have no label file: labelsTr lacks "
+                            f"{', '.join(missing[:_SHOWN])}. Add them, or take these cases out of imagesTr.")
+    _check_channels(raw, content, cases)
+    return cases
+
+
+def _check_channels(raw: Path, content: DatasetJson, cases: dict[str, Case]) -> None:
+    named, counts = channel_names(content), {name: len(case.images) for name, case in cases.items()}
+    first = next(iter(cases))
+    # Files are not channels: one RGB image has three. So one case is read, and the others must have as many files.
+    images, _ = _own_reader(content, cases)().read_images([str(p) for p in cases[first].images])
+    if len(images) != len(named):
+        raise TransferError(f"{raw.name}: dataset.json names {len(named)} channels ({', '.join(named)}), but case "
+                            f"{first} has {len(images)} in {counts[first]} files. Correct channel_names or the files "
+                            "(_0000, _0001, ...).")
+    if odd := [f"{name} ({n})" for name, n in counts.items() if n != counts[first]]:
+        raise TransferError(f"{raw.name}: case {first} has {counts[first]} image files, but {', '.join(odd[:_SHOWN])} "
+                            "not; every case needs all channels.")
+
+
+def _own_reader(content: DatasetJson, cases: dict[str, Case]) -> type:
+    example = str(next(iter(cases.values())).images[0])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints a traceback for each reader that does not fit
+            return determine_reader_writer_from_dataset_json(content, example, verbose=False)
+    except RuntimeError as error:
+        raise TransferError(f"No reader of nnU-Net opens {Path(example).name}: {error}") from error
+
+
+def _check_masks(cases: dict[str, Case], content: DatasetJson) -> list[str]:
+    manager = LabelManager(content["labels"], content.get("regions_class_order"))
+    allowed = {*map(int, manager.all_labels), *([] if manager.ignore_label is None else [manager.ignore_label])}
+    reader, used = _own_reader(content, cases)(), set()
+    for case in list(cases.values())[:_MAX_MASKS_READ]:
+        values = {float(v) for v in np.unique(reader.read_seg(str(case.mask))[0])}
+        if unknown := sorted(values - allowed):
+            raise TransferError(f"Mask {case.mask.name} holds the values {[f'{v:g}' for v in unknown][:5]}, which "
+                                f"dataset.json does not name; it has {content['labels']}. Add the labels, or correct "
+                                "the masks.")
+        used |= values
+    unused = sorted(v for v in manager.foreground_labels if v not in used)
+    if len(cases) > _MAX_MASKS_READ or not unused:
+        return []
+    names = [n for n, v in content["labels"].items() if set(np.ravel(v)) <= set(unused)]
+    return [f"no case holds {', '.join(names)}: what the donor knows of it may be forgotten"] if names else []
+
+
+def _describe_split(path: Path, cases: list[str]) -> str:
+    try:
+        folds = json.loads(path.read_text())
+        named = {case for fold in folds for part in ("train", "val") for case in fold[part]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransferError(f"{path.name} in nnUNet_preprocessed cannot be read ({error!r}); correct or delete it.") \
+            from error
+    if unknown := sorted(named - set(cases)):
+        raise TransferError(f"{path.name} in nnUNet_preprocessed names cases that imagesTr does not hold: "
+                            f"{', '.join(unknown[:_SHOWN])}. Correct or delete it.")
+    left_out = len(set(cases) - named)
+    return (f"your splits_final.json with {len(folds)} folds (0 to {len(folds) - 1})"
+            + (f"; it leaves out {left_out} of {len(cases)} cases" if left_out else ""))

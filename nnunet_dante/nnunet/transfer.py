@@ -1,0 +1,197 @@
+"""Make a pretrained nnU-Net the start of a training on another data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from .. import __version__
+from ..errors import ConfigurationError, TransferError
+from ..types import PathLike, Plans, StateDict
+from .checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
+from .compatibility import TransferReport
+from .dante_block import checked_overrides, new_dante_block
+from .donor import Donor, open_donor
+from .names import channel_names, has_regions, head_names, match, previous_stage_names
+from .network import build_network, head_rows, stem_weights
+from .plans import PlansReport, merge_plans, retarget_plans
+from .surgery import NameReport, Rows, head_surgery, stem_surgery
+from .target import Target, open_target
+
+
+def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
+             plans_name: str = "nnUNetDantePlans", checkpoint: str = "checkpoint_final.pth",
+             batch_size: int | None = None, intensity: str = "donor", preprocess: bool = False,
+             overrides: Mapping[str, int | float] | None = None, trust: bool = False,
+             num_processes: int | None = None) -> TransferReport:
+    """Write plans, dataset.json, fingerprint, start weights and a report for `dataset` into nnUNet_preprocessed.
+
+    source: model folder, zip of `nnUNetv2_export_model_to_zip`, or checkpoint. configuration and fold choose among
+    what the source holds. intensity: whose statistics CT normalisation uses, "donor" or "target". overrides: numbers
+    for the trainings (epochs, iterations, val_iterations, lr, rank, alpha). num_processes: default nnU-Net's.
+    Fingerprint and preprocessing start processes, so a script that calls this needs `if __name__ == "__main__":`.
+
+    Raises:
+        DonorError, UntrustedFileError: the source cannot be used.
+        TransferError, ConfigurationError: donor, target and options do not go together. Nothing is written then,
+            except perhaps the target's fingerprint.
+    """
+    given = checked_overrides(overrides or {})
+    target = open_target(dataset)
+    donor = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
+    reader = target.reader(str(donor.plans.get("image_reader_writer")))
+    plans, plans_report = retarget_plans(
+        donor.plans, configuration=donor.configuration, plans_name=_checked_name(plans_name), reader=reader,
+        dataset_name=target.name, donor_channels=channel_names(donor.dataset_json),
+        target_channels=channel_names(target.dataset_json), intensity=intensity, batch_size=batch_size,
+        fingerprint=target.fingerprint(num_processes=num_processes))
+    _check_dimensions(donor, plans, target)
+    weights, facts = _operate(donor, target, plans)
+    stale, plans, file = _write(donor, target, plans, weights, given)
+    entry = plans["dante"]["start_weights"][donor.configuration]
+    if preprocess:
+        names = _with_own_data(plans, donor.configuration)
+        preprocess_dataset(int(target.name[7:10]), plans_name, names, (num_processes or default_num_processes,))
+    report = TransferReport(
+        donor=donor.provenance(), dataset=target.name, configuration=donor.configuration, plans_name=plans_name,
+        plans_file=file.name, start_weights=entry["file"], start_weights_sha256=entry["sha256"], plans=plans_report,
+        intensity=intensity, reader=reader, cases=len(target.cases), split=target.write_split(),
+        batch_size=PlansManager(plans).get_configuration(donor.configuration).batch_size,
+        mirroring_axes=donor.mirroring_axes, overrides=plans["dante"]["overrides"],
+        fold="all" if len(target.cases) == 1 else "0", **facts,
+        preprocess="" if preprocess else _preprocess_command(target, plans, donor.configuration),
+        notes=(*target.warnings, *_trainer_note(donor), *(stale if not preprocess else ())))
+    for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
+        write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
+    return report
+
+
+def _checked_name(plans_name: str) -> str:
+    if not plans_name or "__" in plans_name or Path(plans_name).name != plans_name:
+        raise ConfigurationError(f"The plans name is {plans_name!r}; nnU-Net makes folder names of it, so it must not "
+                                 "be empty nor hold '__' or '/'. The default is nnUNetDantePlans.")
+    return plans_name
+
+
+def _check_dimensions(donor: Donor, plans: Plans, target: Target) -> None:
+    config = PlansManager(plans).get_configuration(donor.configuration)
+    if len(config.patch_size) == 3 and plans["original_median_shape_after_transp"][0] == 1:
+        raise TransferError(f"{target.name} holds 2D images (one slice each), but the donor's configuration "
+                            f"{donor.configuration!r} is 3D with patch {list(config.patch_size)}. Use a 2d model.")
+
+
+def _trainer_note(donor: Donor) -> tuple[str, ...]:
+    if donor.network_trainer == "nnUNetTrainer":
+        return ()
+    return (f"the donor's network is built by its trainer {donor.network_trainer}, not by the plans: train it with "
+            f"`class MyTrainer(DanteMixin, {donor.network_trainer})`, not with the trainers that come along",)
+
+
+def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dict[str, Any]]:
+    """Surgery on head and stem; returns the target's weights and the report's facts about them."""
+    old, new = donor.dataset_json, target.dataset_json
+    cascaded = PlansManager(plans).get_configuration(donor.configuration).previous_stage_name is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # only layers whose shape depends on the labels (Primus) are random, and always the same
+        network = build_network(plans, new, donor.configuration, trainer_name=donor.network_trainer)
+    old_rows, new_rows = (Rows(names=head_names(d), regions=has_regions(d)) for d in (old, new))
+    weights, labels = head_surgery(donor.weights, heads=head_rows(network), donor=old_rows, target=new_rows)
+    weights, channels, previous = stem_surgery(
+        weights, stems=stem_weights(network), donor=channel_names(old), target=channel_names(new),
+        donor_previous=previous_stage_names(old) if cascaded else (),
+        target_previous=previous_stage_names(new) if cascaded else ())
+    weights, reinitialised = _fitted(weights, network.state_dict())
+    kind = {True: "sigmoid regions", False: "softmax labels"}
+    label_kind = kind[new_rows.regions] + ("" if old_rows.regions == new_rows.regions else
+                                           f" (donor: {kind[old_rows.regions]}; same names start from each other)")
+    return weights, {"labels": labels, "channels": channels, "previous_stage": previous, "label_kind": label_kind,
+                     "reinitialised": reinitialised, "weights_copied": _share_copied(donor.weights, weights)}
+
+
+def _fitted(weights: StateDict, expected: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+    """Replace tensors of another shape by the target network's own: Primus sizes its decoder by the label count."""
+    fitted, replaced = dict(weights), []
+    for key, names in alias_sets(expected).items():
+        if weights[key].shape != expected[key].shape:
+            fitted |= dict.fromkeys(names, expected[key].detach().clone())
+            replaced.append(key)
+    return fitted, tuple(replaced)
+
+
+def _share_copied(donor: StateDict, weights: StateDict) -> float:
+    """Share of the numbers that stand unchanged in the donor; rows and channels count by value, wherever they went."""
+    copied = total = 0
+    for key, tensor in unique_tensors(weights).items():
+        total += tensor.numel()
+        old = donor[key]
+        if tensor is old or (tensor.shape == old.shape and torch.equal(tensor, old)):
+            copied += tensor.numel()
+        elif tensor.shape[2:] == old.shape[2:]:
+            dim = 1 if tensor.ndim > 1 and tensor.shape[0] == old.shape[0] else 0
+            known = old.unbind(dim)
+            copied += sum(part.numel() for part in tensor.unbind(dim)
+                          if any(part.shape == k.shape and torch.equal(part, k) for k in known))
+    return copied / total
+
+
+def _write(donor: Donor, target: Target, plans: Plans, weights: StateDict,
+           overrides: Mapping[str, int | float]) -> tuple[tuple[str, ...], Plans, Path]:
+    """Write weights, dataset.json, plans (last: they name the weights); warn of data preprocessed by older plans."""
+    folder = target.preprocessed
+    file = folder / f"{plans['plans_name']}.json"
+    entry = {"file": f"{plans['plans_name']}_{donor.configuration}_start.pth", "donor": donor.provenance(),
+             "label_map": _name_map(head_names(target.dataset_json), head_names(donor.dataset_json)),
+             "channel_map": _name_map(channel_names(target.dataset_json), channel_names(donor.dataset_json)),
+             "mirroring_axes": None if donor.mirroring_axes is None else list(donor.mirroring_axes)}
+    existing = _existing_plans(file)
+    draft = dict(plans, dante=new_dante_block(donor.configuration, entry | {"sha256": "0" * 64}, overrides))
+    merged = merge_plans(existing, draft, configuration=donor.configuration) if existing else draft
+    save_atomically({"network_weights": weights, "dante": {"format": 1, "version": __version__, **entry}},
+                    folder / str(entry["file"]))
+    merged["dante"]["start_weights"][donor.configuration]["sha256"] = file_sha256(folder / str(entry["file"]))
+    write_text_atomically(json.dumps(target.dataset_json, indent=4), folder / "dataset.json")
+    write_text_atomically(json.dumps(merged, indent=4), file)
+    data = folder / PlansManager(merged).get_configuration(donor.configuration).data_identifier
+    stale = data.is_dir() and _without_dante(existing) != _without_dante(merged)
+    return ((f"{data.name} holds data preprocessed with other plans: preprocess again",) if stale else ()), merged, file
+
+
+def _existing_plans(file: Path) -> Plans | None:
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigurationError(f"{file.name} exists and is no JSON ({error}). Delete it, or choose another name with "
+                                 "-p.") from error
+
+
+def _without_dante(plans: Plans | None) -> Plans:
+    return {key: value for key, value in (plans or {}).items() if key != "dante"}
+
+
+def _name_map(target: tuple[str, ...], donor: tuple[str, ...]) -> dict[str, str | None]:
+    return {name: None if i is None else donor[i] for name, i in zip(target, match(target, donor))}
+
+
+def _with_own_data(plans: Plans, configuration: str) -> tuple[str, ...]:
+    """`configuration` and the other stages of its cascade, without those that share preprocessed data."""
+    manager = PlansManager(plans)
+    config = manager.get_configuration(configuration)
+    names = [configuration, *filter(None, [config.previous_stage_name]), *(config.next_stage_names or [])]
+    return tuple({manager.get_configuration(name).data_identifier: name for name in reversed(names)}.values())[::-1]
+
+
+def _preprocess_command(target: Target, plans: Plans, configuration: str) -> str:
+    return (f"nnUNetv2_preprocess -d {int(target.name[7:10])} -plans_name {plans['plans_name']} "
+            f"-c {' '.join(_with_own_data(plans, configuration))} -np 1")
+
+
+__all__ = ["NameReport", "PlansReport", "TransferReport", "transfer"]
