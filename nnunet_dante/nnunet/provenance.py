@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..methods import LoRA
-from .adapter import build_adapter_block
+from ..peft.inject import factors
 
 if TYPE_CHECKING:
     from .trainer import DanteMixin
@@ -34,6 +34,8 @@ def provenance(trainer: DanteMixin) -> dict:
         "adapter": None,
     }
     if isinstance(method, LoRA):
-        block |= {"rank": method.rank, "alpha": method.alpha, "factorisation": method.factorisation}
-        block |= build_adapter_block(trainer.bare_network, trainer.start_state)
+        block |= {"rank": method.rank, "alpha": method.alpha, "factorisation": method.factorisation,
+                  "base_sha256": trainer.base_sha256,
+                  "adapter": {"base": trainer.base,
+                              "factors": {k: v.cpu().clone() for k, v in factors(trainer.bare_network).items()}}}
     return block

@@ -30,9 +30,9 @@ from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, inject, load_split
 from ..types import StateDict
 from .adapter import extract
-from .checkpoint import load_checkpoint_safely, save_atomically, unique_tensors
+from .checkpoint import load_checkpoint_safely, save_atomically, weights_sha256
 from .lr import WarmupPolyLR
-from .plans import read_dante_block
+from .dante_block import read_dante_block
 from .provenance import provenance
 from .random_state import random_state, restore_random_state
 from .start import load_start_weights
@@ -56,7 +56,8 @@ class DanteMixin(_Base):
         self.run_method = self.method.with_overrides(overrides)
         self.start_entry: dict | None = block.get("start_weights", {}).get(self.configuration_name)
         self.start_source = "random"
-        self.start_state: StateDict = {}
+        self.base: StateDict = {}
+        self.base_sha256 = ""
         self.start_dice: dict[str, float] = {}
         self.resume_random_state: dict | None = None
         self.num_epochs = self.run_method.epochs
@@ -110,9 +111,16 @@ class DanteMixin(_Base):
                 f"`nnunet-dante transfer MODEL -d {self.plans_manager.dataset_name} -c {self.configuration_name}` and "
                 f"train with -p nnUNetDantePlans, or train with nnUNetTrainerFromScratch.")
         if isinstance(self.run_method, LoRA):
-            self.start_state = {k: v.detach().cpu().clone()
-                                for k, v in unique_tensors(self.bare_network.state_dict()).items()}
+            self._remember_base()
         self._score_before_training()
+
+    def _remember_base(self) -> None:
+        """Keep the start values of everything that will change, for the adapter."""
+        state = self.bare_network.state_dict()
+        trained = [name for group in self.training_plan.groups for name, _ in group.parameters]
+        self.base = {name: state[name].detach().cpu().clone()
+                     for name in [*adapted(self.bare_network), *trained] if name in state}
+        self.base_sha256 = weights_sha256(state)
 
     def _score_before_training(self) -> None:
         """Validate the start weights as nnU-Net validates an epoch, and save them as the first checkpoint_best."""
@@ -155,7 +163,8 @@ class DanteMixin(_Base):
         """Let dynamo and DDP see the new set of trainable parameters: neither notices by itself."""
         torch._dynamo.reset()
         if isinstance(self.network, DistributedDataParallel):
-            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
+            devices = [self.local_rank] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network.module, device_ids=devices)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Refuse a fold that is not in splits_final.json: nnU-Net would silently take a random 80:20 split."""
@@ -188,9 +197,9 @@ class DanteMixin(_Base):
         super().load_checkpoint(filename_or_checkpoint)
         dante = load_checkpoint_safely(filename_or_checkpoint, trust=True).get("dante", {})
         if adapter := dante.get("adapter"):
-            self.start_state = adapter["base"]
-            adapted_base = {name: self.start_state[name] for name in adapted(self.bare_network)}
-            load_split(self.bare_network, base=adapted_base, factors=adapter["factors"])
+            self.base, self.base_sha256 = adapter["base"], dante["base_sha256"]
+            load_split(self.bare_network, base={name: self.base[name] for name in adapted(self.bare_network)},
+                       factors=adapter["factors"])
         self.start_dice, self.start_source = dante.get("start_dice", {}), dante.get("start_source", "unknown")
         self.resume_random_state = dante.get("random_state")
 

@@ -1,0 +1,14 @@
+"""An own unfreezing schedule: the encoder opens first, everything is open after a third of 60 epochs.
+
+Let nnU-Net find it beside the others, then train with `-tr nnUNetTrainerInputFirst`:
+
+    export nnUNet_extTrainer="/path/to/examples/own_trainers"
+    eval "$(nnunet-dante env)"
+"""
+
+from nnunet_dante import GradualUnfreezing
+from nnunet_dante.nnunet.trainers import nnUNetTrainerGradualUnfreezing
+
+
+class nnUNetTrainerInputFirst(nnUNetTrainerGradualUnfreezing):
+    method = GradualUnfreezing(direction="input_first", open_by=1 / 3, epochs=60)

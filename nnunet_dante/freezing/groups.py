@@ -1,0 +1,123 @@
+"""A network as ordered groups of parameters, head first, each parameter in exactly one group, by identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import ConfigurationError
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that open and close together: (canonical name, parameter)."""
+
+    name: str
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers the group holds."""
+        return sum(p.numel() for _, p in self.parameters)
+
+
+def parameter_groups(network: nn.Module) -> tuple[Group, ...]:
+    """Return the groups from output to input; the low-rank factors of a weight are in the group of its module.
+
+    U-Nets: head, decoder.0 (full resolution) to decoder.n, bottleneck, encoder.n to encoder.0 (with the stem).
+    Primus: head, decoder, block.n to block.0, stem (patch embedding, tokens, positions).
+
+    Raises:
+        ConfigurationError: the network is neither, or has parameters outside these parts.
+    """
+    names = {id(p): name for name, p in network.named_parameters()}
+    groups, taken = [], set()
+    for group, modules in _parts(network):
+        own = {id(p): p for m in modules for p in (m.parameters() if isinstance(m, nn.Module) else [m])
+               if id(p) not in taken}
+        taken |= own.keys()
+        if own:
+            groups.append(Group(group, tuple((names[i], p) for i, p in own.items())))
+    if left := [name for i, name in names.items() if i not in taken]:
+        raise ConfigurationError(f"{type(network).__name__} has parameters outside head, decoder and encoder: "
+                                 f"{', '.join(left[:3])}; its groups are not known, so it cannot be fine-tuned.")
+    return tuple(groups)
+
+
+def head_modules(network: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the layers that produce the segmentation maps, of all resolutions."""
+    if _is_unet(network):
+        return tuple(network.decoder.seg_layers)  # type: ignore[union-attr,arg-type]
+    if _is_primus(network):
+        return (_layers(network.up_projection)[-1],)
+    raise _unknown(network)
+
+
+def stem_modules(network: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the layer that reads the image channels."""
+    if _is_unet(network):
+        return (_layers(network.encoder)[0],)  # type: ignore[arg-type]
+    if _is_primus(network):
+        return (_layers(network.down_projection)[0],)  # type: ignore[arg-type]
+    raise _unknown(network)
+
+
+def low_rank_targets(network: nn.Module) -> tuple[nn.Module, ...]:
+    """Return every conv, transposed conv and linear layer once, without head and stem, which are trained in full."""
+    full = {id(module) for module in (*head_modules(network), *stem_modules(network))}
+    return tuple(module for module in _layers(network) if id(module) not in full)
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    return [m for m in network.modules() if isinstance(m, (*_CONVS, *_TRANSPOSED, nn.Linear))]
+
+
+def _parts(network: nn.Module) -> Iterator[tuple[str, list]]:
+    if _is_unet(network):
+        return _unet_parts(network)
+    if _is_primus(network):
+        return _primus_parts(network)
+    raise _unknown(network)
+
+
+def _is_unet(network: nn.Module) -> bool:
+    decoder = getattr(network, "decoder", None)
+    return hasattr(getattr(network, "encoder", None), "stages") and all(
+        hasattr(decoder, part) for part in ("stages", "transpconvs", "seg_layers"))
+
+
+def _is_primus(network: nn.Module) -> bool:
+    return hasattr(getattr(network, "eva", None), "blocks") and all(
+        hasattr(network, part) for part in ("down_projection", "up_projection"))
+
+
+def _unet_parts(network: nn.Module) -> Iterator[tuple[str, list]]:
+    encoder, decoder = network.encoder, network.decoder
+    yield "head", list(decoder.seg_layers)
+    levels = list(zip(decoder.stages, decoder.transpconvs))[::-1]  # registered deepest first
+    for level, modules in enumerate(levels):
+        yield f"decoder.{level}", list(modules)
+    stages = list(encoder.stages)
+    yield "bottleneck", [stages[-1]]
+    for level in reversed(range(len(stages) - 1)):
+        yield f"encoder.{level}", [stages[level]] if level else [encoder]  # the last takes the stem too
+
+
+def _primus_parts(network: nn.Module) -> Iterator[tuple[str, list]]:
+    yield "head", list(head_modules(network))
+    yield "decoder", [network.up_projection]
+    blocks = list(network.eva.blocks)
+    for level in reversed(range(len(blocks))):
+        yield f"block.{level}", [blocks[level]]
+    yield "stem", [network]
+
+
+def _unknown(network: nn.Module) -> ConfigurationError:
+    return ConfigurationError(
+        f"{type(network).__name__} is not a network whose parts are known. Supported are U-Nets with encoder.stages and "
+        f"decoder.stages, .transpconvs, .seg_layers (PlainConvUNet, ResidualEncoderUNet) and Primus.")

@@ -1,0 +1,162 @@
+"""Adding low-rank factors to a network in place, and taking them away again.
+
+Modules are changed by identity, through `torch.nn.utils.parametrize`: nnU-Net's networks register each convolution
+under up to four names, and replacing modules by name changes aliases that forward never uses. `state_dict()` keeps
+the stock keys: going out, a key carries the merged weight; coming in, it goes to the frozen original and the factors
+become a no-op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ..errors import InjectionError
+from ..types import ReadOnlyStateDict, StateDict
+from .low_rank import LowRankDelta, capped_rank
+
+_ORIGINAL = "parametrizations.weight.original"
+_FACTORS = ("lora_A", "lora_B")
+_OWN = ("bias", _ORIGINAL, *(f"parametrizations.weight.0.{name}" for name in _FACTORS))
+
+
+def inject(network: nn.Module, modules: Iterable[nn.Module], *, rank: int = 8, alpha: float = 16.0,
+           factorisation: str = "channel") -> tuple[str, ...]:
+    """Give the weights of `modules` low-rank factors, freeze the originals, and return the adapted weights' names.
+
+    A module whose factors would cost as much as its weight is left as it is. Nothing else is frozen.
+
+    Raises:
+        InjectionError: the network is adapted already, or a module is not part of it or has no matrix as weight.
+    """
+    if adapted(network):
+        raise InjectionError(f"this {type(network).__name__} is adapted already; call merge or remove first.")
+    inside = {id(module) for module in network.modules()}
+    chosen = []
+    for module in modules:
+        weight = getattr(module, "weight", None)
+        if id(module) not in inside or not isinstance(weight, nn.Parameter) or weight.ndim < 2:
+            raise InjectionError(f"{module} is not a layer of this {type(network).__name__} with a weight of at least "
+                                 f"two dimensions; choose from freezing.groups.low_rank_targets(network).")
+        if capped_rank(weight.shape, rank, factorisation=factorisation):
+            chosen.append(module)
+    for module in chosen:
+        factors = LowRankDelta(module.weight.shape, rank=rank, alpha=alpha, factorisation=factorisation,
+                               device=module.weight.device)
+        parametrize.register_parametrization(module, "weight", factors)
+        module.parametrizations["weight"].original.requires_grad_(False)
+    network._low_rank_hooks = (  # type: ignore[assignment]
+        network.register_state_dict_post_hook(_to_stock), network.register_load_state_dict_pre_hook(_from_stock))
+    return tuple(adapted(network))
+
+
+def adapted(network: nn.Module) -> dict[str, nn.Module]:
+    """Return canonical weight name -> module; canonical is the name under which the module was registered first."""
+    return {f"{name}.weight".lstrip("."): module for name, module in network.named_modules() if _is_adapted(module)}
+
+
+def merge(network: nn.Module) -> None:
+    """Write the updates into the weights; leaves stock modules. The network computes what it computed before."""
+    _unparametrise(network, keep_update=True)
+
+
+def remove(network: nn.Module) -> None:
+    """Drop the updates; leaves stock modules with the base weights, bit for bit."""
+    _unparametrise(network, keep_update=False)
+
+
+def base_weights(network: nn.Module) -> StateDict:
+    """Return canonical weight name -> frozen original of every adapted weight."""
+    return {name: _original(module).detach() for name, module in adapted(network).items()}
+
+
+def factors(network: nn.Module) -> StateDict:
+    """Return "<canonical weight name>.lora_A" and ".lora_B" -> factor of every adapted weight."""
+    return {f"{name}.{factor}": getattr(_delta(module), factor).detach()
+            for name, module in adapted(network).items() for factor in _FACTORS}
+
+
+def load_split(network: nn.Module, *, base: ReadOnlyStateDict, factors: ReadOnlyStateDict) -> None:
+    """Set originals and factors to exactly these; keys as `base_weights` and `factors` return them.
+
+    Raises:
+        InjectionError: keys or shapes differ from the network's; nothing was changed.
+    """
+    targets = {name: _original(module) for name, module in adapted(network).items()}
+    targets |= {f"{name}.{factor}": getattr(_delta(module), factor)
+                for name, module in adapted(network).items() for factor in _FACTORS}
+    given = {**base, **factors}
+    if wrong := sorted(targets.keys() ^ given.keys()) or [
+            k for k in targets if targets[k].shape != given[k].shape]:
+        raise InjectionError(f"base and factors do not belong to this network: {len(wrong)} tensors differ in name or "
+                             f"shape, first {wrong[0]!r}. Adapt it with the rank and factorisation they were made with.")
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(given[name])
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module, "weight") and isinstance(_delta(module), LowRankDelta)
+
+
+def _delta(module: nn.Module) -> nn.Module:
+    return module.parametrizations["weight"][0]  # type: ignore[index,return-value]
+
+
+def _original(module: nn.Module) -> nn.Parameter:
+    return module.parametrizations["weight"].original  # type: ignore[index,union-attr,return-value]
+
+
+def _by_prefix(network: nn.Module, prefix: str) -> dict[str, nn.Module]:
+    """Return key prefix -> adapted module, for every alias."""
+    return {f"{prefix}{name}.".replace("..", "."): module
+            for name, module in network.named_modules(remove_duplicate=False) if _is_adapted(module)}
+
+
+def _owner(key: str, modules: dict[str, nn.Module]) -> str | None:
+    return next((key[:-len(own)] for own in _OWN if key.endswith(own) and key[:-len(own)] in modules), None)
+
+
+def _to_stock(network: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Show the merged weight under the stock key, at the stock place (before the bias), one tensor for all aliases."""
+    modules = _by_prefix(network, prefix)
+    merged = {id(module): module.weight.detach() for module in set(modules.values())}
+    items = list(state.items())
+    state.clear()
+    for key, value in items:
+        owner = _owner(key, modules)
+        if owner is not None:
+            state.setdefault(f"{owner}weight", merged[id(modules[owner])])
+        if owner is None or key.endswith("bias"):
+            state[key] = value
+
+
+def _from_stock(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Send a stock weight to the frozen original, and make the factors a no-op."""
+    for owner, module in _by_prefix(network, prefix).items():
+        if (key := f"{owner}weight") in state:
+            state[f"{owner}{_ORIGINAL}"] = state.pop(key)
+            _delta(module).reset()  # type: ignore[operator]
+            for factor in _FACTORS:
+                state[f"{owner}parametrizations.weight.0.{factor}"] = getattr(_delta(module), factor).detach()
+
+
+def _unparametrise(network: nn.Module, *, keep_update: bool) -> None:
+    modules = adapted(network)
+    if not modules:
+        raise InjectionError(f"this {type(network).__name__} holds no low-rank factors; call inject first.")
+    for module in modules.values():
+        weight = nn.Parameter(module.weight.detach()) if keep_update else _original(module).requires_grad_(True)
+        # Not parametrize.remove_parametrizations: it deletes the property from a class that deep copies share.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        bias = module._parameters.pop("bias", None)
+        module.register_parameter("weight", weight)
+        module.register_parameter("bias", bias)  # stock order: the weight before the bias
+    for handle in network._low_rank_hooks:  # type: ignore[union-attr]
+        handle.remove()
+    del network._low_rank_hooks

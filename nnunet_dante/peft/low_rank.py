@@ -1,0 +1,84 @@
+"""Low-rank updates of weights: the arithmetic, for any layer that has a `weight`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigurationError
+
+FACTORISATIONS = ("channel", "flat")
+
+
+def capped_rank(shape: Sequence[int], rank: int, *, factorisation: str = "channel") -> int:
+    """Return the largest rank up to `rank` whose factors hold fewer numbers than the weight; 0 where none does.
+
+    Args:
+        shape: of the weight, (out, in, *kernel); the first two are meant as they stand, whatever the layer calls them.
+        rank: wanted rank, at least 1.
+        factorisation: "channel" costs K * r * (out + in), "flat" r * (out + in * K), with K kernel offsets.
+
+    Raises:
+        ConfigurationError: rank or factorisation is not allowed.
+    """
+    if factorisation not in FACTORISATIONS:
+        raise ConfigurationError(f"factorisation is {factorisation!r}; choose one of {', '.join(FACTORISATIONS)}.")
+    if rank < 1:
+        raise ConfigurationError(f"rank is {rank!r}; give a whole number of at least 1.")
+    rows, columns, kernel = shape[0], shape[1], math.prod(shape[2:])
+    cost = kernel * (rows + columns) if factorisation == "channel" else rows + columns * kernel
+    return min(rank, (rows * columns * kernel - 1) // cost)
+
+
+class LowRankDelta(nn.Module):
+    """Parametrisation W -> W + (alpha / rank) A B, for `torch.nn.utils.parametrize`.
+
+    "channel" (Dante, arXiv 2605.03602): for each of the K kernel offsets k, delta[:, :, k] = (alpha / rank) A_k B_k,
+    lora_A: (K, out, r), lora_B: (K, r, in). "flat" (LoRA as for linear layers, Hu 2021): delta as (out, in * K) =
+    (alpha / rank) A B, lora_A: (out, r), lora_B: (r, in * K). A starts as Kaiming uniform (a = sqrt 5), B as zero, so
+    the delta starts as zero. The scale uses the wanted rank even where the rank is capped.
+
+    Args:
+        shape: of the weight, (out, in, *kernel).
+        rank, alpha: as above. device: of the factors, which are always float32.
+
+    Raises:
+        ConfigurationError: the factors would cost as much as the weight (see `capped_rank`).
+    """
+
+    def __init__(self, shape: Sequence[int], *, rank: int = 8, alpha: float = 16.0, factorisation: str = "channel",
+                 device: torch.device | None = None):
+        super().__init__()
+        self.rank = capped_rank(shape, rank, factorisation=factorisation)
+        if self.rank == 0:
+            raise ConfigurationError(f"factors for a weight of shape {tuple(shape)} would cost as much as the weight; "
+                                     f"train it in full.")
+        self.shape, self.factorisation, self.scale = tuple(shape), factorisation, alpha / rank
+        rows, columns, kernel = shape[0], shape[1], math.prod(shape[2:])
+        if factorisation == "channel":
+            a, b = (kernel, rows, self.rank), (kernel, self.rank, columns)
+        else:
+            a, b = (rows, self.rank), (self.rank, columns * kernel)
+        self.lora_A = nn.Parameter(torch.empty(a, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(b, device=device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def delta(self) -> Tensor:
+        """Return the update, of the weight's shape, in float32 even under autocast."""
+        with torch.autocast(self.lora_A.device.type, enabled=False):
+            product = self.scale * (self.lora_A @ self.lora_B)
+        if self.factorisation == "channel":
+            product = product.permute(1, 2, 0)
+        return product.reshape(self.shape)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight with the update, in the weight's dtype."""
+        return weight + self.delta().to(weight.dtype)
+
+    def reset(self) -> None:
+        """Make the update zero; draws no random numbers."""
+        with torch.no_grad():
+            self.lora_B.zero_()
