@@ -26,6 +26,7 @@ from ..types import DatasetJson
 from .checkpoint import write_text_atomically
 from .names import channel_names, head_names
 
+INTENSITY = "foreground_intensity_properties_per_channel"
 _MAX_MASKS_READ = 50  # reading masks finds wrong label numbers before training does; hundreds would take minutes
 _SHOWN = 3
 
@@ -65,19 +66,22 @@ class Target:
     def fingerprint(self, *, num_processes: int | None = None) -> dict[str, Any]:
         """Return nnU-Net's dataset fingerprint; extracted where it is missing or of another number of cases."""
         path = self.preprocessed / "dataset_fingerprint.json"
-        if path.is_file():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+        found = _read_fingerprint(path)
+        if found is None or len(found["spacings"]) != len(self.cases):
+            try:
+                extractor = DatasetFingerprintExtractor(self.name, num_processes or default_num_processes)
+                extractor.run(overwrite_existing=True)
                 found = json.loads(path.read_text())
-                if len(found["spacings"]) == len(self.cases):
-                    return found
-        try:
-            extractor = DatasetFingerprintExtractor(self.name, num_processes or default_num_processes)
-            extractor.run(overwrite_existing=True)
-        except Exception as error:  # whatever a reader raises on a damaged image
-            raise TransferError(f"nnU-Net could not extract the fingerprint of {self.name} ({type(error).__name__}: "
-                                f"{error}). Run `nnUNetv2_extract_fingerprint -d {self.name[7:10]} "
-                                "--verify_dataset_integrity` to see which case is damaged.") from error
-        return json.loads(path.read_text())
+            except Exception as error:  # whatever a reader raises on a damaged image
+                raise TransferError(f"nnU-Net could not extract the fingerprint of {self.name} "
+                                    f"({type(error).__name__}: {error}). Run `nnUNetv2_extract_fingerprint -d "
+                                    f"{int(self.name[7:10])} --verify_dataset_integrity` to find the case.") from error
+        statistics = [v for channel in found[INTENSITY].values() for v in channel.values()]
+        if not np.isfinite(np.asarray(statistics, float)).all():
+            raise TransferError(f"The intensity statistics of {self.name} are not finite: an image holds NaN or "
+                                "infinite voxels, or no mask has foreground. Correct the images and delete "
+                                f"{path.name} in nnUNet_preprocessed.")
+        return found
 
     def write_split(self) -> str:
         """Write splits_final.json where nnU-Net could not make one (fewer than 5 cases); return what holds now.
@@ -96,6 +100,13 @@ class Target:
         write_text_atomically(json.dumps(splits, indent=2), path)
         return (f"{len(cases)} cases are too few for nnU-Net's 5 folds: splits_final.json written with {len(cases)} "
                 f"folds that leave one case out each, in the order of the names (folds 0 to {len(cases) - 1})")
+
+
+def _read_fingerprint(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(path.read_text())
+        return content if isinstance(content, dict) and {"spacings", INTENSITY} <= set(content) else None
+    return None
 
 
 def open_target(dataset: str | int) -> Target:

@@ -1,0 +1,221 @@
+"""target.py: a data set that will not train is refused before anything is written, with what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from nnunet_dante.errors import TransferError
+from nnunet_dante.nnunet.target import open_target
+
+
+@pytest.fixture
+def dataset(nnunet_paths):
+    return nnunet_paths["nnUNet_raw"] / tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], n_cases=3)
+
+
+def edit_json(folder, **changes):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", [901, "901", "Dataset901_Tiny"])
+def test_found_by_id_and_name(dataset, name):
+    target = open_target(name)
+    assert target.name == "Dataset901_Tiny"
+    assert sorted(target.cases) == ["case_000", "case_001", "case_002"]
+    assert target.warnings == ()
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed"])
+def test_paths_not_set(dataset, monkeypatch, variable):
+    monkeypatch.delenv(variable)
+    with pytest.raises(TransferError, match=f"environment variable {variable} is not set.*export {variable}="):
+        open_target(901)
+
+
+def test_raw_is_no_folder(dataset, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(dataset / "nothing"))
+    with pytest.raises(TransferError, match="which is no folder"):
+        open_target(901)
+
+
+@pytest.mark.parametrize("name", [7, "7", "Dataset007_Heart", "heart"])
+def test_unknown_data_set_lists_what_there_is(dataset, name):
+    with pytest.raises(TransferError, match="is not below nnUNet_raw .*Dataset901_Tiny.*Give an id"):
+        open_target(name)
+
+
+def test_id_used_twice(dataset):
+    shutil.copytree(dataset, dataset.with_name("Dataset901_Other"))
+    with pytest.raises(TransferError, match="used twice.*Dataset901_Other, Dataset901_Tiny"):
+        open_target(901)
+    assert open_target("Dataset901_Other").name == "Dataset901_Other"
+
+
+def test_missing_label_file(dataset):
+    (dataset / "labelsTr" / "case_001.nii.gz").unlink()
+    with pytest.raises(TransferError, match=r"1 of 3 cases have no label file: labelsTr lacks case_001\.nii\.gz"):
+        open_target(901)
+
+
+def test_missing_label_in_dataset_json(dataset):
+    edit_json(dataset, labels={"background": 0, "organ": 1})
+    with pytest.raises(TransferError, match=r"case_000\.nii\.gz holds the values \['2'\], which dataset.json does not name"):
+        open_target(901)
+
+
+def test_ignore_label_is_allowed_in_masks(dataset):
+    edit_json(dataset, labels={"background": 0, "organ": 1, "ignore": 2})
+    assert open_target(901).warnings == ()
+
+
+def test_label_that_no_case_holds_is_reported(dataset):
+    edit_json(dataset, labels=tiny.LABELS | {"vessel": 3})
+    assert open_target(901).warnings == ("no case holds vessel: what the donor knows of it may be forgotten",)
+
+
+def test_other_channel_count(dataset):
+    edit_json(dataset, channel_names={"0": "T1", "1": "T2"})
+    with pytest.raises(TransferError, match=r"names 2 channels \(T1, T2\), but case case_000 has 1 in 1 files"):
+        open_target(901)
+
+
+def test_one_case_lacks_a_channel(nnunet_paths):
+    raw = nnunet_paths["nnUNet_raw"]
+    folder = raw / tiny.write_raw_dataset(raw, n_cases=3, channel_names={"0": "T1", "1": "T2"})
+    (folder / "imagesTr" / "case_002_0001.nii.gz").unlink()
+    with pytest.raises(TransferError, match=r"case_000 has 2 image files, but case_002 \(1\) not"):
+        open_target(901)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"labels": {"background": 0, "organ": 1, "lesion": 3}}, "0 to 2, each once"),
+    ({"labels": {"background": 0, "ignore": 1, "organ": 2, "lesion": 1}}, "refuses the labels"),
+    ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions_class_order"),
+    ({"channel_names": {}}, "names no channels"), ({"file_ending": ".mha"}, "holds no images CASE_0000.mha")])
+def test_bad_dataset_json(dataset, changes, message):
+    edit_json(dataset, **changes)
+    with pytest.raises(TransferError, match=message):
+        open_target(901)
+
+
+def test_dataset_json_missing_or_damaged(dataset):
+    (dataset / "dataset.json").write_text("{")
+    with pytest.raises(TransferError, match=r"Dataset901_Tiny/dataset\.json cannot be read"):
+        open_target(901)
+    (dataset / "dataset.json").write_text('{"labels": {"background": 0}}')
+    with pytest.raises(TransferError, match="lacks file_ending"):
+        open_target(901)
+
+
+def test_rgb_image_is_one_file_of_three_channels(nnunet_paths):
+    skimage = pytest.importorskip("skimage.io")
+    folder = nnunet_paths["nnUNet_raw"] / "Dataset902_Photo"
+    for sub in ("imagesTr", "labelsTr"):
+        (folder / sub).mkdir(parents=True)
+    skimage.imsave(folder / "imagesTr" / "a_0000.png", np.zeros((8, 8, 3), np.uint8), check_contrast=False)
+    skimage.imsave(folder / "labelsTr" / "a.png", np.eye(8, dtype=np.uint8), check_contrast=False)
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "x": 1}, "numTraining": 1,
+               "file_ending": ".png"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    target = open_target(902)
+    assert target.reader("SimpleITKIO") == "NaturalImage2DIO"
+    edit_json(folder, channel_names={"0": "grey"})
+    with pytest.raises(TransferError, match=r"names 1 channels \(grey\), but case a has 3 in 1 files"):
+        open_target(902)
+
+
+def test_reader_of_the_donor_is_kept_where_it_reads_the_files(dataset):
+    assert open_target(901).reader("NibabelIOWithReorient") == "NibabelIOWithReorient"
+    assert open_target(901).reader("NaturalImage2DIO") == "SimpleITKIO"
+    assert open_target(901).reader("NoSuchReader") == "SimpleITKIO"
+    edit_json(dataset, overwrite_image_reader_writer="NibabelIO")
+    assert open_target(901).reader("NibabelIOWithReorient") == "NibabelIO"
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_few_cases_get_a_split_that_leaves_each_out_once(nnunet_paths, n):
+    tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], n_cases=n)
+    target = open_target(901)
+    assert f"{n} cases are too few for nnU-Net's 5 folds: splits_final.json written with {n} folds" in target.write_split()
+    folds = json.loads((target.preprocessed / "splits_final.json").read_text())
+    assert [f["val"] for f in folds] == [[c] for c in sorted(target.cases)]
+    assert all(sorted(f["train"] + f["val"]) == sorted(target.cases) for f in folds)
+
+
+def test_one_case_says_fold_all_and_five_leave_it_to_nnunet(nnunet_paths):
+    tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], n_cases=1)
+    tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], dataset_id=902, n_cases=5)
+    one, five = open_target(901), open_target(902)
+    assert "train with fold `all`" in one.write_split()
+    assert "nnU-Net's own 5-fold" in five.write_split()
+    assert not (one.preprocessed / "splits_final.json").exists()
+    assert not (five.preprocessed / "splits_final.json").exists()
+
+
+def test_your_own_split_is_kept_and_checked(dataset):
+    target = open_target(901)
+    target.preprocessed.mkdir()
+    path = target.preprocessed / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["case_000"], "val": ["case_001"]}]))
+    assert "1 folds (0 to 0); it leaves out 1 of 3 cases" in target.write_split()
+    path.write_text(json.dumps([{"train": ["case_000"], "val": ["patient"]}]))
+    with pytest.raises(TransferError, match="names cases that imagesTr does not hold: patient"):
+        target.write_split()
+    path.write_text("[1]")
+    with pytest.raises(TransferError, match="cannot be read"):
+        target.write_split()
+
+
+@pytest.fixture
+def extractions(monkeypatch):
+    """Replace nnU-Net's extractor, which starts processes, by one that writes what the list's last entry says."""
+    wanted = []
+
+    class Extractor:
+        def __init__(self, name, num_processes):
+            self.name = name
+
+        def run(self, *, overwrite_existing):
+            assert overwrite_existing
+            content = wanted.pop()
+            if isinstance(content, Exception):
+                raise content
+            path = Path(os.environ["nnUNet_preprocessed"], self.name, "dataset_fingerprint.json")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content))
+
+    monkeypatch.setattr("nnunet_dante.nnunet.target.DatasetFingerprintExtractor", Extractor)
+    return wanted
+
+
+def fingerprint(n, mean=1.0):
+    return {"spacings": [[1.0, 1.0, 1.0]] * n, "foreground_intensity_properties_per_channel": {"0": {"mean": mean}}}
+
+
+def test_fingerprint_is_extracted_once_and_again_when_cases_came(dataset, extractions):
+    target = open_target(901)
+    extractions.append(fingerprint(3, mean=5.0))
+    assert target.fingerprint() == target.fingerprint() == fingerprint(3, mean=5.0)
+    (target.preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint(2)))
+    extractions.append(fingerprint(3, mean=7.0))
+    assert target.fingerprint() == fingerprint(3, mean=7.0)
+
+
+def test_what_the_extractor_cannot_read_is_named(dataset, extractions):
+    extractions.append(RuntimeError("file is not a NIfTI"))
+    with pytest.raises(TransferError, match="could not extract the fingerprint.*not a NIfTI.*--verify_dataset_integrity"):
+        open_target(901).fingerprint()
+
+
+def test_statistics_that_are_no_numbers_are_refused(dataset, extractions):
+    extractions.append(fingerprint(3, mean=float("nan")))
+    with pytest.raises(TransferError, match="intensity statistics.*are not finite"):
+        open_target(901).fingerprint()
