@@ -72,21 +72,28 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
     if not path.exists():
         raise DonorError(f"SOURCE {path} does not exist; give an nnU-Net model folder (with plans.json and fold_*), "
                          "a zip from nnUNetv2_export_model_to_zip, or a checkpoint .pth.")
-    if zipfile.is_zipfile(path) and not _is_torch_archive(path):
+    if unpacks_to_model(path):
         with tempfile.TemporaryDirectory() as temporary:
-            _unpack(path, Path(temporary), checkpoint)
+            unpack(path, Path(temporary), checkpoint=checkpoint)
             return _from_folder(Path(temporary), path.name, configuration, fold, checkpoint, trust)
     content = load_checkpoint_safely(path, trust=trust)
     return _donor(content, path, None, None, path.name, configuration)
 
 
-def _is_torch_archive(path: Path) -> bool:
+def unpacks_to_model(path: Path) -> bool:
+    """Whether the file is a zip of files; torch checkpoints are zips too, of one pickle and its tensors."""
+    if not zipfile.is_zipfile(path):
+        return False
     with zipfile.ZipFile(path) as archive:
-        return any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+        return all(PurePosixPath(name).name != "data.pkl" for name in archive.namelist())
 
 
-def _unpack(path: Path, folder: Path, checkpoint: str) -> None:
-    """Copy plans.json, dataset.json and the checkpoints out; names are rebuilt, so nothing lands outside `folder`."""
+def unpack(path: Path, folder: Path, *, checkpoint: str | None = None) -> None:
+    """Copy every plans.json, dataset.json and `checkpoint` of a zip into `folder`, and nothing outside of it.
+
+    Raises:
+        DonorError: the zip is damaged, or holds an entry that leaves it or inflates absurdly.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():

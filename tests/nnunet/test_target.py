@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_dante.errors import TransferError
 from nnunet_dante.nnunet.target import open_target
@@ -188,7 +188,7 @@ def extractions(monkeypatch):
             content = wanted.pop()
             if isinstance(content, Exception):
                 raise content
-            path = Path(os.environ["nnUNet_preprocessed"], self.name, "dataset_fingerprint.json")
+            path = Path(nnUNet_preprocessed, self.name, "dataset_fingerprint.json")
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(content))
 

@@ -1,0 +1,157 @@
+"""Say what a file or folder holds, executing nothing in it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import DanteError, DonorError, UntrustedFileError
+from ..types import PathLike
+from .checkpoint import file_sha256, load_checkpoint_safely, pickled_globals, unique_tensors, weights_sha256
+from .donor import unpack, unpacks_to_model
+from .names import channel_names, has_regions, head_names
+
+
+def inspect_path(path: PathLike) -> str:
+    """Describe a model folder, exported zip, checkpoint, start weights, adapter, plans.json or .model file.
+
+    Raises:
+        DonorError: there is nothing at `path`, or it is none of these. A file that would execute code is described
+            as unsafe, not refused.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _text(_folder(path, path.resolve().name))
+    if not path.is_file():
+        raise DonorError(f"{path} does not exist; give a model folder, zip, .pth, .safetensors, .json or .model.")
+    if path.suffix == ".model":
+        from ..dafne.importer import describe
+
+        return describe(path)
+    if path.suffix == ".safetensors":
+        from .adapter import info
+
+        return info(path)
+    if path.suffix == ".json":
+        return _text(_json(path))
+    if unpacks_to_model(path):
+        with tempfile.TemporaryDirectory() as temporary:
+            unpack(path, Path(temporary))
+            return _text(_archive(path, Path(temporary)))
+    return _text(_checkpoint(path))
+
+
+def _text(lines: Iterator[str]) -> str:
+    return "\n".join(lines)
+
+
+def _folder(root: Path, name: str) -> Iterator[str]:
+    found = sorted({p.parent for depth in ("", "*/", "*/*/") for p in root.glob(f"{depth}plans.json")})
+    if not found:
+        raise DonorError(f"{name} holds no plans.json, so it is no nnU-Net model (TRAINER__PLANS__CONFIGURATION).")
+    for folder in found:
+        yield f"nnU-Net model folder {name if folder == root else folder.relative_to(root)}"
+        yield from _model(folder)
+        for file in sorted(folder.glob("fold_*/*.pth")):
+            yield f"  {file.relative_to(folder)}: {file.stat().st_size / 2**20:.1f} MiB"
+
+
+def _archive(path: Path, unpacked: Path) -> Iterator[str]:
+    yield f"Zip with nnU-Net models, {path.stat().st_size / 2**20:.1f} MiB, sha256 {file_sha256(path)}"
+    for plans in sorted(unpacked.rglob("plans.json")):
+        yield f"Model {plans.parent.relative_to(unpacked)}"
+        yield from _model(plans.parent)
+    with zipfile.ZipFile(path) as archive:
+        yield from (f"  {e.filename}: {e.file_size / 2**20:.1f} MiB" for e in archive.infolist()
+                    if e.filename.endswith(".pth"))
+
+
+def _model(folder: Path) -> Iterator[str]:
+    for name, describe in (("plans.json", _plans), ("dataset.json", _dataset)):
+        try:
+            yield from describe(json.loads((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, DanteError) as error:
+            yield f"  {name}: cannot be read ({type(error).__name__}: {error})"
+
+
+def _json(path: Path) -> Iterator[str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DonorError(f"{path.name} is no JSON: {error}") from error
+    if isinstance(content, dict) and "configurations" in content:
+        yield f"nnU-Net plans {path.name}"
+        yield from _plans(content)
+    elif isinstance(content, dict) and "labels" in content:
+        yield f"nnU-Net {path.name}"
+        yield from _dataset(content)
+    else:
+        raise DonorError(f"{path.name} is JSON, but neither nnU-Net plans (configurations) nor dataset.json (labels).")
+
+
+def _plans(plans: dict[str, Any]) -> Iterator[str]:
+    yield (f"  plans {plans.get('plans_name')} for {plans.get('dataset_name')}, reader "
+           f"{plans.get('image_reader_writer')}, axes {plans.get('transpose_forward')}")
+    for name, config in plans["configurations"].items():
+        network = config.get("architecture", {}).get("network_class_name", config.get("UNet_class_name"))
+        details = [f"{key} {config[key]}" for key in ("inherits_from", "previous_stage", "spacing", "patch_size",
+                                                      "batch_size", "normalization_schemes") if key in config]
+        yield f"  {name}: {'; '.join([*([network.split('.')[-1]] if network else []), *details])}"
+    yield from _provenance(plans.get("dante"))
+
+
+def _dataset(content: dict[str, Any]) -> Iterator[str]:
+    yield f"  channels: {', '.join(channel_names(content))}"
+    yield f"  {'regions' if has_regions(content) else 'labels'}: {', '.join(head_names(content))}"
+
+
+def _checkpoint(path: Path) -> Iterator[str]:
+    yield f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB, sha256 {file_sha256(path)}"
+    try:
+        content = load_checkpoint_safely(path)
+    except UntrustedFileError:
+        yield "  UNSAFE: reading it would execute code, so nothing was read. It asks for:"
+        yield from (f"    {name}" for name in pickled_globals(path))
+        return
+    weights, init = content.get("network_weights"), content.get("init_args")
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise DonorError(f"{path.name} holds no network_weights, only {sorted(map(str, content))[:8]}; it is no "
+                         "nnU-Net checkpoint.")
+    block = content.get("dante")
+    kind = "start weights of a transfer" if init is None and block else "nnU-Net checkpoint"
+    yield f"  {kind}{', trained with nnunet_dante' if init is not None and block else ''}"
+    unique = unique_tensors(weights)
+    yield (f"  weights: {sum(t.numel() for t in unique.values()):,} numbers in {len(unique)} tensors "
+           f"({len(weights)} keys), sha256 {weights_sha256(weights)}")
+    if isinstance(init, dict):
+        yield (f"  trainer {content.get('trainer_name')}, configuration {init.get('configuration')}, fold "
+               f"{init.get('fold')}, epoch {content.get('current_epoch')}, mirroring axes "
+               f"{content.get('inference_allowed_mirroring_axes')}")
+        for key, describe in (("plans", _plans), ("dataset_json", _dataset)):
+            yield from describe(init[key]) if isinstance(init.get(key), dict) else ()
+    yield from _provenance(block)
+
+
+def _provenance(block: object) -> Iterator[str]:
+    """Numbers and names of a "dante" block of plans, start weights or checkpoint; tensors are left out."""
+    if not isinstance(block, dict):
+        return
+    yield f"  nnunet_dante {block.get('version')}:"
+    yield from _nested({k: v for k, v in block.items() if k not in ("format", "version", "adapter")}, "    ")
+    if isinstance(block.get("adapter"), dict):
+        yield "    adapter: low-rank factors included (nnunet-dante adapter extract)"
+
+
+def _nested(content: dict[str, Any], indent: str) -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:"
+            yield from _nested(value, indent + "  ")
+        elif value not in (None, {}, []) and not isinstance(value, Tensor):
+            yield f"{indent}{key}: {value}"

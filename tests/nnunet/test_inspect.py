@@ -1,0 +1,84 @@
+"""inspect.py: every file says what it is; a hostile one is described, not run."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from nnunet_dante.errors import DonorError
+from nnunet_dante.nnunet.checkpoint import file_sha256, weights_sha256
+from nnunet_dante.nnunet.inspect import inspect_path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny.write_model_folder(tmp_path / "results", labels={"background": 0, "whole": [1, 2], "core": 2},
+                                   regions_class_order=[1, 2])
+
+
+def test_folder_zip_plans_and_dataset_name_labels_and_network(folder, tmp_path):
+    path = tmp_path / "m.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.rglob("*.*"):
+            archive.write(file, file.relative_to(tmp_path / "results"))
+    for text in (inspect_path(folder), inspect_path(tmp_path / "results"), inspect_path(path)):
+        assert "regions: whole, core" in text
+        assert "channels: MRI" in text
+        assert "3d_fullres: PlainConvUNet; spacing [1.0, 1.0, 1.0]; patch_size [16, 16, 16]" in text
+        assert "fold_0/checkpoint_final.pth" in text
+    assert "3d_cascade_fullres: inherits_from 3d_fullres" in inspect_path(folder / "plans.json")
+    assert "regions: whole, core" in inspect_path(folder / "dataset.json")
+
+
+def test_checkpoint_gives_its_hashes_and_training(folder):
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    text = inspect_path(path)
+    assert f"sha256 {file_sha256(path)}" in text
+    assert f"sha256 {weights_sha256(torch.load(path, weights_only=False)['network_weights'])}" in text
+    assert "trainer nnUNetTrainer, configuration 3d_fullres, fold 0, epoch 1, mirroring axes (0, 1, 2)" in text
+
+
+def test_start_weights_and_trained_checkpoints_show_their_provenance(tmp_path):
+    block = {"format": 1, "version": "9.9", "donor": {"source": "d.zip"}, "label_map": {"a": None}, "method": "LoRA",
+             "adapter": {"factors": {"w": torch.ones(1)}}}
+    torch.save({"network_weights": {"w": torch.ones(3)}, "dante": block}, tmp_path / "start.pth")
+    text = inspect_path(tmp_path / "start.pth")
+    assert "start weights of a transfer" in text
+    assert "nnunet_dante 9.9:" in text
+    assert "source: d.zip" in text
+    assert "adapter extract" in text
+    assert "tensor" not in text.split("nnunet_dante 9.9")[1]
+
+
+def test_pickle_bomb_is_described_as_unsafe_and_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"network_weights": Bomb()}, tmp_path / "bomb.pth")
+    text = inspect_path(tmp_path / "bomb.pth")
+    assert "UNSAFE" in text
+    assert "getattr" in text or "touch" in text
+    assert not (tmp_path / "executed").exists()
+
+
+def test_damaged_plans_in_a_folder_do_not_hide_the_rest(folder):
+    (folder / "plans.json").write_text("{")
+    text = inspect_path(folder)
+    assert "plans.json: cannot be read" in text
+    assert "regions: whole, core" in text
+
+
+def test_what_is_none_of_these_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"x": 1}))
+    (tmp_path / "b.json").write_text("{")
+    torch.save({"x": 1}, tmp_path / "c.pth")
+    for name, message in (("a.json", "neither nnU-Net plans"), ("b.json", "is no JSON"), ("c.pth", "no network_weights"),
+                          ("none", "does not exist"), (".", "holds no plans.json")):
+        with pytest.raises(DonorError, match=message):
+            inspect_path(tmp_path / name)
