@@ -1,0 +1,280 @@
+"""transfer.py: from a donor and a raw data set to files with which stock nnU-Net preprocesses and trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+from nnunet_dante.errors import ConfigurationError, DanteError, DonorError, TransferError
+from nnunet_dante.nnunet.checkpoint import alias_sets, file_sha256, load_checkpoint_safely
+from nnunet_dante.nnunet.dante_block import read_dante_block
+from nnunet_dante.nnunet.network import build_network
+from nnunet_dante.nnunet.transfer import transfer
+
+TARGET_LABELS = {"background": 0, "lesion": 1, "organ": 2, "vessel": 3}
+REGIONS = {"background": 0, "whole": [1, 2], "lesion": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """nnU-Net's folders, with a target data set and its fingerprint in them."""
+
+    paths: dict[str, Path]
+    dataset: str
+
+    @property
+    def folder(self) -> Path:
+        return self.paths["nnUNet_preprocessed"] / self.dataset
+
+    def donor(self, **options) -> Path:
+        return tiny.write_model_folder(self.paths["nnUNet_results"], **options)
+
+    def plans(self, name="nnUNetDantePlans") -> dict:
+        return json.loads((self.folder / f"{name}.json").read_text())
+
+    def start(self, configuration="3d_fullres") -> dict:
+        return torch.load(self.folder / f"nnUNetDantePlans_{configuration}_start.pth", weights_only=True)
+
+
+@pytest.fixture
+def place(nnunet_paths):
+    def make(*, channel_names=None, n_cases=5, shape=(20, 24, 18), **options) -> Place:
+        dataset = tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], channel_names=channel_names, n_cases=n_cases,
+                                         shape=shape, **options)
+        place = Place(nnunet_paths, dataset)
+        statistics = {str(i): {"mean": 9.0, "std": 1.0} for i in range(len(channel_names or {"0": "MRI"}))}
+        place.folder.mkdir()
+        (place.folder / "dataset_fingerprint.json").write_text(json.dumps({
+            "spacings": [[1.0, 1.0, 1.0]] * n_cases, "shapes_after_crop": [list(shape)[::-1]] * n_cases,
+            "median_relative_size_after_cropping": 1.0, "foreground_intensity_properties_per_channel": statistics}))
+        return place
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", ["PlainConvUNet", "ResidualEncoderUNet"])
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"])
+def test_start_weights_fit_the_network_of_the_written_plans(place, architecture, configuration):
+    place = place(labels=TARGET_LABELS, values=(2, 1, 3), channel_names={"0": "T2", "1": "MRI"})
+    report = transfer(place.donor(architecture=architecture, configuration=configuration), place.dataset)
+    plans = place.plans()
+    content = json.loads((place.folder / "dataset.json").read_text())
+    network = build_network(plans, content, configuration)
+    start = place.start(configuration)["network_weights"]
+    assert list(start) == list(network.state_dict())
+    assert alias_sets(start) == alias_sets(network.state_dict())
+    network.load_state_dict(start)
+    entry = read_dante_block(plans)["start_weights"][configuration]
+    assert entry["sha256"] == file_sha256(place.folder / entry["file"]) == report.start_weights_sha256
+    assert entry["label_map"] == {"background": "background", "lesion": "lesion", "organ": "organ", "vessel": None}
+    assert entry["channel_map"] == {"T2": None, "MRI": "MRI"}
+    assert report.previous_stage.matched == (("lesion", "organ") if "cascade" in configuration else ())
+
+
+def test_same_labels_and_channels_copy_everything_and_predict_the_same(place):
+    place = place()
+    folder = place.donor()
+    report = transfer(folder, place.dataset)
+    assert report.weights_copied == 1.0
+    donor = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    start = place.start()["network_weights"]
+    assert all(torch.equal(start[k], donor[k]) for k in donor)
+
+
+def test_known_labels_keep_their_logits_and_new_ones_never_win(place):
+    place = place(labels=TARGET_LABELS, values=(2, 1, 3))
+    folder = place.donor()
+    transfer(folder, place.dataset)
+    before = tiny.plain_unet()
+    before.load_state_dict(torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"])
+    after = tiny.plain_unet(classes=4)
+    after.load_state_dict(place.start()["network_weights"])
+    x = torch.randn(1, 1, 16, 16, 16)
+    for old, new in zip(before(x), after(x)):
+        assert torch.equal(new[:, [0, 2, 1]], old)
+        assert not (new.argmax(1) == 3).any()
+
+
+def test_softmax_donor_to_regions_and_back(place):
+    place = place(labels=REGIONS, regions_class_order=[1, 2])
+    report = transfer(place.donor(labels={"background": 0, "organ": 1, "lesion": 2}), place.dataset)
+    assert (report.labels.matched, report.labels.new, report.labels.dropped) == (("lesion",), ("whole",), ("organ",))
+    assert "sigmoid regions (donor: softmax labels" in str(report)
+    assert place.start()["network_weights"]["decoder.seg_layers.0.weight"].shape[0] == 2
+
+
+def test_donors_source_forms_give_the_same_start_weights(place):
+    place = place()
+    folder = place.donor()
+    transfer(folder, place.dataset)
+    first = place.start()["network_weights"]
+    report = transfer(folder / "fold_0" / "checkpoint_final.pth", 901)
+    assert all(torch.equal(first[k], v) for k, v in place.start()["network_weights"].items())
+    assert report.donor["source"] == "checkpoint_final.pth"
+
+
+def test_report_is_printed_saved_and_names_no_path(place):
+    place = place(labels=TARGET_LABELS, values=(2, 1, 3), n_cases=3)
+    report = transfer(place.donor(spacing_mm=(3.0, 1.0, 1.0)), place.dataset, overrides={"epochs": 3}, batch_size=4)
+    text = (place.folder / "nnUNetDantePlans_3d_fullres_transfer.txt").read_text()
+    data = json.loads((place.folder / "nnUNetDantePlans_3d_fullres_transfer.json").read_text())
+    assert text == f"{report}\n"
+    for part in ("matched: background, lesion, organ", "new: vessel", "sha256", "ratio 0.333 x 1 x 1", "batch 4",
+                 "mirroring  axes 0, 1, 2", "ZScoreNormalization (donor's)", "epochs 3", "leave one case out",
+                 "nnUNetv2_preprocess -d 901 -plans_name nnUNetDantePlans -c 3d_fullres -np 1",
+                 "nnunet-dante train 901 3d_fullres 0 -tr nnUNetTrainerLoRA -p nnUNetDantePlans"):
+        assert part in text
+    assert data["labels"]["new"] == ["vessel"]
+    assert data["warnings"] == list(report.warnings)
+    assert any("spacing" in w for w in report.warnings)
+    for file in place.folder.glob("nnUNetDantePlans*"):
+        assert str(place.paths["nnUNet_raw"].parent).encode() not in file.read_bytes()
+
+
+def test_ct_to_mr_starts_from_the_ct_stem_with_mr_normalisation(place):
+    place = place(channel_names={"0": "MR"})
+    folder = place.donor(channel_names={"0": "CT"}, normalization="CTNormalization")
+    report = transfer(folder, place.dataset)
+    donor = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    key = "encoder.stages.0.0.convs.0.conv.weight"
+    assert torch.equal(place.start()["network_weights"][key], donor[key])
+    assert report.plans.channels[0].scheme == "ZScoreNormalization"
+    assert any("taken as another modality" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize(("intensity", "mean"), [("donor", 0.4), ("target", 9.0)])
+def test_intensity_option(place, intensity, mean):
+    place = place(channel_names={"0": "CT"})
+    transfer(place.donor(channel_names={"0": "CT"}, normalization="CTNormalization"), place.dataset, intensity=intensity)
+    assert place.plans()["foreground_intensity_properties_per_channel"]["0"]["mean"] == mean
+
+
+def test_no_shared_label_is_a_warning_with_the_way_out(place):
+    place = place(labels={"background": 0, "a": 1, "b": 2})
+    report = transfer(place.donor(), place.dataset)
+    assert any("give them the donor's names in dataset.json (organ, lesion)" in w for w in report.warnings)
+
+
+def test_second_transfer_adds_a_configuration_and_keeps_the_first(place):
+    place = place()
+    transfer(place.donor(configuration="2d"), place.dataset, overrides={"epochs": 3})
+    first = place.start("2d")
+    transfer(place.donor(configuration="3d_fullres"), place.dataset)
+    block = read_dante_block(place.plans())
+    assert set(block["start_weights"]) == {"2d", "3d_fullres"}
+    assert block["overrides"] == {"epochs": 3}
+    assert all(torch.equal(v, place.start("2d")["network_weights"][k]) for k, v in first["network_weights"].items())
+
+
+def test_data_preprocessed_with_other_plans_are_reported(place):
+    place = place()
+    donor = place.donor()
+    transfer(donor, place.dataset)
+    (place.folder / "nnUNetDantePlans_3d_fullres").mkdir()
+    assert not transfer(donor, place.dataset).notes
+    plans = json.loads((donor / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
+    (donor / "plans.json").write_text(json.dumps(plans))
+    assert "preprocess again" in transfer(donor, place.dataset).notes[0]
+
+
+def test_one_case_is_told_to_train_fold_all(place):
+    place = place(n_cases=1)
+    text = str(transfer(place.donor(), place.dataset))
+    assert "train with fold `all`" in text
+    assert "nnunet-dante train 901 3d_fullres all -tr" in text
+
+
+def test_trainers_that_replace_the_network_are_named(place):
+    place = place()
+    folder = place.donor()
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    init = checkpoint["init_args"]
+    network = build_network(init["plans"], init["dataset_json"], "3d_fullres", trainer_name="nnUNetTrainerBN")
+    torch.save(checkpoint | {"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainerBN"}, path)
+    assert "class MyTrainer(DanteMixin, nnUNetTrainerBN)" in str(transfer(folder, place.dataset))
+
+
+@pytest.mark.parametrize(("options", "error", "message"), [
+    ({"configuration": "2d"}, DonorError, "trained for configuration '3d_fullres'; -c asks for '2d'"),
+    ({"plans_name": "a__b"}, ConfigurationError, "must not be empty nor hold '__'"),
+    ({"plans_name": "../x"}, ConfigurationError, "The plans name is '../x'"),
+    ({"intensity": "both"}, ConfigurationError, "choose 'donor' or 'target'"),
+    ({"overrides": {"epochs": 0}}, ConfigurationError, "positive whole number"),
+    ({"checkpoint": "checkpoint_best.pth"}, DonorError, "it holds fold_0/checkpoint_final.pth"),
+])
+def test_bad_options_write_nothing(place, options, error, message):
+    place = place()
+    before = sorted(place.folder.iterdir())
+    with pytest.raises(error, match=message):
+        transfer(place.donor(), place.dataset, **options)
+    assert sorted(place.folder.iterdir()) == before
+
+
+def test_plans_of_nnunets_planner_are_never_overwritten(place):
+    place = place()
+    (place.folder / "nnUNetPlans.json").write_text(json.dumps(tiny.plans(place.dataset)))
+    before = sorted(place.folder.iterdir())
+    with pytest.raises(ConfigurationError, match="left alone. Choose another name with -p"):
+        transfer(place.donor(), place.dataset, plans_name="nnUNetPlans")
+    assert sorted(place.folder.iterdir()) == before
+
+
+def test_damaged_plans_of_the_same_name_are_named(place):
+    place = place()
+    (place.folder / "nnUNetDantePlans.json").write_text("{")
+    with pytest.raises(ConfigurationError, match="exists and is no JSON"):
+        transfer(place.donor(), place.dataset)
+
+
+def test_two_dimensional_images_are_refused_for_a_three_dimensional_donor(place):
+    place = place(shape=(20, 24, 1), values=())
+    with pytest.raises(TransferError, match="holds 2D images .* 3D with patch"):
+        transfer(place.donor(), place.dataset)
+
+
+def test_every_refusal_is_a_dante_error(place):
+    place = place()
+    folder = place.donor()
+    (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(DanteError, match="truncated, damaged or no torch file"):
+        transfer(folder, place.dataset)
+
+
+def test_stock_nnunet_takes_plans_data_and_start_weights(prepared):
+    """The session's shared data set went through the real fingerprint extractor and nnU-Net's preprocessing."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    plans = json.loads((prepared.preprocessed / "nnUNetDantePlans.json").read_text())
+    content = json.loads((prepared.preprocessed / "dataset.json").read_text())
+    trainer = nnUNetTrainer(plans | {"continue_training": False}, "3d_fullres", 0, content, torch.device("cpu"))
+    trainer.initialize()
+    start = prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth"
+    load_pretrained_weights(trainer.network, str(start))
+    weights = load_checkpoint_safely(start)["network_weights"]
+    loaded = trainer.network.state_dict()
+    assert all(torch.equal(loaded[k], weights[k]) for k in loaded if "seg_layers" not in k)
+    train, _ = trainer.get_tr_and_val_datasets()
+    data, seg, *_ = train.load_case(train.identifiers[0])
+    assert data.shape[0] == 1
+    assert sorted(set(seg[:].ravel().tolist()) - {-1}) == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_nnunets_own_command_preprocesses_with_the_printed_line(place):
+    place = place(labels=TARGET_LABELS, values=(2, 1, 3))
+    report = transfer(place.donor(configuration="3d_cascade_fullres"), place.dataset)
+    name, *arguments = report.preprocess.split()
+    subprocess.run([str(Path(sys.executable).with_name(name)), *arguments], check=True, env=os.environ)
+    assert {p.name for p in place.folder.iterdir() if p.is_dir()} == {
+        "nnUNetDantePlans_3d_fullres", "nnUNetDantePlans_3d_lowres", "gt_segmentations"}
