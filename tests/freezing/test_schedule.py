@@ -1,0 +1,64 @@
+import pytest
+
+from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.freezing.schedule import Schedule, Stage, constant, dante_fractions, gradual_unfreezing
+
+NAMES = ["head", "decoder.0", "decoder.1", "decoder.2", "decoder.3", "decoder.4", "bottleneck", "encoder.4",
+         "encoder.3", "encoder.2", "encoder.1", "encoder.0"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 10, 19, 100, 1000])
+@pytest.mark.parametrize("direction", ["output_first", "input_first"])
+@pytest.mark.parametrize("max_stages", [1, 2, 7, 50])
+def test_stages_only_grow_start_with_the_head_and_end_with_everything(epochs, direction, max_stages):
+    schedule = gradual_unfreezing(NAMES, epochs=epochs, direction=direction, max_stages=max_stages)
+    stages = [schedule.stage(epoch).trainable for epoch in range(epochs)]
+    assert all(set(a) <= set(b) for a, b in zip(stages, stages[1:]))
+    assert "head" in stages[0] and set(stages[-1]) == set(NAMES)
+    assert len(schedule.stages) <= min(max_stages, epochs)
+
+
+def test_everything_is_open_at_half_time_and_not_before():
+    schedule = gradual_unfreezing(NAMES, epochs=100)
+    assert set(schedule.stage(50).trainable) == set(NAMES) != set(schedule.stage(49).trainable)
+    assert schedule.stage(0).trainable == ("head",) and len(schedule.stages) == 7
+
+
+def test_the_direction_decides_which_end_opens_first():
+    first = gradual_unfreezing(NAMES, epochs=100).stages[1].trainable
+    assert first == ("head", "decoder.0", "decoder.1")
+    first = gradual_unfreezing(NAMES, epochs=100, direction="input_first").stages[1].trainable
+    assert first == ("head", "encoder.0", "encoder.1")
+
+
+@pytest.mark.parametrize(("options", "named"), [({"direction": "sideways"}, "'sideways'"), ({"epochs": 0}, "epochs=0"),
+                                               ({"open_by": 2}, "open_by=2"), ({"max_stages": 0}, "max_stages=0")])
+def test_bad_options_are_named(options, named):
+    with pytest.raises(ConfigurationError, match=named):
+        gradual_unfreezing(NAMES, **({"epochs": 10} | options))
+
+
+def test_dante_fractions_are_those_of_its_formula():
+    """E = 200, f = 0.5: 0.63 at 20, 0.77 at 40, 0.90 at 60, all at 80 (dante-trainer 1.0.3b3)."""
+    found = dante_fractions(epochs=200)
+    assert [e for e, _ in found] == [0, 20, 40, 60, 80]
+    assert [f for _, f in found] == pytest.approx([0.5, 0.633, 0.767, 0.9, 1.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 10, 19, 20, 100])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 0.9])
+def test_the_wanted_freeze_holds_at_the_first_epoch_however_short_the_training(epochs, fraction):
+    """Dante 1.0.3b3 ignores it for fewer than 20 epochs, and steps parameters twice when nothing is frozen."""
+    found = dante_fractions(epochs=epochs, fraction=fraction)
+    assert found[0] == (0, 1 - fraction)
+    assert all(a < b for (_, a), (_, b) in zip(found, found[1:]))
+
+
+@pytest.mark.parametrize("stages", [(), (Stage(1, ("a",)),), (Stage(0, ("a",)), Stage(0, ("b",))), (Stage(0, ()),)])
+def test_impossible_schedules_are_refused(stages):
+    with pytest.raises(ConfigurationError):
+        Schedule(stages)
+
+
+def test_constant_is_one_stage():
+    assert constant(["a", "b"]).stage(99).trainable == ("a", "b")

@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.peft.low_rank import LowRankDelta, capped_rank
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3), (6, 4, 3, 1), (6, 4, 3, 3, 2)])
+def test_channel_delta_is_the_formula_at_every_kernel_offset(shape):
+    delta = LowRankDelta(shape, rank=2, alpha=6.0)
+    torch.nn.init.normal_(delta.lora_B)
+    flat = delta.delta().reshape(shape[0], shape[1], -1)
+    for k in range(flat.shape[-1]):
+        assert torch.allclose(flat[:, :, k], 3.0 * delta.lora_A[k] @ delta.lora_B[k], atol=1e-6)
+
+
+def test_flat_delta_has_rank_r_as_a_matrix():
+    delta = LowRankDelta((8, 6, 3, 3, 3), rank=2, alpha=2.0, factorisation="flat")
+    torch.nn.init.normal_(delta.lora_B)
+    matrix = delta.delta().reshape(8, -1)
+    assert torch.linalg.matrix_rank(matrix) == 2
+    assert torch.equal(matrix, delta.lora_A @ delta.lora_B)
+
+
+@pytest.mark.parametrize("factorisation", ["channel", "flat"])
+def test_it_starts_as_zero_and_reset_makes_it_zero_without_random_numbers(factorisation):
+    delta = LowRankDelta((8, 8, 3, 3), rank=2, factorisation=factorisation)
+    assert not delta.delta().any()
+    torch.nn.init.normal_(delta.lora_B)
+    state = torch.get_rng_state()
+    delta.reset()
+    assert not delta.delta().any() and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(32, 1, 3, 3, 3), (32, 16, 3, 3, 3), (4, 4, 1, 1), (320, 320, 3, 3, 3), (7, 5)])
+@pytest.mark.parametrize("factorisation", ["channel", "flat"])
+def test_capped_rank_is_the_largest_that_is_cheaper_than_the_layer(shape, factorisation):
+    size, kernel = torch.Size(shape).numel(), torch.Size(shape[2:]).numel()
+    one = kernel * (shape[0] + shape[1]) if factorisation == "channel" else shape[0] + shape[1] * kernel
+    rank = capped_rank(shape, 1000, factorisation=factorisation)
+    assert rank * one < size <= (rank + 1) * one
+    assert capped_rank(shape, 1, factorisation=factorisation) == min(rank, 1)
+
+
+def test_a_stem_costs_more_as_factors_than_in_full_at_any_rank():
+    assert capped_rank((32, 1, 3, 3, 3), 1) == 0
+    with pytest.raises(ConfigurationError, match="train it in full"):
+        LowRankDelta((32, 1, 3, 3, 3), rank=1)
+
+
+def test_a_capped_rank_keeps_the_wanted_scale():
+    assert LowRankDelta((8, 4, 3), rank=100, alpha=50.0).scale == 0.5
+
+
+@pytest.mark.parametrize(("options", "named"), [({"rank": 0}, "rank is 0"), ({"factorisation": "tucker"}, "'tucker'")])
+def test_bad_options_are_named(options, named):
+    with pytest.raises(ConfigurationError, match=named):
+        LowRankDelta((8, 8, 3), **options)
+
+
+def test_delta_is_float32_under_autocast():
+    delta = LowRankDelta((8, 8, 3), rank=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert delta.delta().dtype == torch.float32
+        assert (delta.lora_A[0] @ delta.lora_B[0]).dtype == torch.bfloat16  # what autocast would have made of it
