@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import nnunetv2
+import torch
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -16,8 +17,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import head_modules, stem_modules
+from ..freezing.groups import head_modules
 from ..types import DatasetJson, Plans, ReadOnlyStateDict
+from .names import channel_names
 
 
 def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
@@ -84,7 +86,16 @@ def head_rows(network: nn.Module) -> dict[str, int]:
     return {name: rows[id(p)] for name, p in network.named_parameters() if id(p) in rows}
 
 
-def stem_weights(network: nn.Module) -> tuple[str, ...]:
-    """State-dict keys of the weights, shape (out, in, *kernel), that read the image channels."""
-    weights = {id(module.weight) for module in stem_modules(network)}
-    return tuple(name for name, p in network.named_parameters() if id(p) in weights)
+def stem_weights(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
+                 trainer_name: str = "nnUNetTrainer") -> tuple[str, ...]:
+    """State-dict keys of the weights, shape (out, in, *kernel), that read the image channels.
+
+    Found by building the network with one channel more and looking which shapes change: some stems have several such
+    layers (PrimusV2 reads the image in a residual block, so twice). No memory is allocated for the weights.
+    """
+    more = {**dataset_json, "channel_names": dict(enumerate([*channel_names(dataset_json), "one more"]))}
+    more.pop("modality", None)  # nnU-Net reads the old key first
+    with torch.device("meta"):
+        one, other = (build_network(plans, content, configuration, trainer_name=trainer_name).state_dict()
+                      for content in (dataset_json, more))
+    return tuple(key for key in one if one[key].shape != other[key].shape)

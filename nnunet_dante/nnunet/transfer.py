@@ -103,8 +103,9 @@ def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dic
         network = build_network(plans, new, donor.configuration, trainer_name=donor.network_trainer)
     old_rows, new_rows = (Rows(names=head_names(d), regions=has_regions(d)) for d in (old, new))
     weights, labels = head_surgery(donor.weights, heads=head_rows(network), donor=old_rows, target=new_rows)
+    stems = stem_weights(plans, new, donor.configuration, trainer_name=donor.network_trainer)
     weights, channels, previous = stem_surgery(
-        weights, stems=stem_weights(network), donor=channel_names(old), target=channel_names(new),
+        weights, stems=stems, donor=channel_names(old), target=channel_names(new),
         donor_previous=previous_stage_names(old) if cascaded else (),
         target_previous=previous_stage_names(new) if cascaded else ())
     weights, reinitialised = _fitted(weights, network.state_dict())
@@ -112,7 +113,7 @@ def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dic
     label_kind = kind[new_rows.regions] + ("" if old_rows.regions == new_rows.regions else
                                            f" (donor: {kind[old_rows.regions]}; same names start from each other)")
     return weights, {"labels": labels, "channels": channels, "previous_stage": previous, "label_kind": label_kind,
-                     "reinitialised": reinitialised, "weights_copied": _share_copied(donor.weights, weights)}
+                     "reinitialised": reinitialised, "weights_copied": _share_copied(donor.weights, weights, reinitialised)}
 
 
 def _fitted(weights: StateDict, expected: StateDict) -> tuple[StateDict, tuple[str, ...]]:
@@ -125,7 +126,7 @@ def _fitted(weights: StateDict, expected: StateDict) -> tuple[StateDict, tuple[s
     return fitted, tuple(replaced)
 
 
-def _share_copied(donor: StateDict, weights: StateDict) -> float:
+def _share_copied(donor: StateDict, weights: StateDict, reinitialised: tuple[str, ...]) -> float:
     """Share of the numbers that stand unchanged in the donor; rows and channels count by value, wherever they went."""
     copied = total = 0
     for key, tensor in unique_tensors(weights).items():
@@ -133,7 +134,7 @@ def _share_copied(donor: StateDict, weights: StateDict) -> float:
         old = donor[key]
         if tensor is old or (tensor.shape == old.shape and torch.equal(tensor, old)):
             copied += tensor.numel()
-        elif tensor.shape[2:] == old.shape[2:]:
+        elif key not in reinitialised:
             dim = 1 if tensor.ndim > 1 and tensor.shape[0] == old.shape[0] else 0
             known = old.unbind(dim)
             copied += sum(part.numel() for part in tensor.unbind(dim)

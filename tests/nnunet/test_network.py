@@ -7,27 +7,43 @@ import tiny
 import torch
 
 from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.nnunet.checkpoint import unique_tensors
 from nnunet_dante.nnunet.network import build_network, differences, head_rows, stem_weights
 
 
 @pytest.mark.parametrize(("configuration", "channels"), [("2d", 1), ("3d_fullres", 1), ("3d_cascade_fullres", 3)])
 @pytest.mark.parametrize("architecture", ["PlainConvUNet", "ResidualEncoderUNet"])
 def test_heads_and_stem_of_unets(configuration, channels, architecture):
-    network = build_network(tiny.plans("D", architecture=architecture), tiny.dataset_json(), configuration)
+    plans = tiny.plans("D", architecture=architecture)
+    network = build_network(plans, tiny.dataset_json(), configuration)
     state = network.state_dict()
     assert head_rows(network) == {k: 0 for k in state if k.startswith("decoder.seg_layers")}
-    (stem,) = stem_weights(network)
-    assert stem.startswith("encoder.")
-    assert state[stem].shape[1] == channels
+    stems = stem_weights(plans, tiny.dataset_json(), configuration)
+    (weight,) = unique_tensors({key: state[key] for key in stems}).values()
+    assert weight.shape[1] == channels
+    assert all(weight.data_ptr() != state[key].data_ptr() for key in state if key not in stems)
     assert all(state[k].shape[0] == 3 for k in head_rows(network))
 
 
-def test_head_and_stem_of_primus():
+def test_head_of_primus_keeps_its_rows_in_the_second_dimension():
     network = tiny.primus(channels=2, classes=5)
     state, rows = network.state_dict(), head_rows(network)
     assert {state[k].shape[dim] for k, dim in rows.items()} == {5}
     assert {state[k].ndim for k in rows} == {1, 5}
-    assert [state[k].shape[1] for k in stem_weights(network)] == [2]
+
+
+@pytest.mark.parametrize(("trainer", "layers"), [("nnUNet_Primus_S_Trainer", 1), ("nnUNet_PrimusV2S_Trainer", 2)])
+def test_every_layer_of_primus_that_reads_the_image_is_found(trainer, layers):
+    plans, content = tiny.plans("D"), tiny.dataset_json()
+    state = build_network(plans, content, "3d_fullres", trainer_name=trainer).state_dict()
+    stems = stem_weights(plans, content, "3d_fullres", trainer_name=trainer)
+    assert len(unique_tensors({key: state[key] for key in stems})) == layers
+
+
+def test_old_key_modality_is_counted_too():
+    content = tiny.dataset_json()
+    content["modality"] = content.pop("channel_names")
+    assert stem_weights(tiny.plans("D"), content, "2d")
 
 
 def test_differences_name_missing_foreign_and_misshapen_keys():

@@ -205,6 +205,28 @@ def test_trainers_that_replace_the_network_are_named(place):
     assert "class MyTrainer(DanteMixin, nnUNetTrainerBN)" in str(transfer(folder, place.dataset))
 
 
+@pytest.mark.slow  # 23 million weights: nnU-Net's trainers fix the size
+@pytest.mark.parametrize("trainer", ["nnUNet_Primus_S_Trainer", "nnUNet_PrimusV2S_Trainer"])
+def test_primus_keeps_what_does_not_depend_on_the_labels(place, trainer):
+    place = place(labels=TARGET_LABELS, values=(2, 1, 3), channel_names={"0": "T2", "1": "MRI"})
+    folder = place.donor()
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    init = checkpoint["init_args"]
+    old = build_network(init["plans"], init["dataset_json"], "3d_fullres", trainer_name=trainer)
+    torch.save(checkpoint | {"network_weights": old.state_dict(), "trainer_name": trainer}, path)
+    report = transfer(folder, place.dataset)
+    content = json.loads((place.folder / "dataset.json").read_text())
+    new = build_network(place.plans(), content, "3d_fullres", trainer_name=trainer)
+    new.load_state_dict(place.start()["network_weights"])
+    assert all(name.startswith("up_projection") for name in report.reinitialised)
+    assert 0.9 < report.weights_copied < 1.0
+    old.eval(), new.eval()
+    x = torch.randn(1, 2, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(old.down_projection(x[:, 1:]), new.down_projection(x), atol=1e-5)
+
+
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"configuration": "2d"}, DonorError, "trained for configuration '3d_fullres'; -c asks for '2d'"),
     ({"plans_name": "a__b"}, ConfigurationError, "must not be empty nor hold '__'"),
