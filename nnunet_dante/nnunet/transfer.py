@@ -11,6 +11,7 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
 
 from .. import __version__
 from ..errors import ConfigurationError, TransferError
@@ -112,8 +113,9 @@ def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dic
     kind = {True: "sigmoid regions", False: "softmax labels"}
     label_kind = kind[new_rows.regions] + ("" if old_rows.regions == new_rows.regions else
                                            f" (donor: {kind[old_rows.regions]}; same names start from each other)")
+    copied = _share_copied(donor.weights, weights, reinitialised)
     return weights, {"labels": labels, "channels": channels, "previous_stage": previous, "label_kind": label_kind,
-                     "reinitialised": reinitialised, "weights_copied": _share_copied(donor.weights, weights, reinitialised)}
+                     "reinitialised": reinitialised, "weights_copied": copied}
 
 
 def _fitted(weights: StateDict, expected: StateDict) -> tuple[StateDict, tuple[str, ...]]:
@@ -134,12 +136,15 @@ def _share_copied(donor: StateDict, weights: StateDict, reinitialised: tuple[str
         old = donor[key]
         if tensor is old or (tensor.shape == old.shape and torch.equal(tensor, old)):
             copied += tensor.numel()
-        elif key not in reinitialised:
-            dim = 1 if tensor.ndim > 1 and tensor.shape[0] == old.shape[0] else 0
-            known = old.unbind(dim)
-            copied += sum(part.numel() for part in tensor.unbind(dim)
-                          if any(part.shape == k.shape and torch.equal(part, k) for k in known))
+        elif key not in reinitialised:  # rows or channels moved by name, in the first or the second dimension
+            copied += max(_shared_slices(tensor, old, dim) for dim in range(min(2, tensor.ndim)))
     return copied / total
+
+
+def _shared_slices(tensor: Tensor, old: Tensor, dim: int) -> int:
+    known = old.unbind(dim)
+    return sum(part.numel() for part in tensor.unbind(dim)
+               if any(part.shape == k.shape and torch.equal(part, k) for k in known))
 
 
 def _write(donor: Donor, target: Target, plans: Plans, weights: StateDict,

@@ -112,6 +112,18 @@ def test_softmax_donor_to_regions_and_back(place):
     assert place.start()["network_weights"]["decoder.seg_layers.0.weight"].shape[0] == 2
 
 
+def test_share_of_copied_weights_counts_moved_rows_but_not_new_ones(place):
+    swapped = place(labels={"background": 0, "lesion": 1, "organ": 2}, values=(2, 1))
+    folder = swapped.donor()
+    assert transfer(folder, swapped.dataset).weights_copied == 1.0
+    content = json.loads((swapped.paths["nnUNet_raw"] / swapped.dataset / "dataset.json").read_text())
+    content["labels"] = TARGET_LABELS
+    (swapped.paths["nnUNet_raw"] / swapped.dataset / "dataset.json").write_text(json.dumps(content))
+    heads, total = 2, sum(p.numel() for p in tiny.plain_unet(classes=4).parameters())
+    new_rows = 8 + 4 + heads  # one row of 8 and one of 4 weights, one bias each
+    assert transfer(folder, swapped.dataset).weights_copied == pytest.approx(1 - new_rows / total)
+
+
 def test_donors_source_forms_give_the_same_start_weights(place):
     place = place()
     folder = place.donor()
