@@ -115,6 +115,11 @@ def test_softmax_donor_to_regions_and_back(place):
 def test_share_of_copied_weights_counts_moved_rows_but_not_new_ones(place):
     swapped = place(labels={"background": 0, "lesion": 1, "organ": 2}, values=(2, 1))
     folder = swapped.donor()
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    for tensor in checkpoint["network_weights"].values():
+        tensor.copy_(torch.randn_like(tensor))  # as after training: no two biases are equal
+    torch.save(checkpoint, path)
     assert transfer(folder, swapped.dataset).weights_copied == 1.0
     content = json.loads((swapped.paths["nnUNet_raw"] / swapped.dataset / "dataset.json").read_text())
     content["labels"] = TARGET_LABELS
