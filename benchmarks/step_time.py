@@ -98,12 +98,15 @@ def main() -> None:
     for _ in range(options.rounds + 1):
         for name, contender in racing.items():
             times[name].append(contender.step(x))
-    rows = [{"name": name, "trained_parameters": contender.trained, "step_s": round(statistics.median(times[name][1:]), 4),
-             "step_ratio": round(statistics.median(t / e for t, e in zip(times[name][1:], times["everything"][1:])), 3)}
+    everything = times["everything"]
+    rows = [{"name": name, "trained_parameters": contender.trained,
+             "step_s": round(statistics.median(times[name][1:]), 4),
+             "step_ratio": round(statistics.median(t / e for t, e in zip(times[name][1:], everything[1:])), 3)}
             for name, contender in racing.items()]
     for row in rows:
         print(f"{row['name']:<22}{row['trained_parameters']:>12,}{row['step_s']:>9.3f} s{row['step_ratio']:>8.2f} x")
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    machine = torch.cuda.get_device_name() if device == "cuda" else \
+        f"{platform.machine()}, {torch.get_num_threads()} threads"
     stem = f"step_time_{device}"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{stem}.json").write_text(json.dumps(

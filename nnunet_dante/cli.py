@@ -57,7 +57,7 @@ def demo(out: Path, data: Path | None) -> None:
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.")
 @click.option("--rank", type=click.IntRange(1), help="Rank of the low-rank factors.")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Scale of the low-rank delta: alpha / rank.")
-@click.option("--trust", is_flag=True, help="Read a checkpoint that needs to execute code; only if you know its author.")
+@click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
 def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, **options) -> None:
     """Make a pretrained nnU-Net the start of a training on your data set.
 

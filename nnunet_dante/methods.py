@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .errors import ConfigurationError
 from .freezing.groups import Group, low_rank_targets, parameter_groups
 from .freezing.schedule import Schedule, Stage, constant, dante_fractions, gradual_unfreezing
-from .peft.inject import adapted
+from .peft.inject import adapted, original
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Method:
 
 def trained_groups(network: nn.Module) -> tuple[Group, ...]:
     """Return the network's groups without the frozen originals of adapted weights."""
-    frozen = {id(module.parametrizations["weight"].original) for module in adapted(network).values()}
+    frozen = {id(original(module)) for module in adapted(network).values()}
     return tuple(Group(g.name, tuple((n, p) for n, p in g.parameters if id(p) not in frozen))
                  for g in parameter_groups(network))
 

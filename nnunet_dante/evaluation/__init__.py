@@ -1,0 +1,1 @@
+"""Metrics, convergence, plots and reports; no nnU-Net needed."""

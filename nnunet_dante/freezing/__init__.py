@@ -1,0 +1,1 @@
+"""Which parameters belong together, and from which epoch they are trained."""

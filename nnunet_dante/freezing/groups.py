@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -36,7 +37,8 @@ def parameter_groups(network: nn.Module) -> tuple[Group, ...]:
         ConfigurationError: the network is neither, or has parameters outside these parts.
     """
     names = {id(p): name for name, p in network.named_parameters()}
-    groups, taken = [], set()
+    groups: list[Group] = []
+    taken: set[int] = set()
     for group, modules in _parts(network):
         own = {id(p): p for m in modules for p in (m.parameters() if isinstance(m, nn.Module) else [m])
                if id(p) not in taken}
@@ -49,21 +51,21 @@ def parameter_groups(network: nn.Module) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def head_modules(network: nn.Module) -> tuple[nn.Module, ...]:
+def head_modules(network: Any) -> tuple[nn.Module, ...]:
     """Return the layers that produce the segmentation maps, of all resolutions."""
     if _is_unet(network):
-        return tuple(network.decoder.seg_layers)  # type: ignore[union-attr,arg-type]
+        return tuple(network.decoder.seg_layers)
     if _is_primus(network):
         return (_layers(network.up_projection)[-1],)
     raise _unknown(network)
 
 
-def stem_modules(network: nn.Module) -> tuple[nn.Module, ...]:
+def stem_modules(network: Any) -> tuple[nn.Module, ...]:
     """Return the layer that reads the image channels."""
     if _is_unet(network):
-        return (_layers(network.encoder)[0],)  # type: ignore[arg-type]
+        return (_layers(network.encoder)[0],)
     if _is_primus(network):
-        return (_layers(network.down_projection)[0],)  # type: ignore[arg-type]
+        return (_layers(network.down_projection)[0],)
     raise _unknown(network)
 
 
@@ -96,7 +98,7 @@ def _is_primus(network: nn.Module) -> bool:
         hasattr(network, part) for part in ("down_projection", "up_projection"))
 
 
-def _unet_parts(network: nn.Module) -> Iterator[tuple[str, list]]:
+def _unet_parts(network: Any) -> Iterator[tuple[str, list]]:
     encoder, decoder = network.encoder, network.decoder
     yield "head", list(decoder.seg_layers)
     levels = list(zip(decoder.stages, decoder.transpconvs))[::-1]  # registered deepest first
@@ -108,7 +110,7 @@ def _unet_parts(network: nn.Module) -> Iterator[tuple[str, list]]:
         yield f"encoder.{level}", [stages[level]] if level else [encoder]  # the last takes the stem too
 
 
-def _primus_parts(network: nn.Module) -> Iterator[tuple[str, list]]:
+def _primus_parts(network: Any) -> Iterator[tuple[str, list]]:
     yield "head", list(head_modules(network))
     yield "decoder", [network.up_projection]
     blocks = list(network.eva.blocks)
@@ -119,5 +121,5 @@ def _primus_parts(network: nn.Module) -> Iterator[tuple[str, list]]:
 
 def _unknown(network: nn.Module) -> ConfigurationError:
     return ConfigurationError(
-        f"{type(network).__name__} is not a network whose parts are known. Supported are U-Nets with encoder.stages and "
-        f"decoder.stages, .transpconvs, .seg_layers (PlainConvUNet, ResidualEncoderUNet) and Primus.")
+        f"{type(network).__name__} is not a network whose parts are known. Supported are U-Nets with encoder.stages, "
+        f"decoder.stages, .transpconvs and .seg_layers (PlainConvUNet, ResidualEncoderUNet), and Primus.")

@@ -55,8 +55,9 @@ def apply(base_checkpoint: PathLike, adapter: PathLike, output: PathLike) -> Non
     metadata, tensors = read_adapter(adapter)
     weights = load_checkpoint_safely(base_checkpoint)["network_weights"]
     if (found := weights_sha256(weights)) != metadata["base_sha256"]:
-        raise AdapterError(f"{Path(adapter).name} was trained on weights with sha256 {metadata['base_sha256'][:16]}..., "
-                           f"{Path(base_checkpoint).name} holds {found[:16]}.... Give the start weights of its own "
+        wanted = metadata["base_sha256"]
+        raise AdapterError(f"{Path(adapter).name} was trained on weights with sha256 {wanted[:12]}..., "
+                           f"{Path(base_checkpoint).name} holds {found[:12]}.... Give the start weights of its own "
                            f"training: the same donor, transferred to the same labels and channels.")
     factors = {k: v for k, v in tensors.items() if k.endswith((".lora_A", ".lora_B"))}
     changed = {k: v for k, v in tensors.items() if k not in factors}
@@ -129,8 +130,9 @@ def _with_adapter(checkpoint: PathLike) -> tuple[dict[str, Any], dict[str, Any]]
     content = load_checkpoint_safely(checkpoint)
     dante = content.get("dante") or {}
     if not dante.get("adapter"):
-        raise AdapterError(f"{Path(checkpoint).name} holds no low-rank factors (method {dante.get('method', 'stock')}); "
-                           f"adapters come from nnUNetTrainerLoRA and nnUNetTrainerLoRADecoder.")
+        raise AdapterError(f"{Path(checkpoint).name} holds no low-rank factors (method "
+                           f"{dante.get('method', 'stock')}); adapters come from nnUNetTrainerLoRA and "
+                           f"nnUNetTrainerLoRADecoder.")
     return content, dante
 
 

@@ -103,4 +103,5 @@ def _audit() -> str:
     method = LoRA()
     adapted = inject(network, method.low_rank_modules(network), rank=method.rank, alpha=method.alpha)
     method.plan(network).restrict(network)
-    return f"{len(adapted)} weights adapted in a default 3d PlainConvUNet. {audit_gradients(network, torch.rand(1, 1, 64, 64, 64))}"
+    report = audit_gradients(network, torch.rand(1, 1, 64, 64, 64))
+    return f"{len(adapted)} weights adapted in a default 3d PlainConvUNet. {report}"

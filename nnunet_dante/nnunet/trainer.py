@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -31,13 +31,13 @@ from ..peft.inject import adapted, inject, load_split
 from ..types import StateDict
 from .adapter import extract
 from .checkpoint import load_checkpoint_safely, save_atomically, weights_sha256
-from .lr import WarmupPolyLR
 from .dante_block import read_dante_block
+from .lr import WarmupPolyLR
 from .provenance import provenance
 from .random_state import random_state, restore_random_state
 from .start import load_start_weights
 
-_Base = nnUNetTrainer if TYPE_CHECKING else object
+_Base: Any = object  # the stock trainer to the right of the mixin provides everything else
 
 
 class DanteMixin(_Base):
@@ -48,6 +48,11 @@ class DanteMixin(_Base):
     """
 
     method: ClassVar[Method] = Method()
+
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    logger: Any
+    network: Any
 
     def initialize(self) -> None:
         """Read the plans' "dante" block before nnU-Net builds network and optimiser."""
@@ -192,7 +197,7 @@ class DanteMixin(_Base):
         return next(c.__name__ for c in type(self).__mro__
                     if issubclass(c, nnUNetTrainer) and not issubclass(c, DanteMixin))
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Load a checkpoint; one of this package continues as if it had never stopped."""
         super().load_checkpoint(filename_or_checkpoint)
         dante = load_checkpoint_safely(filename_or_checkpoint, trust=True).get("dante", {})

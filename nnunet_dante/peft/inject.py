@@ -36,7 +36,7 @@ def inject(network: nn.Module, modules: Iterable[nn.Module], *, rank: int = 8, a
     if adapted(network):
         raise InjectionError(f"this {type(network).__name__} is adapted already; call merge or remove first.")
     inside = {id(module) for module in network.modules()}
-    chosen = []
+    chosen: list[Any] = []
     for module in modules:
         weight = getattr(module, "weight", None)
         if id(module) not in inside or not isinstance(weight, nn.Parameter) or weight.ndim < 2:
@@ -48,7 +48,7 @@ def inject(network: nn.Module, modules: Iterable[nn.Module], *, rank: int = 8, a
         factors = LowRankDelta(module.weight.shape, rank=rank, alpha=alpha, factorisation=factorisation,
                                device=module.weight.device)
         parametrize.register_parametrization(module, "weight", factors)
-        module.parametrizations["weight"].original.requires_grad_(False)
+        original(module).requires_grad_(False)
     network._low_rank_hooks = (  # type: ignore[assignment]
         network.register_state_dict_post_hook(_to_stock), network.register_load_state_dict_pre_hook(_from_stock))
     return tuple(adapted(network))
@@ -71,7 +71,7 @@ def remove(network: nn.Module) -> None:
 
 def base_weights(network: nn.Module) -> StateDict:
     """Return canonical weight name -> frozen original of every adapted weight."""
-    return {name: _original(module).detach() for name, module in adapted(network).items()}
+    return {name: original(module).detach() for name, module in adapted(network).items()}
 
 
 def factors(network: nn.Module) -> StateDict:
@@ -86,14 +86,14 @@ def load_split(network: nn.Module, *, base: ReadOnlyStateDict, factors: ReadOnly
     Raises:
         InjectionError: keys or shapes differ from the network's; nothing was changed.
     """
-    targets = {name: _original(module) for name, module in adapted(network).items()}
+    targets = {name: original(module) for name, module in adapted(network).items()}
     targets |= {f"{name}.{factor}": getattr(_delta(module), factor)
                 for name, module in adapted(network).items() for factor in _FACTORS}
     given = {**base, **factors}
     if wrong := sorted(targets.keys() ^ given.keys()) or [
             k for k in targets if targets[k].shape != given[k].shape]:
         raise InjectionError(f"base and factors do not belong to this network: {len(wrong)} tensors differ in name or "
-                             f"shape, first {wrong[0]!r}. Adapt it with the rank and factorisation they were made with.")
+                             f"shape, first {wrong[0]!r}. Adapt it with the rank and factorisation of their making.")
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(given[name])
@@ -103,12 +103,17 @@ def _is_adapted(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module, "weight") and isinstance(_delta(module), LowRankDelta)
 
 
-def _delta(module: nn.Module) -> nn.Module:
-    return module.parametrizations["weight"][0]  # type: ignore[index,return-value]
+def _delta(module: Any) -> LowRankDelta:
+    return module.parametrizations["weight"][0]
 
 
-def _original(module: nn.Module) -> nn.Parameter:
-    return module.parametrizations["weight"].original  # type: ignore[index,union-attr,return-value]
+def original(module: Any) -> nn.Parameter:
+    """Return the frozen original of an adapted module's weight."""
+    return module.parametrizations["weight"].original
+
+
+def _weight(module: Any) -> torch.Tensor:
+    return module.weight
 
 
 def _by_prefix(network: nn.Module, prefix: str) -> dict[str, nn.Module]:
@@ -124,7 +129,7 @@ def _owner(key: str, modules: dict[str, nn.Module]) -> str | None:
 def _to_stock(network: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     """Show the merged weight under the stock key, at the stock place (before the bias), one tensor for all aliases."""
     modules = _by_prefix(network, prefix)
-    merged = {id(module): module.weight.detach() for module in set(modules.values())}
+    merged = {id(module): _weight(module).detach() for module in set(modules.values())}
     items = list(state.items())
     state.clear()
     for key, value in items:
@@ -140,7 +145,7 @@ def _from_stock(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
     for owner, module in _by_prefix(network, prefix).items():
         if (key := f"{owner}weight") in state:
             state[f"{owner}{_ORIGINAL}"] = state.pop(key)
-            _delta(module).reset()  # type: ignore[operator]
+            _delta(module).reset()
             for factor in _FACTORS:
                 state[f"{owner}parametrizations.weight.0.{factor}"] = getattr(_delta(module), factor).detach()
 
@@ -149,8 +154,10 @@ def _unparametrise(network: nn.Module, *, keep_update: bool) -> None:
     modules = adapted(network)
     if not modules:
         raise InjectionError(f"this {type(network).__name__} holds no low-rank factors; call inject first.")
+    module: Any
     for module in modules.values():
-        weight = nn.Parameter(module.weight.detach()) if keep_update else _original(module).requires_grad_(True)
+        weight = nn.Parameter(_weight(module).detach()) if keep_update else original(module)
+        weight.requires_grad_(True)
         # Not parametrize.remove_parametrizations: it deletes the property from a class that deep copies share.
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations

@@ -58,6 +58,8 @@ class LowRankDelta(nn.Module):
                                      f"train it in full.")
         self.shape, self.factorisation, self.scale = tuple(shape), factorisation, alpha / rank
         rows, columns, kernel = shape[0], shape[1], math.prod(shape[2:])
+        a: tuple[int, ...]
+        b: tuple[int, ...]
         if factorisation == "channel":
             a, b = (kernel, rows, self.rank), (kernel, self.rank, columns)
         else:

@@ -148,7 +148,8 @@ def test_gradual_unfreezing_keeps_closed_groups_bit_for_bit(prepared):
     trainer = build(trainers.nnUNetTrainerGradualUnfreezing, prepared)
     trainer.initialize()
     assert trainer.optimizer.param_groups[0]["name"] == "head"
-    closed = set(g["name"] for g in trainer.optimizer.param_groups) - set(trainer.training_plan.schedule.stage(0).trainable)
+    first = trainer.training_plan.schedule.stage(0)
+    closed = {g["name"] for g in trainer.optimizer.param_groups} - set(first.trainable)
     assert closed
     for group in trainer.optimizer.param_groups:
         assert all(p.requires_grad == (group["name"] not in closed) for p in group["params"])

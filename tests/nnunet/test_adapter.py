@@ -1,0 +1,92 @@
+"""Adapter files against a checkpoint that a trainer wrote: exact there and back, refused on anything else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from running import train
+
+from nnunet_dante.errors import AdapterError
+from nnunet_dante.nnunet import trainers
+from nnunet_dante.nnunet.adapter import apply, extract, info, read_adapter, remove
+from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_once, tmp_path_factory) -> Path:
+    """A folder with checkpoint_final.pth, adapter.safetensors and start.pth."""
+    with pytest.MonkeyPatch.context() as patch:
+        trainer = train(trainers.nnUNetTrainerLoRADecoder, prepared_once.activate(patch))
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("checkpoint_final.pth", "adapter.safetensors"):
+        shutil.copy(Path(trainer.output_folder, name), folder)
+    shutil.copy(prepared_once.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth", folder / "start.pth")
+    return folder
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = (load_checkpoint_safely(f)["network_weights"] for f in (a, b))
+    return list(one) == list(two) and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_base_and_adapter_equal_the_merged_checkpoint(trained, tmp_path):
+    apply(trained / "start.pth", trained / "adapter.safetensors", tmp_path / "merged.pth")
+    assert same(tmp_path / "merged.pth", trained / "checkpoint_final.pth")
+    assert not same(tmp_path / "merged.pth", trained / "start.pth")
+    assert (tmp_path / "merged.pth").stat().st_size < 2.5 * (trained / "start.pth").stat().st_size
+    merged = load_checkpoint_safely(tmp_path / "merged.pth")
+    final = load_checkpoint_safely(trained / "checkpoint_final.pth")
+    for key in ("trainer_name", "inference_allowed_mirroring_axes"):
+        assert merged[key] == final[key]
+    assert merged["init_args"]["plans"] == final["init_args"]["plans"]
+
+
+@pytest.mark.parametrize("source", ["checkpoint_final.pth", "merged.pth"])
+def test_removing_restores_the_base_bit_for_bit(trained, tmp_path, source):
+    shutil.copy(trained / "checkpoint_final.pth", tmp_path)
+    apply(trained / "start.pth", trained / "adapter.safetensors", tmp_path / "merged.pth")
+    remove(tmp_path / source, tmp_path / "base.pth")
+    assert same(tmp_path / "base.pth", trained / "start.pth")
+    apply(tmp_path / "base.pth", trained / "adapter.safetensors", tmp_path / "again.pth")
+    assert same(tmp_path / "again.pth", trained / "checkpoint_final.pth")
+
+
+def test_extracting_twice_gives_the_same_file(trained, tmp_path):
+    extract(trained / "checkpoint_final.pth", tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (trained / "adapter.safetensors").read_bytes()
+
+
+def test_it_holds_factors_and_what_was_trained_in_full_and_nothing_else(trained):
+    metadata, tensors = read_adapter(trained / "adapter.safetensors")
+    assert metadata["method"] == "LoRA" and metadata["rank"] == 2
+    assert not any(name.startswith("encoder") for name in tensors)
+    assert any(name.endswith("lora_A") for name in tensors) and "decoder.seg_layers.0.weight" in tensors
+    said = info(trained / "adapter.safetensors")
+    assert metadata["base_sha256"] in said and "vessel" in said and "Dataset901_Tiny" in said
+
+
+def test_another_base_is_refused_and_nothing_is_written(trained, tmp_path):
+    content = load_checkpoint_safely(trained / "start.pth")
+    content["network_weights"]["decoder.seg_layers.0.bias"] += 1e-6
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(AdapterError, match="trained on weights with sha256 .* other.pth holds"):
+        apply(tmp_path / "other.pth", trained / "adapter.safetensors", tmp_path / "merged.pth")
+    assert not (tmp_path / "merged.pth").exists()
+
+
+def test_files_that_hold_no_adapter_are_refused(trained, tmp_path):
+    with pytest.raises(AdapterError, match="holds no low-rank factors"):
+        extract(trained / "start.pth", tmp_path / "a.safetensors")
+    (tmp_path / "cut").write_bytes((trained / "adapter.safetensors").read_bytes()[:1000])
+    with pytest.raises(AdapterError, match="damaged"):
+        info(tmp_path / "cut")
+    with pytest.raises(AdapterError, match="does not exist"):
+        info(tmp_path / "missing")
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
+    with pytest.raises(AdapterError, match="none of nnunet_dante's"):
+        info(tmp_path / "foreign")

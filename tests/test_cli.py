@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from nnunet_dante.cli import main
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_help_names_every_command():
+    said = run("--help").output
+    for command in ("demo", "transfer", "train", "env", "doctor", "inspect", "adapter"):
+        assert command in said
+
+
+def test_our_errors_are_one_message_with_exit_code_1(tmp_path):
+    done = run("adapter", "info", __file__)
+    assert done.exit_code == 1 and done.output.startswith("Error: ") and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(("option", "value"), [("--epochs", "0"), ("--lr", "-1"), ("--intensity", "mine")])
+def test_bad_options_are_named_before_anything_is_done(option, value, tmp_path):
+    done = run("transfer", tmp_path, "-d", "1", option, value)
+    assert done.exit_code == 2 and option in done.output and value in done.output
+
+
+def test_env_prints_a_line_for_the_shell(monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", "/mine")
+    said = run("env").output
+    assert said.startswith('export nnUNet_extTrainer="') and said.rstrip().endswith(':/mine"')
+
+
+def test_transfer_without_nnunet_raw_says_so(monkeypatch, tmp_path):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    done = run("transfer", tmp_path, "-d", "1")
+    assert done.exit_code == 1 and "nnUNet_raw" in done.output
