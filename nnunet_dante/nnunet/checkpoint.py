@@ -118,9 +118,10 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 
 def save_atomically(obj: object, path: PathLike) -> None:
-    """`torch.save` that leaves either the old file or the whole new one, whatever interrupts it."""
-    with atomic_path(path) as temporary:
-        torch.save(obj, temporary)
+    """`torch.save` that leaves either the old file or the whole new one; equal content gives equal bytes."""
+    # Given a path, torch writes its name into the archive, here that of the temporary file with a process id.
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        torch.save(obj, stream)
 
 
 def write_text_atomically(text: str, path: PathLike) -> None:

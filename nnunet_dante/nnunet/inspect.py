@@ -17,6 +17,9 @@ from .checkpoint import file_sha256, load_checkpoint_safely, pickled_globals, un
 from .donor import unpack, unpacks_to_model
 from .names import channel_names, has_regions, head_names
 
+_INDENT = "    "
+_NOT_SHOWN = ("format", "version", "adapter", "random_state")  # the last two hold tensors
+
 
 def inspect_path(path: PathLike) -> str:
     """Describe a model folder, exported zip, checkpoint, start weights, adapter, plans.json or .model file.
@@ -143,9 +146,9 @@ def _provenance(block: object) -> Iterator[str]:
     if not isinstance(block, dict):
         return
     yield f"  nnunet_dante {block.get('version')}:"
-    yield from _nested({k: v for k, v in block.items() if k not in ("format", "version", "adapter")}, "    ")
+    yield from _nested({k: v for k, v in block.items() if k not in _NOT_SHOWN}, _INDENT)
     if isinstance(block.get("adapter"), dict):
-        yield "    adapter: low-rank factors included (nnunet-dante adapter extract)"
+        yield f"{_INDENT}adapter: low-rank factors included (nnunet-dante adapter extract)"
 
 
 def _nested(content: dict[str, Any], indent: str) -> Iterator[str]:
@@ -153,5 +156,7 @@ def _nested(content: dict[str, Any], indent: str) -> Iterator[str]:
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:"
             yield from _nested(value, indent + "  ")
-        elif value not in (None, {}, []) and not isinstance(value, Tensor):
+        elif value is None and indent > _INDENT:  # in the maps of labels and channels
+            yield f"{indent}{key}: new"
+        elif value not in (None, {}, []):
             yield f"{indent}{key}: {value}"

@@ -124,6 +124,13 @@ def test_an_interrupted_save_keeps_the_old_file_and_leaves_nothing_behind(tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_equal_content_is_an_equal_file(tmp_path, monkeypatch):
+    save_atomically({"w": torch.ones(3)}, tmp_path / "a.pth")
+    monkeypatch.setattr("os.getpid", lambda: 4711)
+    save_atomically({"w": torch.ones(3)}, tmp_path / "b.pth")
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
 @pytest.mark.parametrize("build", [tiny.plain_unet, tiny.residual_unet])
 def test_unique_tensors_are_the_parameters(build):
     network = build()
