@@ -100,7 +100,8 @@ def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dic
     old, new = donor.dataset_json, target.dataset_json
     cascaded = PlansManager(plans).get_configuration(donor.configuration).previous_stage_name is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # only layers whose shape depends on the labels (Primus) are random, and always the same
+        # Only layers whose shape depends on the labels (Primus) stay random: the same in every transfer.
+        torch.random.default_generator.manual_seed(0)
         network = build_network(plans, new, donor.configuration, trainer_name=donor.network_trainer)
     old_rows, new_rows = (Rows(names=head_names(d), regions=has_regions(d)) for d in (old, new))
     weights, labels = head_surgery(donor.weights, heads=head_rows(network), donor=old_rows, target=new_rows)
