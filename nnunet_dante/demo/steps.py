@@ -1,0 +1,94 @@
+"""Running nnU-Net's commands as a user would, with progress on the screen and everything they say in log files."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..errors import DanteError
+
+_ENTRY_POINTS = {
+    "nnUNetv2_plan_and_preprocess": "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:"
+                                    "plan_and_preprocess_entry",
+    "nnUNetv2_preprocess": "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:preprocess_entry",
+    "nnUNetv2_train": "nnunetv2.run.run_training:run_training_entry",
+    "nnUNetv2_predict": "nnunetv2.inference.predict_from_raw_data:predict_entry_point",
+    "nnunet-dante": "nnunet_dante.cli:main",
+}
+_EPOCH, _DICE = re.compile(r"Epoch time: "), re.compile(r"Pseudo dice (\[.*\])")
+
+
+class Steps:
+    """Numbered steps below one folder, in an environment in which nnU-Net's three folders are set."""
+
+    def __init__(self, out: Path, *, total: int):
+        self.out, self.total, self.number, self.begun = out, total, 0, time.monotonic()
+        self.logs = out / "logs"
+        folders = {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        for folder in (self.logs, *map(Path, folders.values())):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.environment = os.environ | folders | {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1",
+                                                   "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
+        self.environment.pop("nnUNet_extTrainer", None)
+
+    def announce(self, title: str) -> None:
+        """Begin the next step."""
+        self.number += 1
+        minutes, seconds = divmod(int(time.monotonic() - self.begun), 60)
+        tqdm.write(f"[{self.number}/{self.total}] {minutes}:{seconds:02d}  {title}", file=sys.stderr)
+
+    def run(self, command: str, *arguments: object, epochs: int = 0) -> str:
+        """Run one of nnU-Net's or this package's commands; with `epochs`, show a bar of them. Returns its output."""
+        module, function = _ENTRY_POINTS[command].split(":")
+        code = f"import sys; from {module} import {function}; sys.argv[0] = {command!r}; {function}()"
+        return self.python(code, *arguments, name=command, epochs=epochs)
+
+    def predict_without_this_package(self, calls: Sequence[Sequence[object]]) -> str:
+        """Run stock nnUNetv2_predict for each list of arguments, in a process where nnunet_dante does not exist."""
+        module, function = _ENTRY_POINTS["nnUNetv2_predict"].split(":")
+        words = [[str(word) for word in call] for call in calls]
+        code = (f"import sys; sys.modules['nnunet_dante'] = None\nfrom {module} import {function}\n"
+                f"for words in {words!r}:\n    sys.argv = ['nnUNetv2_predict', *words]; {function}()")
+        return self.python(code, name="nnUNetv2_predict")
+
+    def python(self, code: str, *arguments: object, name: str, epochs: int = 0) -> str:
+        """Run `code` in a new process of this interpreter.
+
+        Raises:
+            DanteError: it failed; names the log file and shows its end.
+        """
+        log = self.logs / f"{self.number}_{name}_{len(list(self.logs.iterdir()))}.log"
+        with log.open("w") as stream, tqdm(total=epochs, disable=not epochs, unit="epoch", leave=False) as bar:
+            process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=stream,
+                                       stderr=subprocess.STDOUT, env=self.environment, cwd=self.out)
+            try:
+                while process.poll() is None:
+                    time.sleep(0.2)
+                    _advance(bar, log)
+            finally:
+                process.kill()
+        said = log.read_text(errors="replace")
+        if process.returncode != 0:
+            tail = "\n".join(said.strip().splitlines()[-8:])
+            raise DanteError(f"{name} failed with exit code {process.returncode}. Its output is in {log}; the end:\n"
+                             f"{tail}")
+        return said
+
+
+def _advance(bar: tqdm, log: Path) -> None:
+    """Move the bar to the epochs that the log counts, and show the last Dice."""
+    if bar.disable:
+        return
+    said = log.read_text(errors="replace")
+    bar.update(len(_EPOCH.findall(said)) - bar.n)
+    if found := _DICE.findall(said):
+        numbers = [float(n) for n in re.findall(r"(?<![\w.])\d\.\d+(?:e-?\d+)?", found[-1])]
+        if numbers:
+            bar.set_postfix_str(f"Dice {sum(numbers) / len(numbers):.2f}")
