@@ -96,7 +96,7 @@ def write_dataset(raw: Path, modality: Modality, files: dict[str, Path]) -> Path
     folder = raw / modality.dataset
     for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    image, source = nibabel.load(files[modality.image]), nibabel.load(files[modality.mask])
+    image, source = (nibabel.Nifti1Image.from_filename(files[name]) for name in (modality.image, modality.mask))
     merged = merge_labels(np.asanyarray(source.dataobj), modality.structures)
     mask = nibabel.Nifti1Image(merged, source.affine)
     prefix = modality.train.rpartition("_")[0]

