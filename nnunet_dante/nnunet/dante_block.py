@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 from .. import __version__
@@ -40,7 +39,7 @@ def checked_overrides(overrides: Mapping[str, Any]) -> dict[str, int | float]:
         if value is None:
             continue
         kind = OVERRIDES[name]
-        valid = isinstance(value, Real) and not isinstance(value, bool) and 0 < value < float("inf")
+        valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
         if not valid or kind(value) != value:
             raise ConfigurationError(f"Override {name} is {value!r}; it must be a positive "
                                      f"{'whole number' if kind is int else 'number'}.")

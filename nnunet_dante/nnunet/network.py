@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nnunetv2
 import torch
@@ -56,7 +57,7 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
                                  "a model with one of nnU-Net's own architectures.") from error
 
 
-def _trainer(name: str) -> type:
+def _trainer(name: str) -> Any:
     folder = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
     found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
     if found is None:
