@@ -1,0 +1,58 @@
+"""run.py: the demo replaces its own results and nobody else's; the whole run is a slow test."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from nnunet_dante.demo.data import CT
+from nnunet_dante.demo.run import CONFIGURATION, DONOR_PLANS, _clear, _small, run_demo
+from nnunet_dante.errors import ConfigurationError
+
+
+def test_an_earlier_demo_is_replaced_and_other_files_stay(tmp_path):
+    _clear(tmp_path)
+    (tmp_path / "nnUNet_raw").mkdir()
+    (tmp_path / "notes.txt").touch()
+    _clear(tmp_path)
+    assert not (tmp_path / "nnUNet_raw").exists()
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_nnunet_folders_of_the_user_are_refused_and_untouched(tmp_path):
+    (tmp_path / "nnUNet_raw" / "Dataset001_Mine").mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="nnUNet_raw.*choose a new folder"):
+        run_demo(tmp_path)
+    assert (tmp_path / "nnUNet_raw" / "Dataset001_Mine").is_dir()
+
+
+def test_the_small_plans_build_a_small_network():
+    import tiny
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = _small(tiny.plans(CT.dataset, features=(32, 64, 128, 256)))
+    assert plans["plans_name"] == DONOR_PLANS
+    manager = PlansManager(plans).get_configuration(CONFIGURATION)
+    network = get_network_from_plans(manager.network_arch_class_name, manager.network_arch_init_kwargs,
+                                     manager.network_arch_init_kwargs_req_import, 1, len(CT.labels))
+    assert sum(p.numel() for p in network.parameters()) < 100_000
+    assert manager.data_identifier == f"{DONOR_PLANS}_{CONFIGURATION}"
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_a_report_with_curves_and_overlays(tmp_path):
+    """Downloads the images, unless NNUNET_DANTE_DEMO_DATA names a folder with them."""
+    data = os.environ.get("NNUNET_DANTE_DEMO_DATA")
+    report = run_demo(tmp_path / "demo", data=Path(data) if data else None)
+    text = report.read_text()
+    for method in ("before training", "LoRA", "gradual unfreezing", "from scratch"):
+        assert f"| {method} |" in text
+    assert "One person per modality" in text
+    for picture in ("overlays.png", "learning_curves.png"):
+        assert (report.parent / picture).stat().st_size > 10_000
+    fold = report.parent / "nnUNet_results" / "Dataset802_SpineMR" / "nnUNetTrainerLoRA__nnUNetDantePlans__3d_fullres"
+    assert json.loads((fold / "dataset.json").read_text())["channel_names"] == {"0": "T2w"}
