@@ -22,7 +22,7 @@ def learning_curves(runs: Sequence[Run], file: PathLike, *, share: float = 0.85)
 
     A ring marks the peak, a dot the first epoch at `share` of it, both of the raw curve.
     """
-    figure, axis = _figure(7.2, 4.2)
+    figure, ((axis,),) = _figure(7.2, 4.2)
     ends = []
     for run, colour in zip(runs, COLOURS * len(runs)):
         curve, first = run.log.mean_dice, [] if run.log.start_dice is None else [run.log.start_dice]
@@ -107,11 +107,10 @@ def _legend(figure: Any, colours: Mapping[str, str]) -> None:
 
 
 def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """Return a figure that belongs to no window system, with one axis or rows of axes."""
+    """Return a figure that belongs to no window system, and its rows of axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, axes[0][0] if rows == columns == 1 else axes
+    return figure, figure.subplots(rows, columns, squeeze=False)

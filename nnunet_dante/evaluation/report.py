@@ -17,7 +17,7 @@ def score_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str
     for method, by_label in results.items():
         dices = [by_label[n]["dice"] for n in names if by_label[n]["dice"] == by_label[n]["dice"]]
         mean = f"{sum(dices) / len(dices):.3f}" if dices else "-"
-        lines.append([method, *(f"{by_label[n]['dice']:.3f} ({_mm(by_label[n]['hd95_mm'])})" for n in names), mean])
+        lines.append([method, *(_scores(by_label[n]) for n in names), mean])
     return table(lines)
 
 
@@ -55,5 +55,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
-def _mm(distance: float) -> str:
-    return "-" if distance != distance else "missed" if distance == float("inf") else f"{distance:.1f} mm"
+def _scores(scores: Mapping[str, float]) -> str:
+    dice, distance = scores["dice"], scores["hd95_mm"]
+    if dice != dice:
+        return "-"
+    return f"{dice:.3f} ({'missed' if distance == float('inf') else f'{distance:.1f} mm'})"
