@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigurationError
+from ..freezing.groups import stem_modules
 from ..methods import LoRA, Method
 from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, inject, load_split
@@ -93,12 +94,20 @@ class DanteMixin(_Base):
                            generator=torch.Generator().manual_seed(0))
         self.audit = audit_gradients(network, patch.to(self.device))
         self.print_to_log_file(f"{self.run_method}\n{self.audit}\n{self.training_plan.table()}", add_timestamp=False)
+        self._warn_of_new_channels(network)
         self.training_plan.set_stage(0)
         network.register_load_state_dict_post_hook(self._weights_were_loaded)
         optimizer = torch.optim.AdamW(self.training_plan.optimiser_groups(), lr=method.lr,
                                       weight_decay=method.weight_decay)
         return optimizer, WarmupPolyLR(optimizer, initial_lr=method.lr, epochs=method.epochs,
                                        warmup_epochs=method.warmup_epochs)
+
+    def _warn_of_new_channels(self, network: nn.Module) -> None:
+        channels = (self.start_entry or {}).get("channel_map", {})
+        new = [name for name, known in channels.items() if known is None]
+        if new and not any(p.requires_grad for module in stem_modules(network) for p in module.parameters()):
+            self.print_to_log_file(f"WARNING: the donor does not know the channels {', '.join(new)}, and this method "
+                                   f"never trains the stem that reads them; they cannot be learned.")
 
     def _weights_were_loaded(self, *_: object) -> None:
         self.start_source = "-pretrained_weights"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from running import build, train
+from running import build, prepare, train
 
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet.transfer import transfer
-
-_spec = importlib.util.spec_from_file_location("prepared", Path(__file__).parents[1] / "nnunet/conftest.py")
-prepared = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
-_spec.loader.exec_module(prepared)  # type: ignore[union-attr]
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +30,7 @@ METHODS = [trainers.nnUNetTrainerLoRA, trainers.nnUNetTrainerLoRADecoder, traine
 @pytest.mark.parametrize("case", CASES)
 def test_methods_train_on(case, tmp_path, monkeypatch):
     options = dict(CASES[case])
-    ready = prepared.prepare(tmp_path, **options).activate(monkeypatch)
+    ready = prepare(tmp_path, **options).activate(monkeypatch)
     configuration = options.get("configuration", "3d_fullres")
     for method in METHODS:
         trainer = train(method, ready, configuration=configuration)
@@ -62,14 +57,14 @@ def test_anisotropic_kernels_and_strides(tmp_path, monkeypatch):
         return plans
 
     monkeypatch.setattr(tiny, "plans", anisotropic)
-    ready = prepared.prepare(tmp_path).activate(monkeypatch)
+    ready = prepare(tmp_path).activate(monkeypatch)
     for method in METHODS:
         assert np.isfinite(train(method, ready).logger.get_value("train_losses", None)).all()
 
 
 def test_cascade_both_stages_with_one_plans_name(tmp_path, monkeypatch):
     """nnU-Net finds the first stage's predictions by trainer and plans name."""
-    ready = prepared.prepare(tmp_path, configuration="3d_lowres").activate(monkeypatch)
+    ready = prepare(tmp_path, configuration="3d_lowres").activate(monkeypatch)
     full = tiny.write_model_folder(tmp_path / "elsewhere", configuration="3d_cascade_fullres")
     transfer(full, ready.dataset, configuration="3d_cascade_fullres", preprocess=True, num_processes=1,
              overrides={"epochs": 2, "iterations": 2, "val_iterations": 1, "rank": 2, "alpha": 4.0})

@@ -167,3 +167,11 @@ def test_checkpoint_names_the_trainer_whose_network_it_is():
         pass
 
     assert Deeper.__new__(Deeper).stock_trainer_name == "nnUNet_Primus_S_Trainer"
+
+
+def test_new_channels_that_a_method_cannot_learn_are_called_out(prepared, capsys):
+    plans = json.loads((prepared.preprocessed / "nnUNetDantePlans.json").read_text())
+    plans["dante"]["start_weights"]["3d_fullres"]["channel_map"] = {"MRI": None}
+    for cls, warned in ((trainers.nnUNetTrainerLoRADecoder, True), (trainers.nnUNetTrainerLoRA, False)):
+        build(cls, prepared, plans=plans).initialize()
+        assert ("WARNING: the donor does not know the channels MRI" in capsys.readouterr().out) == warned

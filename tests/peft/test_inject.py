@@ -199,6 +199,16 @@ def test_state_dict_keys_below_a_wrapper():
     wrapped.load_state_dict(wrapped.state_dict(), strict=True)
 
 
+def test_it_compiles_to_one_graph_and_keeps_its_keys():
+    network = tiny.plain_unet(2)
+    inject_all(network)
+    stir(network)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    x = torch.rand(1, 1, 16, 16)
+    assert torch.allclose(compiled(x)[0], network(x)[0], atol=1e-6)
+    assert list(compiled._orig_mod.state_dict()) == list(tiny.plain_unet(2).state_dict())
+
+
 def test_misuse_is_refused():
     network = tiny.plain_unet()
     with pytest.raises(InjectionError, match="not a layer of this PlainConvUNet"):
