@@ -116,7 +116,8 @@ class DanteMixin(_Base):
         """Score the start weights before the first step, or take up a stopped training where it was."""
         super().on_train_start()
         if self.resume_random_state is not None:
-            restore_random_state(self.resume_random_state)
+            if not self.is_ddp:  # the state is rank 0's: under DDP all ranks would draw the same patches
+                restore_random_state(self.resume_random_state)
             return
         if self.run_method.uses_start_weights and self.start_source == "random":
             raise ConfigurationError(
