@@ -1,0 +1,65 @@
+"""Segment with an exported .model as a Dafne client does: by dafne-dl alone, without nnunet_dante or nnU-Net.
+
+dafne-dl is installed into a folder of its own and never into the user's environment: as a normal dependency it would
+bring TensorFlow.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .download import DemoDataError
+
+REQUIREMENTS = ("dafne-dl==2.0.2b2", "dill==0.4.1", "flexidep==0.0.17", "appdirs==1.4.4", "packaging>=23")
+
+# Runs in a process of its own. argv: folder of dafne-dl, home, model, image, label names with commas, output.
+# The client shows a sagittal volume with axes (down, front, left); dafne-dl and its helper flexidep write below HOME.
+APPLY = """
+import os, sys
+for name in ("nnunet_dante", "nnunetv2", "dynamic_network_architectures"):
+    sys.modules[name] = None
+packages, home, model, image, labels, output = sys.argv[1:]
+sys.path.insert(0, packages)
+os.makedirs(home, exist_ok=True)
+os.environ["HOME"] = os.environ["USERPROFILE"] = home
+os.environ["XDG_CONFIG_HOME"] = os.environ["APPDATA"] = home
+import nibabel
+import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from dafne_dl.model_loaders import generic_load_model
+with open(model, "rb") as stream:
+    loaded = generic_load_model(stream, install_deps=False)
+volume = nibabel.load(image)
+volume = volume.as_reoriented(ornt_transform(io_orientation(volume.affine), axcodes2ornt("IAL")))
+masks = loaded.apply({"image": volume.get_fdata(dtype=np.float32), "affine": volume.affine, "split_laterality": False,
+                      "resolution": [float(mm) for mm in volume.header.get_zooms()], "classification": "demo"})
+merged = np.zeros(volume.shape, np.uint8)
+for value, name in enumerate(labels.split(","), start=1):
+    merged[np.asarray(masks[name]) > 0] = value
+nibabel.save(nibabel.Nifti1Image(merged, volume.affine), output)
+"""
+
+
+def install_dafne(cache: Path) -> Path:
+    """Return the folder in `cache` with dafne-dl, installed there once through pip, without dependencies.
+
+    Raises:
+        DemoDataError: pip failed, for instance offline.
+    """
+    target = cache / REQUIREMENTS[0].replace("==", "-")
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        fresh = Path(folder, "packages")
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--retries", "1", "--timeout", "15",
+                   "--disable-pip-version-check", "--target", str(fresh), *REQUIREMENTS]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise DemoDataError(f"dafne-dl could not be installed into {target}: pip said {reason!r}. The demo goes on "
+                                f"without it; with a network connection, run it again.")
+        fresh.replace(target)
+    return target
