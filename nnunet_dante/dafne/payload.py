@@ -1,0 +1,120 @@
+"""What goes into a `.model` file besides weights: this package's payload modules, as the source of nine functions.
+
+Dafne keeps a function as text, runs the text with `exec`, and takes the first callable it defines; imports, constants
+and helpers beside that callable are out of its reach (contract, 1.1). So each function is written as
+
+    from __future__ import annotations
+    def apply_model(model, data):
+        <the payload modules it needs, as they stand, without their imports of one another>
+        return apply(model, data)
+
+The modules stay ordinary modules: linted, typed and tested where they are, and read from there. They are five because
+each must stay readable alone, and because learning is not needed to segment:
+payload_network, payload_geometry, payload_apply, payload_cases, payload_learn; payload_weights needs no wrapping.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import pprint
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from .. import __version__
+from ..errors import DafneError
+from . import payload_apply, payload_cases, payload_geometry, payload_learn, payload_network, payload_weights
+
+_HEADER = f"# nnunet-dante {__version__}, Apache License 2.0\n"
+_APPLY = (payload_geometry, payload_apply)
+_LEARN = (*_APPLY, payload_cases, payload_learn)
+_REWRITTEN = re.compile(r"(from|import) dl")  # Dafne replaces these words wherever they stand
+
+
+def sources(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the source of each function of a `.model` file; `settings` become a literal inside the first.
+
+    Raises:
+        DafneError: the settings are not plain JSON values, or a source would not survive in Dafne.
+    """
+    shipped = {
+        "init_model_function": _wrapped("init_model", payload_network.build, (payload_network,), settings),
+        "apply_model_function": _wrapped("apply_model", payload_apply.apply, _APPLY),
+        "incremental_learn_function": _wrapped("incremental_learn", payload_learn.learn, _LEARN)}
+    for name in ("weights_to_model", "model_to_weights", "weight_copy", "calc_delta"):
+        shipped[f"{name}_function"] = inspect.getsource(getattr(payload_weights, name))
+    shipped["apply_delta_function"] = inspect.getsource(payload_weights.add)
+    shipped["factor_multiply_function"] = inspect.getsource(payload_weights.multiply)
+    for name, source in shipped.items():
+        function_of(source, name)
+    return shipped
+
+
+def _wrapped(name: str, entry: Callable, modules: tuple[ModuleType, ...], settings: Mapping | None = None) -> str:
+    parameters = "" if settings is not None else str(inspect.signature(entry))[1:-1]
+    arguments = "SETTINGS" if settings is not None else ", ".join(inspect.signature(entry).parameters)
+    body = "\n".join(_standing_alone(module) for module in modules)
+    if settings is not None:
+        body += f"\nSETTINGS = {_literal(settings)}\n"
+    body += f"\nreturn {entry.__name__}({arguments})\n"
+    return (f"{_HEADER}from __future__ import annotations\n\n\ndef {name}({parameters}):\n"
+            f"{textwrap.indent(body, '    ')}")
+
+
+def _standing_alone(module: ModuleType) -> str:
+    """The module's source without `from __future__` and without imports of other payload modules."""
+    source = inspect.getsource(module)
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and (node.level or node.module == "__future__"):
+            lines[node.lineno - 1:node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+    return "\n".join(lines) + "\n"
+
+
+def _literal(settings: Mapping[str, Any]) -> str:
+    try:
+        plain = json.loads(json.dumps(settings, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise DafneError(f"The settings of the model cannot be written into a .model file ({error}); plans.json and "
+                         "dataset.json must hold finite numbers, strings, lists and objects only.") from error
+    return pprint.pformat(plain, width=116, sort_dicts=False)
+
+
+def function_of(source: str, name: str = "function") -> Callable:
+    """Return what Dafne makes of `source`: the first callable that its `exec` defines.
+
+    Raises:
+        DafneError: Dafne would change the text, cannot run it, or finds no function.
+    """
+    if found := _REWRITTEN.search(source):
+        raise DafneError(f"The source of {name} holds {found.group()!r}, which Dafne rewrites to "
+                         f"{found.group().replace('dl', 'dafne_dl')!r}; rename the label, channel or data set there.")
+    defined: dict[str, Any] = {}
+    try:
+        exec(compile(source, f"<{name} of a .model>", "exec"), {}, defined)
+    except Exception as error:  # Dafne swallows it and keeps the text in the function's place
+        raise DafneError(f"The source of {name} does not run by itself ({error!r}).") from error
+    function = next((v for v in defined.values() if callable(v)), None)
+    if function is None:
+        raise DafneError(f"The source of {name} defines no function.")
+    function.source = source
+    return function
+
+
+def settings_of(source: str) -> dict[str, Any]:
+    """Read the settings back from the source of an init function, running nothing.
+
+    Raises:
+        DafneError: there are none.
+    """
+    try:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == ["SETTINGS"]:
+                return ast.literal_eval(node.value)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise DafneError(f"The network's description in the .model file is damaged ({error}).") from error
+    raise DafneError("The .model file was not written by nnunet-dante: its network has no SETTINGS to read.")
