@@ -1,0 +1,143 @@
+"""A `.model` file as an nnU-Net model folder again, and in words; nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import ConfigurationError, DafneError
+from ..nnunet.checkpoint import alias_sets, save_atomically, weights_sha256, write_text_atomically
+from ..nnunet.network import build_network, differences
+from ..types import PathLike, StateDict
+from . import model_file
+from .identity import structure_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """Where the model folder is. `str()` is what the command prints."""
+
+    folder: Path
+    checkpoint: Path
+    model: model_file.Model
+
+    def __str__(self) -> str:
+        origin = self.model.settings["origin"]
+        return "\n".join([
+            f"Wrote {self.folder} with {self.checkpoint.relative_to(self.folder)}",
+            f"  {_when(self.model.timestamp)}, model_id {self.model.model_id}",
+            f"  configuration {origin['configuration']}, labels: {_labels(self.model.settings)}",
+            f"  predict: nnUNetv2_predict_from_modelfolder -m {self.folder} -f {origin['fold']} -i INPUT -o OUTPUT",
+            f"  fine-tune: nnunet-dante transfer {self.folder} -d DATASET"])
+
+
+def import_model(source: PathLike, output_folder: PathLike) -> ImportReport:
+    """Write plans.json, dataset.json and fold_X/checkpoint_final.pth as nnU-Net's own training would have.
+
+    Raises:
+        UntrustedFileError: reading the file in full would execute code.
+        DafneError: another program wrote it, weights and network disagree, or `output_folder` is in use.
+    """
+    folder, model = Path(output_folder).expanduser(), model_file.open_model(source)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DafneError(f"The output folder {folder} is not empty; give a new one.")
+    origin = _origin(model, Path(source).name)
+    plans, dataset_json, configuration = origin["plans"], origin["dataset_json"], origin["configuration"]
+    weights = _stock_weights(model, origin, Path(source).name)
+    plans = plans | {"dafne": {"model_id": model.model_id, "structure": structure_id(model.settings)}}
+    axes = origin["mirroring_axes"]
+    checkpoint = folder / f"fold_{origin['fold']}" / "checkpoint_final.pth"
+    save_atomically({
+        "network_weights": weights, "optimizer_state": {"state": {}, "param_groups": []}, "grad_scaler_state": None,
+        "logging": {}, "_best_ema": None, "current_epoch": 0,
+        "init_args": {"plans": plans, "configuration": configuration, "fold": _fold(origin["fold"]),
+                      "dataset_json": dataset_json, "device": torch.device("cpu")},
+        "trainer_name": origin["trainer"],
+        "inference_allowed_mirroring_axes": None if axes is None else tuple(axes)}, checkpoint)
+    write_text_atomically(json.dumps(dataset_json, indent=4), folder / "dataset.json")
+    write_text_atomically(json.dumps(plans, indent=4), folder / "plans.json")
+    return ImportReport(folder=folder, checkpoint=checkpoint, model=model)
+
+
+def _fold(fold: str) -> int | str:
+    return int(fold) if fold.isdigit() else fold
+
+
+def _origin(model: model_file.Model, name: str) -> dict[str, Any]:
+    origin = model.settings.get("origin")
+    needed = {"plans", "dataset_json", "configuration", "mirroring_axes", "trainer", "fold"}
+    if model.settings.get("format") != 1 or not isinstance(origin, dict) or not needed <= set(origin):
+        raise DafneError(f"{name} has format {model.settings.get('format')!r}; this version ({__version__}) reads "
+                         "format 1. Install a newer nnunet-dante.")
+    return origin
+
+
+def _stock_weights(model: model_file.Model, origin: dict[str, Any], name: str) -> StateDict:
+    try:
+        network = build_network(origin["plans"], origin["dataset_json"], origin["configuration"])
+    except ConfigurationError as error:
+        raise DafneError(f"The network of {name} cannot be built: {error}") from error
+    expected = network.state_dict()
+    sets = alias_sets(expected)
+    if found := differences(model.weights, {key: expected[key] for key in sets}):
+        raise DafneError(f"The weights of {name} are not those of its network ({len(found)} differences; first: "
+                         f"{found[0]}). The file was edited; get the original.")
+    tensors = {alias: model.weights[key].to(expected[key].dtype) for key, aliases in sets.items() for alias in aliases}
+    return {key: tensors[key] for key in expected}
+
+
+def describe(path: PathLike) -> str:
+    """Say what a .model file is, whoever wrote it.
+
+    Raises:
+        DafneError: the file is missing, damaged or no .model file.
+    """
+    path = Path(path)
+    content, foreign = model_file.read(path)
+    metadata = content.get("metadata") if isinstance(content.get("metadata"), dict) else {}
+    lines = [f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB, Dafne model, "
+             f"{_when(content.get('timestamp_id'))}, model_id {content['model_id']}"]
+    if foreign:
+        lines += ["  UNSAFE: reading it in full would execute code beyond its functions, which nothing here did. It "
+                  "asks for:", *(f"    {name}" for name in foreign[:10])]
+    if kind := model_file.kind_of(content, foreign):
+        lines += [f"  {kind}; `nnunet-dante import` cannot read it", *_shown(metadata or {})]
+        return "\n".join(lines)
+    settings, weights = model_file.settings_of(str(content["init_model_function"])), content.get("weights") or {}
+    origin, how = settings["origin"], settings["learning"]
+    lines += [
+        f"  written by nnunet-dante {settings['version']} from {origin['donor']['source']}, "
+        f"{origin['configuration']} of {origin['donor']['dataset']}",
+        f"  {settings['dimension']}D, contrasts: {', '.join(settings['channels'])}; labels: {_labels(settings)}",
+        f"  weights: {sum(t.numel() for t in weights.values()):,} numbers in {len(weights)} tensors, sha256 "
+        f"{weights_sha256(weights)}",
+        f"  orientation {'as shown' if settings['as_shown'] else settings['orientation']}, patch {settings['patch']}, "
+        f"spacing {settings['spacing_mm']} mm, mirroring {settings['mirroring'] or 'off'}, tile step "
+        f"{settings['tile_step']}",
+        f"  learning: rank {how['rank']}, {how['epochs']} epochs, protection {how['protection']}",
+        *_shown(metadata or {})]
+    if content.get("is_delta"):
+        lines.append("  a difference of two models, to be added to its base")
+    return "\n".join(lines)
+
+
+def _labels(settings: dict[str, Any]) -> str:
+    return ", ".join(label["name"] for label in settings["labels"])
+
+
+def _when(timestamp: Any) -> str:
+    if not isinstance(timestamp, int) or not 0 < timestamp < 1 << 33:
+        return f"timestamp {timestamp!r}"
+    return f"version {timestamp} ({datetime.fromtimestamp(timestamp, timezone.utc):%Y-%m-%d %H:%M} UTC)"
+
+
+def _shown(metadata: dict[str, Any]) -> list[str]:
+    info = metadata.get("info")
+    shown = {"categories": metadata.get("categories"), **(info if isinstance(info, dict) else {})}
+    return [f"    {key}: {value}" for key, value in shown.items() if isinstance(value, (str, list))]
