@@ -1,0 +1,145 @@
+"""Write an nnU-Net as a Dafne `.model` file that needs nothing installed at the client."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import ConfigurationError, DafneError
+from ..nnunet.checkpoint import unique_tensors, write_text_atomically
+from ..nnunet.donor import Donor, open_donor
+from ..nnunet.network import differences
+from ..types import PathLike, StateDict
+from . import payload_network
+from .identity import model_id
+from .model_file import TYPE, write
+from .orientation import Orientation, training_orientation
+from .payload import sources
+from .settings import settings_for
+
+_SERVER_NAME = re.compile(r"[A-Za-z0-9() -]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written; str() is what the command prints."""
+
+    model: Path
+    side_file: Path
+    model_id: str
+    labels: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"Wrote {self.model} ({self.model.stat().st_size / 2**20:.1f} MiB) and {self.side_file.name}",
+                          f"  labels: {', '.join(self.labels)}", f"  model id: {self.model_id}",
+                          *(f"  {note}" for note in self.notes)])
+
+
+def export_model(model_folder: PathLike, output: PathLike, *, fold: int | str | None = None,
+                 checkpoint: str = "checkpoint_final.pth", configuration: str | None = None,
+                 categories: Sequence[str] | None = None, info: Mapping[str, str] | None = None,
+                 base: PathLike | None = None, mirroring: bool = False, tile_step: float = 0.5,
+                 orientation: str | None = None, trust: bool = False) -> ExportReport:
+    """Write `output`, NAME.model or an existing Dafne models folder, and NAME.json beside it.
+
+    Args:
+        model_folder: what `open_donor` reads; so do `fold`, `checkpoint`, `configuration` and `trust`.
+        categories: paths in Dafne's model browser, such as "Abdomen/Kidney".
+        info: texts for the model browser.
+        base: a .model of the same base, whose model id is inherited: Dafne merges models of one id only.
+        mirroring: average over mirrored images as nnUNetv2_predict does; 8 times slower in 3D.
+        tile_step: distance of windows in patches, 0 to 1; nnU-Net's own is 0.5.
+        orientation: of the training files, such as "RAS"; see `training_orientation` where it is not given.
+
+    Raises:
+        DafneError: the model cannot run in Dafne, or `base` is another model.
+        DonorError, ConfigurationError: `model_folder` or an option cannot be used.
+    """
+    if not 0 < tile_step <= 1:
+        raise ConfigurationError(f"The tile step is {tile_step}; it must lie between 0 (excluded) and 1.")
+    donor = open_donor(model_folder, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
+    timestamp = int(time.time())
+    target, name = _target(Path(output).expanduser(), donor, timestamp)
+    lies = training_orientation(donor, Path(model_folder).expanduser(), codes=orientation)
+    settings = settings_for(donor, orientation=lies.codes, as_shown=lies.as_shown, mirroring=mirroring,
+                            tile_step=tile_step)
+    weights = _weights(donor, settings)
+    identity, whose = model_id(donor, Path(model_folder).expanduser(), settings, base=base)
+    metadata = _metadata(name, donor, settings, categories, info)
+    write(target, {"type": TYPE, "model_id": identity, "timestamp_id": timestamp, "is_delta": False,
+                   "data_dimensionality": settings["dimension"], "metadata": metadata, "weights": weights,
+                   **sources(settings)})
+    side_file = target.with_name(f"{name}.json")
+    write_text_atomically(json.dumps(metadata, indent=4), side_file)
+    return ExportReport(model=target, side_file=side_file, model_id=identity,
+                        labels=tuple(label["name"] for label in settings["labels"]),
+                        notes=(f"merges with models of this id: {whose}", *_notes(name, settings, lies)))
+
+
+def _target(output: Path, donor: Donor, timestamp: int) -> tuple[Path, str]:
+    """Path of the .model file and the model's name in Dafne.
+
+    Dafne takes the text before the first underscore as the name, and separates names by commas.
+    """
+    if output.is_dir():
+        dataset = re.sub(r"^Dataset\d+_", "", donor.dataset_name)
+        name = re.sub(r"[^A-Za-z0-9()-]+", "-", f"{dataset}-{donor.configuration}").strip("-")
+        return output / f"{name}_{timestamp}.model", name
+    if output.suffix != ".model":
+        raise ConfigurationError(f"The output {output} is neither a file NAME.model nor an existing folder.")
+    if bad := sorted(set(output.stem) & set("_,")):
+        raise ConfigurationError(f"The name {output.stem!r} holds {' and '.join(map(repr, bad))}, where Dafne ends or "
+                                 f"separates names; call it {re.sub('[_,]+', '-', output.stem)}.model, for instance.")
+    return output, output.stem
+
+
+def _weights(donor: Donor, settings: Mapping[str, Any]) -> StateDict:
+    """Each weight once, under its first stock key, in storage of its own: what the shipped network has, exactly."""
+    weights = OrderedDict((key, tensor.float().clone()) for key, tensor in unique_tensors(donor.weights).items())
+    if wrong := differences(weights, payload_network.build(settings).state_dict()):
+        raise DafneError(f"The network of {donor.source} is not the one that Dafne would build ({len(wrong)} "
+                         f"differences; first: {wrong[0]}); possible are stock PlainConvUNet and ResidualEncoderUNet.")
+    return weights
+
+
+def _metadata(name: str, donor: Donor, settings: Mapping[str, Any], categories: Sequence[str] | None,
+              info: Mapping[str, str] | None) -> dict[str, Any]:
+    """What Dafne's lists and browser read: plain JSON, or the client's model list breaks.
+
+    `orientation` stays empty: Dafne would turn the image, but neither its affine nor the masks.
+    """
+    labels = ", ".join(label["name"] for label in settings["labels"])
+    network = "ResidualEncoderUNet" if settings["architecture"]["residual"] else "PlainConvUNet"
+    texts = {"Labels": labels, "Images": ", ".join(settings["channels"]), "Network": f"nnU-Net {network}",
+             "Trained on": donor.dataset_name, "Made with": f"nnunet-dante {__version__}"}
+    paths = [[part.strip() for part in path.split("/") if part.strip()] for path in categories or ("nnU-Net",)]
+    if not all(paths):
+        raise ConfigurationError(f"The categories {list(categories or ())} hold an empty one; write Abdomen/Kidney.")
+    return {"model_name": name, "model_type": "nnU-Net", "type": TYPE, "description": f"nnU-Net for {labels}",
+            "dimensionality": str(settings["dimension"]), "variants": [""], "categories": paths, "orientation": "",
+            "dependencies": {}, "can_incremental_learn": True,
+            "info": texts | {str(key): str(value) for key, value in (info or {}).items()}}
+
+
+def _notes(name: str, settings: Mapping[str, Any], lies: Orientation) -> tuple[str, ...]:
+    mirrored = settings["mirroring"]
+    notes = [f"images: {', '.join(settings['channels'])}; {settings['dimension']}D, patch {settings['patch']}",
+             f"training files lie {lies.codes}: {lies.known_from}",
+             f"mirroring: {f'axes {mirrored}' if mirrored else 'off (on is more exact and 4 to 8 times slower)'}; "
+             f"tile step {settings['tile_step']}",
+             f"learning: {settings['learning']['epochs']} epochs, LoRA rank {settings['learning']['rank']}"]
+    if not _SERVER_NAME.fullmatch(name):
+        notes.append(f"a Dafne server takes names of letters, digits, blanks, - and () only; {name!r} stays local")
+    if len(settings["channels"]) > 1:
+        notes.append("load the contrasts in the order above and show the first one: Dafne names none of them")
+    if any(how["scheme"] == "CTNormalization" for how in settings["normalization"]):
+        notes.append("Dafne rescales images with a maximum below 10 or above 10000: check such CTs (docs/dafne.md)")
+    return tuple(notes)
