@@ -32,6 +32,8 @@ _HOME = {
     "open_donor": "nnunet.donor",
     "transfer": "nnunet.transfer",
     "inspect_path": "nnunet.inspect",
+    "export_model": "dafne.export",
+    "import_model": "dafne.importer",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

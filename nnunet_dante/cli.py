@@ -110,6 +110,44 @@ def inspect(path: Path) -> None:
     click.echo(inspect_path(path))
 
 
+@main.command()
+@click.argument("model_folder", type=_EXISTING)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="NAME.model, or the models folder of a Dafne client.")
+@click.option("-c", "--configuration", help="For example 2d; needed where MODEL_FOLDER holds several.")
+@click.option("--fold", help="Default: fold_all, else the first there is.")
+@click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of the fold.")
+@click.option("--categories", multiple=True, help="Place in Dafne's model browser, such as Abdomen/Kidney; repeatable.")
+@click.option("--info", multiple=True, help="KEY=TEXT for Dafne's model browser; repeatable.")
+@click.option("--base", type=_EXISTING, help="A .model whose model id to take over, so that the two can be merged.")
+@click.option("--orientation", help="Of the training files, such as RAS; default: looked up in validation and images.")
+@click.option("--mirroring", is_flag=True, help="Average over mirrored images, as nnU-Net does: 4 to 8 times slower.")
+@click.option("--tile-step", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
+              help="Distance of windows in patches; larger is faster.")
+@click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
+def export(model_folder: Path, output: Path, categories, info, **options) -> None:
+    """Write a model as a Dafne .model file that needs nothing installed at the client, and NAME.json beside it.
+
+    MODEL_FOLDER is a model folder, a zip from nnUNetv2_export_model_to_zip, or a bare checkpoint.
+    """
+    from .dafne.export import export_model
+
+    if wrong := [text for text in info if "=" not in text]:
+        raise click.BadParameter(f"{wrong[0]!r} is not KEY=TEXT.", param_hint="--info")
+    texts = dict(text.split("=", 1) for text in info)
+    click.echo(str(export_model(model_folder, output, categories=categories or None, info=texts, **options)))
+
+
+@main.command("import")
+@click.argument("model", type=_EXISTING)
+@click.option("-o", "--output", type=_FOLDER, required=True, help="The nnU-Net model folder to write.")
+def import_(model: Path, output: Path) -> None:
+    """Write a .model of `export` as an nnU-Net model folder, also after learning and merging in Dafne."""
+    from .dafne.importer import import_model
+
+    click.echo(str(import_model(model, output)))
+
+
 @main.group()
 def adapter() -> None:
     """Work with adapter files: what was trained, in a few MB, apart from its base."""

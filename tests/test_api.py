@@ -15,7 +15,8 @@ PACKAGE = Path(nnunet_dante.__file__).parent
 PUBLIC = {
     "DanteError", "LowRankDelta", "inject", "merge", "remove", "audit_gradients", "parameter_groups", "Schedule",
     "Stage", "TrainingPlan", "Method", "LoRA", "GradualUnfreezing", "DanteGradualUnfreezing", "FineTune",
-    "DecoderOnly", "HeadOnly", "FromScratch", "DanteMixin", "open_donor", "transfer", "inspect_path", "__version__"}
+    "DecoderOnly", "HeadOnly", "FromScratch", "DanteMixin", "open_donor", "transfer", "inspect_path", "export_model",
+    "import_model", "__version__"}
 ALLOWED = {
     "peft": {"peft", "errors", "types"},
     "freezing": {"freezing", "errors", "types"},
