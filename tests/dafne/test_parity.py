@@ -1,4 +1,4 @@
-"""Exported models segment as nnU-Net's own predictor does, in dafne-dl, from what the client hands over."""
+"""Exported files segment in dafne-dl as nnU-Net's predictor does from the image file, in a few whole runs."""
 
 from __future__ import annotations
 
@@ -40,23 +40,18 @@ class Case:
 
 CASES = {
     "ras": Case(), "lps": Case(codes="LPS", plane="sagittal"), "oblique": Case(oblique=True, plane="coronal"),
-    "asr": Case(codes="ASR", plane="coronal"),
     "reoriented": Case(codes="PIL", reader="NibabelIOWithReorient", oblique=True),
     "resampled": Case(spacing_mm=(0.8, 1.3, 1.1), mirroring=True),
     "thick slices": Case(spacing_mm=(0.9, 0.9, 4.0), shape=(28, 30, 9),
                          plans={"spacing_mm": (3.0, 1.0, 1.0), "patch": (8, 16, 16)}),
-    "thick slices to thin": Case(spacing_mm=(1.0, 1.0, 5.0), shape=(28, 30, 7), codes="LPS"),
     "transposed": Case(spacing_mm=(4.0, 1.0, 1.2), shape=(9, 26, 24), codes="LAS",
                        plans={"transpose": (2, 0, 1), "spacing_mm": (4.0, 1.0, 1.0)}),
     "residual": Case(plans={"architecture": "ResidualEncoderUNet"}, codes="LAS", mirroring=True),
     "ct": Case(plans={"normalization": "CTNormalization"}, codes="LPS"),
-    "rescaled": Case(plans={"normalization": "RescaleTo01Normalization"}),
     "regions": Case(model={"labels": REGIONS, "regions_class_order": [1, 2]}, mirroring=True),
     "two contrasts": Case(channels=2, codes="LPS"),
-    "small": Case(shape=(9, 12, 10), spacing_mm=(1.2, 1.0, 1.0)),
     "2d": Case("2d", shape=(27, 24, 1), codes="LPS"),
     "2d resampled": Case("2d", shape=(27, 24, 1), spacing_mm=(0.8, 1.25, 5.0), mirroring=True),
-    "2d residual": Case("2d", shape=(27, 24, 1), plans={"architecture": "ResidualEncoderUNet"}, oblique=False),
     "2d coronal": Case("2d", shape=(24, 1, 22), plane="coronal", plans={"transpose": (1, 0, 2)}),
 }
 
