@@ -1,0 +1,147 @@
+"""importer.py: a .model comes back as an nnU-Net model folder, bit for bit; what is not ours is named, never run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import uuid
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from nnunet_dante.dafne.export import export_model
+from nnunet_dante.dafne.importer import describe, import_model
+from nnunet_dante.dafne.model_file import read, write
+from nnunet_dante.errors import DafneError, DanteError, UntrustedFileError
+from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.nnunet.inspect import inspect_path
+
+REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+
+
+@pytest.fixture
+def exported(tmp_path):
+    return export_model(tiny.write_model_folder(tmp_path / "donor"), tmp_path / "Liver.model").model
+
+
+def edited(path: Path, **changes) -> Path:
+    content, _ = read(path)
+    write(path, {**content, **changes})
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"configuration": "2d"}, {"architecture": "ResidualEncoderUNet"}, REGIONS,
+                                     {"channel_names": {"0": "T1", "1": "T2"}, "fold": "all"}], ids=str)
+def test_there_and_back_is_the_same_model(tmp_path, options):
+    folder = tiny.write_model_folder(tmp_path / "donor", **options)
+    report = import_model(export_model(folder, tmp_path / "Liver.model").model, tmp_path / "back")
+    before, after = open_donor(folder), open_donor(tmp_path / "back")
+    assert list(after.weights) == list(before.weights)
+    assert all(torch.equal(after.weights[key], tensor) for key, tensor in before.weights.items())
+    assert (after.configuration, after.mirroring_axes, after.dataset_json, after.fold, after.network_trainer) == (
+        before.configuration, before.mirroring_axes, before.dataset_json, before.fold, before.network_trainer)
+    assert report.checkpoint.parent.name == f"fold_{before.fold}"
+
+
+def test_stock_nnunet_predicts_with_the_imported_folder(exported, tmp_path):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    import_model(exported, tmp_path / "back")
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(tmp_path / "back"), use_folds=(0,))
+    weights = open_donor(tmp_path / "back").weights
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in predictor.list_of_parameters[0].items())
+
+
+def test_the_imported_model_keeps_its_model_id_when_it_is_exported_again(exported, tmp_path):
+    edited(exported, model_id="given-by-a-server")
+    import_model(exported, tmp_path / "back")
+    assert export_model(tmp_path / "back", tmp_path / "Again.model").model_id == "given-by-a-server"
+
+
+def test_learned_weights_come_back(exported, tmp_path):
+    weights = {key: tensor + 1 for key, tensor in read(exported)[0]["weights"].items()}
+    import_model(edited(exported, weights=weights), tmp_path / "back")
+    found = open_donor(tmp_path / "back").weights
+    assert all(torch.equal(found[key], tensor) for key, tensor in weights.items())
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+FOREIGN = {
+    "keras": ({"model_id": "x", "type": "DynamicDLModel", "weights": []}, "Keras"),
+    "no type": ({"model_id": "x", "weights": [1.0]}, "Keras"),
+    "monai": ({"model_id": uuid.UUID(int=1), "type": "DynamicTorchModel", "weights": {},
+               "init_model_function": "def init():\n    from monai.networks.nets import UNet"}, "MONAI"),
+    "other": ({"model_id": "x", "type": "DynamicTorchModel", "weights": {}, "init_model_function": "def f(): pass"},
+              "another program")}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_models_of_others_get_a_clear_answer(kind, tmp_path):
+    content, said = FOREIGN[kind]
+    (tmp_path / "X.model").write_bytes(pickle.dumps(content))
+    with pytest.raises(DafneError if kind != "monai" else (DafneError, UntrustedFileError), match=said):
+        import_model(tmp_path / "X.model", tmp_path / "back")
+    assert said in describe(tmp_path / "X.model") and not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("where", ["metadata", "weights", "apply_model_function"])
+def test_nothing_in_a_file_is_executed(exported, tmp_path, where):
+    content, _ = read(exported)
+    exported.write_bytes(pickle.dumps({**content, where: Bomb(tmp_path / "ran")}))
+    assert "UNSAFE" in inspect_path(exported)
+    with pytest.raises(DanteError):
+        import_model(exported, tmp_path / "back")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "more", "shape", "nan", "empty", "delta"])
+def test_damaged_weights_are_refused_and_nothing_is_written(exported, tmp_path, damage):
+    weights = dict(read(exported)[0]["weights"])
+    key = next(iter(weights))
+    changes = {"missing": {k: v for k, v in weights.items() if k != key}, "more": weights | {"more": weights[key]},
+               "shape": weights | {key: weights[key][:1]}, "nan": weights | {key: weights[key] * torch.nan},
+               "empty": {}}
+    edited(exported, **({"is_delta": True} if damage == "delta" else {"weights": changes[damage]}))
+    with pytest.raises(DafneError):
+        import_model(exported, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps([1, 2]), pickle.dumps({"a": 1})])
+def test_files_that_are_no_model_are_named(content, tmp_path):
+    (tmp_path / "X.model").write_bytes(content)
+    for function in (describe, lambda p: import_model(p, tmp_path / "back")):
+        with pytest.raises(DafneError, match=r"X\.model"):
+            function(tmp_path / "X.model")
+
+
+def test_a_truncated_file_is_called_damaged(exported, tmp_path):
+    exported.write_bytes(exported.read_bytes()[:-5000])
+    with pytest.raises(DafneError, match="damaged"):
+        describe(exported)
+
+
+def test_a_folder_in_use_is_left_alone(exported, tmp_path):
+    with pytest.raises(DafneError, match="not empty"):
+        import_model(exported, tmp_path)
+
+
+def test_inspect_says_what_matters(exported):
+    said = inspect_path(exported)
+    for word in ("organ, lesion", "3d_fullres", read(exported)[0]["model_id"], "RAS", "Dataset900_Donor"):
+        assert word in said
+
+
+def test_the_plans_that_come_back_hold_this_configuration_alone(exported, tmp_path):
+    import_model(exported, tmp_path / "back")
+    assert list(json.loads((tmp_path / "back" / "plans.json").read_text())["configurations"]) == ["3d_fullres"]
