@@ -124,6 +124,8 @@ def inspect(path: Path) -> None:
 @click.option("--mirroring", is_flag=True, help="Average over mirrored images, as nnU-Net does: 4 to 8 times slower.")
 @click.option("--tile-step", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
               help="Distance of windows in patches; larger is faster.")
+@click.option("--protection", type=click.FloatRange(0), default=0.0, show_default=True,
+              help="Pull of learning in Dafne back to the weights it starts from.")
 @click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
 def export(model_folder: Path, output: Path, categories, info, **options) -> None:
     """Write a model as a Dafne .model file that needs nothing installed at the client, and NAME.json beside it.

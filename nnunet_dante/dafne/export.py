@@ -17,7 +17,7 @@ from ..nnunet.checkpoint import unique_tensors, write_text_atomically
 from ..nnunet.donor import Donor, open_donor
 from ..nnunet.network import differences
 from ..types import PathLike, StateDict
-from . import payload_network
+from . import payload_geometry, payload_network
 from .identity import model_id
 from .model_file import TYPE, write
 from .orientation import Orientation, training_orientation
@@ -47,7 +47,7 @@ def export_model(model_folder: PathLike, output: PathLike, *, fold: int | str | 
                  checkpoint: str = "checkpoint_final.pth", configuration: str | None = None,
                  categories: Sequence[str] | None = None, info: Mapping[str, str] | None = None,
                  base: PathLike | None = None, mirroring: bool = False, tile_step: float = 0.5,
-                 orientation: str | None = None, trust: bool = False) -> ExportReport:
+                 orientation: str | None = None, protection: float = 0.0, trust: bool = False) -> ExportReport:
     """Write `output`, NAME.model or an existing Dafne models folder, and NAME.json beside it.
 
     Args:
@@ -57,6 +57,7 @@ def export_model(model_folder: PathLike, output: PathLike, *, fold: int | str | 
         base: a .model of the same base, whose model id is inherited: Dafne merges models of one id only.
         mirroring: average over mirrored images as nnUNetv2_predict does; 8 times slower in 3D.
         tile_step: distance of windows in patches, 0 to 1; nnU-Net's own is 0.5.
+        protection: pull of learning back to the weights it starts from, per step and learning rate; 0 is none.
         orientation: of the training files, such as "RAS"; see `training_orientation` where it is not given.
 
     Raises:
@@ -65,12 +66,14 @@ def export_model(model_folder: PathLike, output: PathLike, *, fold: int | str | 
     """
     if not 0 < tile_step <= 1:
         raise ConfigurationError(f"The tile step is {tile_step}; it must lie between 0 (excluded) and 1.")
+    if not 0 <= protection < float("inf"):
+        raise ConfigurationError(f"The protection is {protection}; it must be 0 (none) or larger.")
     donor = open_donor(model_folder, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
     timestamp = int(time.time())
     target, name = _target(Path(output).expanduser(), donor, timestamp)
     lies = training_orientation(donor, Path(model_folder).expanduser(), codes=orientation)
     settings = settings_for(donor, orientation=lies.codes, as_shown=lies.as_shown, mirroring=mirroring,
-                            tile_step=tile_step)
+                            tile_step=tile_step, protection=protection)
     weights = _weights(donor, settings)
     identity, whose = model_id(donor, Path(model_folder).expanduser(), settings, base=base)
     metadata = _metadata(name, donor, settings, categories, info)
@@ -120,6 +123,8 @@ def _metadata(name: str, donor: Donor, settings: Mapping[str, Any], categories: 
     network = "ResidualEncoderUNet" if settings["architecture"]["residual"] else "PlainConvUNet"
     texts = {"Labels": labels, "Images": ", ".join(settings["channels"]), "Network": f"nnU-Net {network}",
              "Trained on": donor.dataset_name, "Made with": f"nnunet-dante {__version__}"}
+    if plane := _plane(settings):
+        texts["Plane"] = plane
     paths = [[part.strip() for part in path.split("/") if part.strip()] for path in categories or ("nnU-Net",)]
     if not all(paths):
         raise ConfigurationError(f"The categories {list(categories or ())} hold an empty one; write Abdomen/Kidney.")
@@ -129,13 +134,24 @@ def _metadata(name: str, donor: Donor, settings: Mapping[str, Any], categories: 
             "info": texts | {str(key): str(value) for key, value in (info or {}).items()}}
 
 
+def _plane(settings: Mapping[str, Any]) -> str | None:
+    """How the client must show a volume so that a 2D network meets the slices it knows; None where it is free."""
+    if settings["dimension"] == 3 or settings["as_shown"]:
+        return None
+    world, _ = payload_geometry.WORLD[payload_geometry.network_axes(settings)[0]]
+    return ("Sagittal", "Coronal", "Axial")[world]
+
+
 def _notes(name: str, settings: Mapping[str, Any], lies: Orientation) -> tuple[str, ...]:
     mirrored = settings["mirroring"]
     notes = [f"images: {', '.join(settings['channels'])}; {settings['dimension']}D, patch {settings['patch']}",
              f"training files lie {lies.codes}: {lies.known_from}",
              f"mirroring: {f'axes {mirrored}' if mirrored else 'off (on is more exact and 4 to 8 times slower)'}; "
              f"tile step {settings['tile_step']}",
-             f"learning: {settings['learning']['epochs']} epochs, LoRA rank {settings['learning']['rank']}"]
+             f"learning: {settings['learning']['epochs']} epochs, LoRA rank {settings['learning']['rank']}, "
+             f"protection {settings['learning']['protection']:g}"]
+    if plane := _plane(settings):
+        notes.append(f"in Dafne open volumes as {plane}: the slices that this network knows")
     if not _SERVER_NAME.fullmatch(name):
         notes.append(f"a Dafne server takes names of letters, digits, blanks, - and () only; {name!r} stays local")
     if len(settings["channels"]) > 1:

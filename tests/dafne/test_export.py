@@ -58,7 +58,17 @@ def test_the_side_file_is_the_metadata_that_dafnes_lists_need(folder, tmp_path):
     assert metadata == open_model(report.model).metadata
     assert metadata["dimensionality"] == "3" and metadata["variants"] == [""] and metadata["orientation"] == ""
     assert metadata["categories"] == [["Abdomen", "Liver"], ["MR"]] and metadata["dependencies"] == {}
+    assert open_model(export_model(folder, tmp_path / "Kept.model", protection=0.5).model).settings["learning"][
+        "protection"] == 0.5
     assert metadata["info"]["Author"] == "us" and all(isinstance(v, str) for v in metadata["info"].values())
+
+
+@pytest.mark.parametrize(("orientation", "transpose", "plane"), [
+    ("RAS", (0, 1, 2), "Axial"), ("LPS", (2, 0, 1), "Sagittal"), ("SRA", (0, 1, 2), "Coronal")])
+def test_a_2d_network_says_in_which_plane_it_learned(tmp_path, orientation, transpose, plane):
+    folder = tiny.write_model_folder(tmp_path / NEW_FILES, configuration="2d", transpose=transpose)
+    report = export_model(folder, tmp_path / "Flat.model", orientation=orientation)
+    assert f"open volumes as {plane}" in str(report) and open_model(report.model).metadata["info"]["Plane"] == plane
 
 
 def test_into_a_models_folder_the_name_carries_the_version(folder, tmp_path):
@@ -77,7 +87,7 @@ def test_names_that_dafne_would_cut_are_refused_and_nothing_is_written(folder, t
 
 
 @pytest.mark.parametrize("options", [{"tile_step": 0}, {"tile_step": 1.5}, {"orientation": "RAX"},
-                                     {"orientation": "RLS"}, {"categories": [" / "]}])
+                                     {"orientation": "RLS"}, {"categories": [" / "]}, {"protection": -1}])
 def test_options_that_cannot_work_are_refused_and_nothing_is_written(folder, tmp_path, options):
     with pytest.raises(ConfigurationError):
         export_model(folder, tmp_path / "Liver.model", **options)
