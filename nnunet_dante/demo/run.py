@@ -12,15 +12,16 @@ import torch
 
 from ..errors import ConfigurationError
 from ..nnunet.adapter import remove
+from .dafne import APPLY, install_dafne
 from .data import CT, MR, write_dataset, write_split
-from .download import fetch_images
+from .download import DemoDataError, fetch_images, writable_cache
 from .steps import Steps
-from .summary import CAVEAT, write_report
+from .summary import CAVEAT, IN_DAFNE, write_report
 
 CONFIGURATION, FOLD, PLANS, DONOR_PLANS = "3d_fullres", "0", "nnUNetDantePlans", "nnUNetDemoPlans"
 PRETRAIN_TRAINER, PRETRAIN_EPOCHS = "nnUNetTrainer_5epochs", 5
-EPOCHS, ITERATIONS, VAL_ITERATIONS = 15, 16, 5
-LEARNING_RATE = 0.01  # ten times the default: a small network and 240 steps instead of 25,000
+EPOCHS, ITERATIONS, VAL_ITERATIONS = 12, 16, 5
+LEARNING_RATE = 0.01  # ten times the default: a small network and 192 steps instead of 25,000
 METHODS = {"LoRA": "nnUNetTrainerLoRA", "gradual unfreezing": "nnUNetTrainerGradualUnfreezing",
            "from scratch": "nnUNetTrainerFromScratch"}
 BEFORE = "before training"
@@ -39,7 +40,7 @@ def run_demo(out: Path, *, data: Path | None = None) -> Path:
     """
     out = out.resolve()
     _clear(out)
-    steps = Steps(out, total=7)
+    steps = Steps(out, total=8)
     print(CAVEAT, file=sys.stderr)
     _prepare(steps, data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,10 +50,14 @@ def run_demo(out: Path, *, data: Path | None = None) -> Path:
         steps.announce(f"Fine-tune on MR: {name}, {EPOCHS} epochs of {ITERATIONS} steps")
         steps.run("nnunet-dante", "train", 802, CONFIGURATION, FOLD, "-p", PLANS, "-tr", trainer, "-device", device,
                   epochs=EPOCHS)
-    steps.announce("Predict the check case with stock nnUNetv2_predict, without nnunet_dante; write the report")
-    _predict(steps, device)
+    steps.announce("Predict the check case with stock nnUNetv2_predict, where nnunet_dante cannot be imported")
+    predictions = _predictions()
+    _predict(steps, predictions, device)
+    steps.announce("Export the LoRA model to Dafne, segment the check case with dafne-dl alone; write the report")
+    if _segment_in_dafne(steps):
+        predictions |= {IN_DAFNE: Path("predictions", IN_DAFNE.replace(" ", "_"))}
     report = write_report(
-        out, runs={name: _fold(out, trainer) for name, trainer in METHODS.items()}, predictions=_predictions(),
+        out, runs={name: _fold(out, trainer) for name, trainer in METHODS.items()}, predictions=predictions,
         steps=f"{EPOCHS} x {ITERATIONS}", commands=steps.commands, minutes=(time.monotonic() - steps.begun) / 60)
     print(f"\n{report.read_text().split('## ')[1].split('![')[0]}", file=sys.stderr)
     return report
@@ -64,7 +69,7 @@ def _clear(out: Path) -> None:
     Raises:
         ConfigurationError: `out` holds folders of these names that no demo wrote.
     """
-    ours = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "images")
+    ours = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "images", "cache")
     found = [name for name in ours if (out / name).exists()]
     if found and not (out / _MARK).exists():
         raise ConfigurationError(f"--out {out} holds {', '.join(found)}, which no demo wrote and none will overwrite; "
@@ -124,7 +129,7 @@ def _transfer(steps: Steps) -> None:
                      ITERATIONS, "--val-iterations", VAL_ITERATIONS, "--lr", LEARNING_RATE)
 
 
-def _predict(steps: Steps, device: str) -> None:
+def _predict(steps: Steps, predictions: dict[str, Path], device: str) -> None:
     """Predict with each method's final weights, and with the start weights, which LoRA's checkpoint gives back."""
     lora = _fold(steps.out, METHODS["LoRA"])
     remove(lora / "checkpoint_final.pth", lora / "checkpoint_start.pth")
@@ -134,4 +139,20 @@ def _predict(steps: Steps, device: str) -> None:
                **{name: (trainer, "checkpoint_final.pth") for name, trainer in METHODS.items()}}
     steps.predict_without_this_package(
         [[*common, "-o", folder, "-tr", weights[name][0], "-chk", weights[name][1]]
-         for name, folder in _predictions().items()])
+         for name, folder in predictions.items()])
+
+
+def _segment_in_dafne(steps: Steps) -> bool:
+    """Export and let dafne-dl segment; returns False, with a word to the user, where dafne-dl cannot be had."""
+    out, model, folder = steps.out, Path("SpineMR.model"), Path("predictions", IN_DAFNE.replace(" ", "_"))
+    steps.run("nnunet-dante", "export", _fold(out, METHODS["LoRA"]).parent.relative_to(out), "-o", model, "--mirroring")
+    try:
+        packages = install_dafne(writable_cache(out / "cache"))
+    except DemoDataError as error:
+        print(error, file=sys.stderr)
+        return False
+    (out / folder).mkdir(parents=True)
+    image = Path("nnUNet_raw", MR.dataset, "imagesTs", f"{MR.check}_0000.nii.gz")
+    steps.python(APPLY, packages, out / "cache" / "home", model, image, ",".join(MR.structures),
+                 folder / f"{MR.check}.nii.gz", name="dafne-dl")
+    return True

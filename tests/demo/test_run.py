@@ -49,7 +49,7 @@ def test_the_demo_ends_in_a_report_with_curves_and_overlays(tmp_path):
     data = os.environ.get("NNUNET_DANTE_DEMO_DATA")
     report = run_demo(tmp_path / "demo", data=Path(data) if data else None)
     text = report.read_text()
-    for method in ("before training", "LoRA", "gradual unfreezing", "from scratch"):
+    for method in ("before training", "LoRA", "gradual unfreezing", "from scratch", "LoRA in Dafne"):
         assert f"| {method} |" in text
     assert "One person per modality" in text
     for picture in ("overlays.png", "learning_curves.png"):
