@@ -154,6 +154,7 @@ for broken in ({}, {"image_list": [np.zeros((3, 3), np.float32)]}, {**data, "ima
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         model.incremental_learn(broken, outputs, 5, 5)
     assert all(torch.equal(v, kept[k]) for k, v in model.get_weights().items())
+assert not {"triton", "torch._dynamo"} & set(sys.modules), "importing this aborts a client that has TensorFlow loaded"
 merged = start * 0.5 + model * 0.5
 assert all(torch.isfinite(v).all() for v in merged.get_weights().values())
 merged.reset_timestamp()
