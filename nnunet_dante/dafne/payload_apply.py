@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 
@@ -75,7 +74,7 @@ def logits_of(network, image, settings, storage):
     weight = gaussian(patch).to(storage)
     total = torch.zeros((settings["architecture"]["heads"], *image.shape[1:]), dtype=torch.half, device=storage)
     weights = torch.zeros(image.shape[1:], dtype=torch.half, device=storage)
-    with torch.autocast(device.type, enabled=device.type == "cuda"):
+    with torch.inference_mode(), torch.autocast(device.type, enabled=device.type == "cuda"):
         for place in windows(image.shape[1:], patch, settings["tile_step"]):
             x = image[place][None].contiguous().to(device)
             total[place] += mirrored_mean(network, x, settings["mirroring"])[0].to(storage) * weight
@@ -91,15 +90,17 @@ def logits_of(network, image, settings, storage):
 def predict(network, image, settings):
     """Logits on the CPU, as numpy; a GPU without enough memory first keeps only the network, then nothing."""
     device, cpu = next(network.parameters()).device, torch.device("cpu")
-    with torch.inference_mode():
-        for storage in dict.fromkeys((device, cpu)):
-            try:
-                return logits_of(network, image, settings, storage).to(cpu).numpy()
-            except RuntimeError as error:
-                if device == cpu or "out of memory" not in str(error).lower():
-                    raise
-            torch.cuda.empty_cache()
-        return logits_of(copy.deepcopy(network).to(cpu), image, settings, cpu).numpy()
+    for storage in dict.fromkeys((device, cpu)):
+        try:
+            return logits_of(network, image, settings, storage).to(cpu).numpy()
+        except RuntimeError as error:
+            if device == cpu or "out of memory" not in str(error).lower():
+                raise
+        torch.cuda.empty_cache()
+    try:
+        return logits_of(network.to(cpu), image, settings, cpu).numpy()
+    finally:
+        network.to(device)
 
 
 def label_map(logits, settings):
