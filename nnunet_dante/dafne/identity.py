@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import DafneError
-from ..nnunet.checkpoint import load_checkpoint_safely
-from ..nnunet.donor import Donor
+from ..nnunet.checkpoint import file_sha256, load_checkpoint_safely
+from ..nnunet.donor import Donor, unpack, unpacks_to_model
 from ..types import PathLike
 from .model_file import open_model
 
@@ -24,7 +25,8 @@ def structure_id(settings: Mapping[str, Any]) -> str:
     return str(uuid.uuid5(_NAMESPACE, json.dumps({key: settings[key] for key in _MUST_AGREE}, sort_keys=True)))
 
 
-def model_id(donor: Donor, source: Path, settings: Mapping[str, Any], *, base: PathLike | None) -> tuple[str, str]:
+def model_id(donor: Donor, source: Path, settings: Mapping[str, Any], *, base: PathLike | None,
+             trust: bool = False) -> tuple[str, str]:
     """Return the model_id and where it is from.
 
     In this order: that of `base`; that of the .model file which was imported, learned on or not; one made from the
@@ -45,18 +47,23 @@ def model_id(donor: Donor, source: Path, settings: Mapping[str, Any], *, base: P
     came_back = donor.plans.get("dafne")
     if isinstance(came_back, dict) and came_back.get("structure") == structure:
         return str(came_back["model_id"]), "that of the .model file it was imported from"
-    ancestor = _start(donor, source)
+    ancestor = _start(donor, source, trust)
     root = ancestor.get("sha256", donor.sha256)
     whose = f"shared by all descendants of {ancestor['source']}" if ancestor else "its own; descendants will share it"
     return str(uuid.uuid5(_NAMESPACE, root + structure)), whose
 
 
-def _start(donor: Donor, source: Path) -> dict[str, str]:
+def _start(donor: Donor, source: Path, trust: bool) -> dict[str, str]:
     """Provenance of the donor that a transfer started this model from; {} if it started otherwise."""
-    path = source / f"fold_{donor.fold}" / donor.checkpoint_name if source.is_dir() else source
-    if not donor.plans.get("dante") or path.suffix != ".pth" or not path.is_file():
+    if not donor.plans.get("dante"):
         return {}
-    block = load_checkpoint_safely(path).get("dante")
-    if not isinstance(block, dict) or block.get("start_source") != "transfer":
-        return {}
-    return block["donor"] if isinstance(block.get("donor"), dict) and "sha256" in block["donor"] else {}
+    if source.is_file() and unpacks_to_model(source):
+        with tempfile.TemporaryDirectory() as folder:
+            unpack(source, Path(folder), checkpoint=donor.checkpoint_name)
+            return _start(donor, Path(folder), trust)
+    for path in [source] if source.is_file() else sorted(source.rglob(donor.checkpoint_name)):
+        if file_sha256(path) == donor.sha256:  # a folder or zip may hold several folds and configurations
+            block = load_checkpoint_safely(path, trust=trust).get("dante")
+            known = isinstance(block, dict) and block.get("start_source") == "transfer" and block.get("donor")
+            return known if isinstance(known, dict) and "sha256" in known else {}
+    return {}

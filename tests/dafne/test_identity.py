@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
+from pathlib import Path
 
 import pytest
 import tiny
@@ -88,3 +90,22 @@ def test_the_id_survives_import_and_export(tmp_path):
     base = exported(tiny.write_model_folder(tmp_path / "a"), tmp_path, "Base")
     import_model(base, tmp_path / "back")
     assert identity(exported(tmp_path / "back", tmp_path, "Again")) == identity(base)
+
+
+def test_folder_zip_and_checkpoint_of_one_model_have_one_id(tmp_path):
+    donor = tiny.write_model_folder(tmp_path / "donor")
+    tuned = descendant(tmp_path / "tuned", donor)
+    archive = Path(shutil.make_archive(str(tmp_path / "tuned"), "zip", tmp_path / "tuned"))
+    sources = (tuned, tmp_path / "tuned", archive, tuned / "fold_0" / "checkpoint_final.pth")
+    ids = {identity(exported(source, tmp_path, f"M{i}", orientation="RAS")) for i, source in enumerate(sources)}
+    assert ids == {identity(exported(donor, tmp_path, "Base"))}
+
+
+def test_what_is_fine_tuned_from_a_model_that_came_back_keeps_its_id(tmp_path):
+    base = exported(tiny.write_model_folder(tmp_path / "a"), tmp_path, "Base")
+    import_model(base, tmp_path / "back")
+    again = descendant(tmp_path / "again", tmp_path / "back")
+    plans = json.loads((tmp_path / "back" / "plans.json").read_text())
+    file = again / "plans.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dafne": plans["dafne"]}))  # as transfer does
+    assert identity(exported(again, tmp_path, "Again")) == identity(base)
