@@ -151,7 +151,7 @@ def plot(generations: list[dict], file: Path) -> None:
     axis.set(xlabel="generation, and the label its user corrected",
              ylabel=f"Dice of the merged model,\n{len(merged[0])} held-out cases")
     axis.grid(axis="y", color="0.9")
-    axis.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(file, dpi=130)
 
 
