@@ -12,7 +12,7 @@ def run(*arguments: object):
 
 def test_help_names_every_command():
     said = run("--help").output
-    for command in ("demo", "transfer", "train", "env", "doctor", "inspect", "adapter"):
+    for command in ("demo", "transfer", "train", "env", "doctor", "inspect", "adapter", "export", "import"):
         assert command in said
 
 
