@@ -21,7 +21,7 @@ from .summary import CAVEAT, IN_DAFNE, write_report
 CONFIGURATION, FOLD, PLANS, DONOR_PLANS = "3d_fullres", "0", "nnUNetDantePlans", "nnUNetDemoPlans"
 PRETRAIN_TRAINER, PRETRAIN_EPOCHS = "nnUNetTrainer_5epochs", 5
 EPOCHS, ITERATIONS, VAL_ITERATIONS = 12, 16, 5
-LEARNING_RATE = 0.02  # twenty times the default: a small network and 192 steps instead of 25,000
+LEARNING_RATE = 0.01  # ten times the default: a small network and 192 steps instead of 25,000
 METHODS = {"LoRA": "nnUNetTrainerLoRA", "gradual unfreezing": "nnUNetTrainerGradualUnfreezing",
            "from scratch": "nnUNetTrainerFromScratch"}
 BEFORE = "before training"

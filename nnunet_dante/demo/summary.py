@@ -94,8 +94,9 @@ The whole demo took {minutes:.1f} minutes.
 {scores}
 
 All masks are from stock `nnUNetv2_predict`, in a process in which nnunet_dante could not be imported. All trainings
-took the same {steps} steps and are judged by their last epoch, so nothing was selected on the check case. "before
-training" is the CT network after surgery on head and stem, as it stands.
+took the same {steps} steps and are judged by their last epoch. Learning rate and number of steps of this demo were
+chosen with these images in view, for all methods alike. "before training" is the CT network after surgery on head and
+stem, as it stands.
 {dafne}
 ![The check case, from the midline outwards: image, truth, and each method](overlays.png)
 
