@@ -21,7 +21,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from nnunet_dante import DecoderOnly, FineTune, GradualUnfreezing, HeadOnly, LoRA, inject
+from nnunet_dante import DecoderOnly, FineTune, GradualUnfreezing, HeadOnly, LoRA
 
 METHODS = {"everything": FineTune(), "LoRA r=8": LoRA(), "LoRA r=8, decoder": LoRA(encoder=False),
            "decoder": DecoderOnly(), "head": HeadOnly()}
@@ -37,8 +37,7 @@ def network(features: list[int]) -> nn.Module:
 class Contender:
     def __init__(self, base: nn.Module, method, epoch: int = 0, device: str = "cpu"):
         self.network = copy.deepcopy(base).to(device)
-        if isinstance(method, LoRA):
-            inject(self.network, method.low_rank_modules(self.network), rank=method.rank, alpha=method.alpha)
+        method.adapt(self.network)
         self.plan = method.plan(self.network)
         self.plan.restrict(self.network)
         self.plan.set_stage(epoch)

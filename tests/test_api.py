@@ -20,7 +20,7 @@ PUBLIC = {
 ALLOWED = {
     "peft": {"peft", "errors", "types"},
     "freezing": {"freezing", "errors", "types"},
-    "methods": {"peft", "freezing", "errors"},
+    "methods": {"methods", "peft", "freezing", "errors"},
     "nnunet": {"nnunet", "peft", "freezing", "methods", "errors", "types", "dafne.importer"},
     "evaluation": {"evaluation", "errors", "types"},
     "dafne": {"dafne", "nnunet", "errors", "types"},

@@ -23,8 +23,7 @@ METHODS = [Method(), LoRA(rank=1), LoRA(rank=1, encoder=False), GradualUnfreezin
 
 
 def planned(method: Method, network: nn.Module):
-    if isinstance(method, LoRA):
-        inject(network, method.low_rank_modules(network), rank=method.rank, alpha=method.alpha)
+    method.adapt(network)
     plan = method.plan(network)
     plan.restrict(network)
     return plan

@@ -95,13 +95,13 @@ def _audit() -> str:
 
     from ..methods import LoRA
     from ..peft.audit import audit_gradients
-    from ..peft.inject import inject
+    from ..peft.inject import adapted
 
     network = PlainConvUNet(1, 6, [32, 64, 128, 256, 320, 320], nn.Conv3d, 3, [1, 2, 2, 2, 2, 2], 2, 3, 2, True,
                             nn.InstanceNorm3d, {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU,
                             {"inplace": True}, deep_supervision=True)
     method = LoRA()
-    adapted = inject(network, method.low_rank_modules(network), rank=method.rank, alpha=method.alpha)
+    method.adapt(network)
     method.plan(network).restrict(network)
     report = audit_gradients(network, torch.rand(1, 1, 64, 64, 64))
-    return f"{len(adapted)} weights adapted in a default 3d PlainConvUNet. {report}"
+    return f"{len(adapted(network))} weights adapted in a default 3d PlainConvUNet. {report}"

@@ -28,7 +28,7 @@ from ..errors import ConfigurationError
 from ..freezing.groups import stem_modules
 from ..methods import LoRA, Method
 from ..peft.audit import audit_gradients
-from ..peft.inject import adapted, inject, load_split
+from ..peft.inject import adapted, load_split
 from ..types import StateDict
 from .adapter import extract
 from .checkpoint import load_checkpoint_safely, save_atomically, weights_sha256
@@ -85,9 +85,7 @@ class DanteMixin(_Base):
         if method.uses_start_weights and self.start_entry is not None:
             load_start_weights(network, Path(self.preprocessed_dataset_folder_base), self.start_entry)
             self.start_source = "transfer"
-        if isinstance(method, LoRA):
-            inject(network, method.low_rank_modules(network), rank=method.rank, alpha=method.alpha,
-                   factorisation=method.factorisation)
+        method.adapt(network)
         self.training_plan = method.plan(network)
         self.training_plan.restrict(network)
         patch = torch.rand((1, self.num_input_channels, *self.configuration_manager.patch_size),

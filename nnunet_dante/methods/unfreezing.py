@@ -1,0 +1,73 @@
+"""Methods that open the network in stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..freezing.groups import Group
+from ..freezing.schedule import Schedule, Stage, dante_fractions, gradual_unfreezing
+from .base import Method
+from .plan import TrainingPlan, trained_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradualUnfreezing(Method):
+    """Open the network in stages (ULMFiT; for U-Nets Dante and Amiri 2020); a closed group closes its norms too.
+
+    direction: "output_first" opens head, decoder from the output inwards, bottleneck, encoder; "input_first" opens
+    head, encoder from the input inwards, bottleneck, decoder. open_by: share of the epochs after which all is open.
+    """
+
+    direction: str = "output_first"
+    max_stages: int = 7
+    open_by: float = 0.5
+
+    def plan(self, network: nn.Module) -> TrainingPlan:
+        """Return at most `max_stages` stages over all groups."""
+        groups = trained_groups(network)
+        schedule = gradual_unfreezing([g.name for g in groups], epochs=self.epochs, direction=self.direction,
+                                      max_stages=self.max_stages, open_by=self.open_by)
+        return TrainingPlan(groups=groups, lr_scales=(1.0,) * len(groups), schedule=schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DanteGradualUnfreezing(Method):
+    """Dante's own schedule: every tenth of the epochs a larger share of the blocks, last registered block first.
+
+    A block is a module that owns parameters; norms count as blocks but are always trained. fraction: share of blocks
+    frozen at first. Shares of blocks are not shares of weights (half the blocks of a default network hold nearly three
+    quarters of them). Source: dante-trainer 1.0.3b3, arXiv 2605.03602.
+    """
+
+    fraction: float = 0.5
+
+    def plan(self, network: nn.Module) -> TrainingPlan:
+        """Return one group a stage: the blocks that open together."""
+        blocks = _blocks(network)
+        first_open = len(blocks)
+        names: list[str] = []
+        groups, stages = [], []
+        for first_epoch, share in dante_fractions(epochs=self.epochs, fraction=self.fraction):
+            n = len(blocks)
+            opens = int(n * self.fraction) if first_epoch == 0 else n - int(n * share)
+            new = [entry for i, (norm, own) in enumerate(blocks) for entry in own
+                   if (norm and not names) or (not norm and opens <= i < first_open)]
+            first_open = opens
+            if new:
+                names.append(f"opens at epoch {first_epoch}")
+                groups.append(Group(names[-1], tuple(new)))
+                stages.append(Stage(first_epoch, tuple(names)))
+        return TrainingPlan(groups=tuple(groups), lr_scales=(1.0,) * len(groups), schedule=Schedule(tuple(stages)))
+
+
+def _blocks(network: nn.Module) -> list[tuple[bool, list[tuple[str, nn.Parameter]]]]:
+    """Return (is a norm, own parameters) of every module that owns parameters, once each, in registration order."""
+    blocks = []
+    for prefix, module in network.named_modules():
+        own = [(f"{prefix}.{name}".lstrip("."), p) for name, p in module.named_parameters(recurse=False)]
+        if own:
+            blocks.append((isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm), own))
+    return blocks
