@@ -35,3 +35,7 @@ class AdapterError(DanteError):
 
 class DafneError(DanteError):
     """A Dafne .model file cannot be written or read."""
+
+
+class ResultError(DanteError):
+    """The result of a run, or a fold folder to be compared, is missing, damaged or of another format."""

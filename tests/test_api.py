@@ -21,8 +21,8 @@ ALLOWED = {
     "peft": {"peft", "errors", "types"},
     "freezing": {"freezing", "errors", "types"},
     "methods": {"methods", "peft", "freezing", "errors"},
-    "nnunet": {"nnunet", "peft", "freezing", "methods", "errors", "types", "dafne.importer"},
-    "evaluation": {"evaluation", "errors", "types"},
+    "nnunet": {"nnunet", "peft", "freezing", "methods", "errors", "types", "files", "dafne.importer"},
+    "evaluation": {"evaluation", "errors", "types", "files"},
     "dafne": {"dafne", "nnunet", "errors", "types"},
     "demo": {"demo", "nnunet", "evaluation", "dafne", "errors", "types"},
 }

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, DonorError, UntrustedFileError
+from ..files import atomic_path, write_text_atomically  # noqa: F401 - the latter for importers of this module
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 
 _NUMERIC_DTYPES = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64",
@@ -104,30 +102,11 @@ def _damaged(path: Path, detail: str) -> DonorError:
                       f"({detail.splitlines()[0][:200]}). Copy or download it again and compare its size.")
 
 
-@contextmanager
-def atomic_path(path: PathLike) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; it replaces `path` at the end, or vanishes on an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_atomically(obj: object, path: PathLike) -> None:
     """`torch.save` that leaves either the old file or the whole new one; equal content gives equal bytes."""
     # Given a path, torch writes its name into the archive, here that of the temporary file with a process id.
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         torch.save(obj, stream)
-
-
-def write_text_atomically(text: str, path: PathLike) -> None:
-    """Write UTF-8 text so that a reader sees the old file or the whole new one."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def file_sha256(path: PathLike) -> str:
