@@ -16,7 +16,7 @@ from nnunet_dante.methods import (
     LoRA,
     Method,
 )
-from nnunet_dante.peft.inject import adapted, inject
+from nnunet_dante.peft.inject import adapted
 
 METHODS = [Method(), LoRA(rank=1), LoRA(rank=1, encoder=False), GradualUnfreezing(), DanteGradualUnfreezing(),
            FineTune(), DecoderOnly(), HeadOnly(), FromScratch()]
