@@ -71,6 +71,28 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
     click.echo(str(report))
 
 
+@main.command()
+@click.option("-d", "--dataset", required=True, help="Your data set below nnUNet_raw: id or name.")
+@click.option("-k", "--shots", multiple=True, required=True, metavar="K [K ...]",
+              help="Numbers of training cases, such as 1 2 4; `all` for all there are.")
+@click.argument("more", nargs=-1, metavar="")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Draws for each number.")
+@click.option("--groups", type=_FILE, help="JSON {group: [cases]} or CSV case,group: a patient's cases stay together.")
+@click.option("--test", type=_FILE, help="Cases that training must not see: one a line, or a JSON list.")
+@click.option("--val", type=click.IntRange(1), help="Number of validation cases; default: a fifth, at least one.")
+@click.option("--force", is_flag=True, help="Replace folds that are there and differ.")
+def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options) -> None:
+    """Write folds of K training cases each, nested and drawn several times, with one validation set for all."""
+    from .nnunet.shots import ALL, write_shots
+
+    # The option parser gives an option one value; those after it arrive as arguments.
+    words = [word for text in (*shots, *more) for word in text.split(",") if word]
+    if wrong := [word for word in words if word != ALL and not word.isdecimal()]:
+        raise click.BadParameter(f"{wrong[0]!r} is neither a number nor the word {ALL}.", param_hint="-k")
+    drawn = write_shots(dataset, [word if word == ALL else int(word) for word in words], **options)
+    click.echo(f"{drawn}\nTrain one with: nnunet-dante train {drawn.dataset} CONFIGURATION FOLD -p PLANS -tr TRAINER")
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:

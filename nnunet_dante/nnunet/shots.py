@@ -1,0 +1,227 @@
+"""K-shot folds: nested training subsets of K cases, several draws of each, and one validation set for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..files import write_text_atomically
+from ..types import PathLike
+from .case_lists import read_cases, read_groups
+from .target import open_target
+
+ALL = "all"
+_VALIDATION_SHARE = 0.2  # nnU-Net's own: one fold of its five
+_REDRAWS = 200
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One draw: `shots` training cases; `all` says that they are the whole pool."""
+
+    fold: int
+    shots: int
+    all: bool
+    seed: int
+    train: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shots:
+    """What every fold is; val, test and pool have no case and no group in common (but see `notes` for one case)."""
+
+    dataset: str
+    seed_count: int
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    pool: tuple[str, ...]
+    folds: tuple[Fold, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def table(self) -> dict[str, Any]:
+        """Return the content of shots.json."""
+        return {"format": 1, "dataset": self.dataset, "seed_count": self.seed_count, "val": list(self.val),
+                "test": list(self.test), "pool": list(self.pool),
+                "folds": [asdict(f) | {"train": list(f.train)} for f in self.folds]}
+
+    def splits(self) -> list[dict[str, list[str]]]:
+        """Return the content of splits_final.json; nnU-Net reads no other keys."""
+        return [{"train": list(f.train), "val": list(self.val)} for f in self.folds]
+
+    def __str__(self) -> str:
+        lines = [f"{self.dataset}: validation on {len(self.val)} ({_list(self.val)}), drawn from a pool of "
+                 f"{len(self.pool)}, kept for the test {len(self.test)}", "fold  shots  seed  training cases"]
+        lines += [f"{f.fold:>4}  {f.shots:>5}  {f.seed:>4}  {_list(f.train)}{'  (the whole pool)' if f.all else ''}"
+                  for f in self.folds]
+        return "\n".join([*lines, *(f"Note: {note}." for note in self.notes)])
+
+
+def draw_shots(cases: Iterable[str], shots: Sequence[int | str], *, dataset: str = "", seeds: int = 3,
+               groups: Mapping[str, Sequence[str]] | None = None, test: Sequence[str] = (),
+               val: int | None = None) -> Shots:
+    """Draw the folds; equal arguments give equal folds on every machine and in every version of Python.
+
+    The validation set is drawn by whole groups and depends only on cases, groups, test and val. For one seed the
+    smaller training sets are contained in the larger ones, and no draw depends on which others are asked for.
+
+    Args:
+        cases: all cases of the data set.
+        shots: numbers of training cases, or "all" for the whole pool.
+        dataset: name that goes into the table.
+        seeds: draws for each number of shots; equal draws are written once.
+        groups: group (such as a patient) -> its cases; a case that is in none is a group of its own.
+        test: cases that neither training nor validation may see.
+        val: number of validation cases, met as nearly as whole groups allow; default: a fifth, at least one.
+
+    Raises:
+        ConfigurationError: a number is out of range, a case is unknown or named twice, or a group would be split.
+    """
+    names = sorted(set(cases))
+    membership = _membership(names, groups or {})
+    rest = _without_test(names, test, membership)
+    held_out = _validation(rest, membership, val)
+    pool = tuple(c for c in rest if c not in held_out) or rest
+    notes = []
+    if held_out == pool:
+        notes.append(f"{pool[0]} is the only case, so validation is on the training case and says little about others")
+    sizes = _sizes(shots, pool, f"{len(names)} cases, {len(held_out)} for validation, {len(test)} for the test")
+    orders = _orders(pool, seeds)
+    folds: list[Fold] = []
+    for k in sizes:
+        drawn: dict[frozenset[str], int] = {}
+        for seed, order in enumerate(orders):
+            drawn.setdefault(frozenset(order[:k]), seed)
+        if len(drawn) < seeds:
+            notes.append(f"{k} of a pool of {len(pool)}: {seeds} seeds give only {len(drawn)} different, each "
+                         "written once")
+        folds += [Fold(fold=len(folds) + i, shots=k, all=k == len(pool), seed=seed,
+                       train=tuple(sorted(orders[seed][:k]))) for i, seed in enumerate(drawn.values())]
+    return Shots(dataset=dataset, seed_count=seeds, val=held_out, test=tuple(sorted(set(test))), pool=pool,
+                 folds=tuple(folds), notes=tuple(notes))
+
+
+def write_shots(dataset: str | int, shots: Sequence[int | str], *, seeds: int = 3, groups: PathLike | None = None,
+                test: PathLike | None = None, val: int | None = None, force: bool = False) -> Shots:
+    """Draw folds of a raw data set and write them as splits_final.json, with shots.json, the table of them, beside it.
+
+    Args:
+        dataset: id or name below nnUNet_raw.
+        shots, seeds, val: as in `draw_shots`.
+        groups: JSON file {group: [cases]}, or CSV file with the columns case,group.
+        test: text file with one case a line, or a JSON list.
+        force: replace a splits_final.json that says something else.
+
+    Raises:
+        ConfigurationError: as `draw_shots`; a file cannot be read; another splits_final.json is there.
+        TransferError: the data set is not found or not in order.
+    """
+    target = open_target(dataset)
+    drawn = draw_shots(target.cases, shots, dataset=target.name, seeds=seeds, val=val,
+                       groups=read_groups(groups) if groups else {}, test=read_cases(test) if test else ())
+    path = target.preprocessed / "splits_final.json"
+    if path.is_file() and not force and _content(path) != drawn.splits():
+        raise ConfigurationError(f"{path} exists and holds other folds. Folds that were trained with it would no "
+                                 "longer be what it says, so it stays. Give --force (Python: force=True) to replace "
+                                 "it, or move it away.")
+    write_text_atomically(json.dumps(drawn.splits(), indent=2), path)
+    write_text_atomically(json.dumps(drawn.table(), indent=2), path.with_name("shots.json"))
+    return drawn
+
+
+def _membership(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    membership: dict[str, str] = {}
+    for group, members in groups.items():
+        for case in members:
+            if membership.setdefault(case, f"group {group}") != f"group {group}":
+                raise ConfigurationError(f"--groups: case {case} is in {membership[case]} and in group {group}; a case "
+                                         "has one group.")
+    _check_known(membership, names, "--groups")
+    return {case: membership.get(case, f"case {case}") for case in names}
+
+
+def _without_test(names: Sequence[str], test: Sequence[str], membership: Mapping[str, str]) -> tuple[str, ...]:
+    _check_known(test, names, "--test")
+    reserved = {membership[case]: case for case in test}
+    rest = tuple(case for case in names if case not in set(test))
+    if split := next((case for case in rest if membership[case] in reserved), None):
+        raise ConfigurationError(f"--test names {reserved[membership[split]]} but not {split}, which is of the same "
+                                 f"{membership[split]}. Add it to the test cases, or take both out.")
+    if not rest:
+        raise ConfigurationError(f"--test names all {len(names)} cases; at least one must be left to train on.")
+    return rest
+
+
+def _validation(rest: tuple[str, ...], membership: Mapping[str, str], wanted: int | None) -> tuple[str, ...]:
+    if len(rest) == 1:
+        return rest
+    if wanted is not None and not 1 <= wanted < len(rest):
+        raise ConfigurationError(f"--val is {wanted}; of {len(rest)} cases outside the test, 1 to {len(rest) - 1} can "
+                                 "validate.")
+    groups: dict[str, list[str]] = {}
+    for case in rest:
+        groups.setdefault(membership[case], []).append(case)
+    if len(groups) == 1:
+        raise ConfigurationError(f"--groups: all {len(rest)} cases outside the test are of one {next(iter(groups))}, "
+                                 "so none can validate. Leave out --groups if a score on the same patient is enough.")
+    number, chosen = wanted or max(1, round(_VALIDATION_SHARE * len(rest))), list[str]()
+    for group in _shuffled(groups, "validation"):
+        if len(chosen) + len(groups[group]) <= number:
+            chosen += groups[group]
+    return tuple(sorted(chosen or min((len(g), g) for g in groups.values())[1]))
+
+
+def _sizes(shots: Sequence[int | str], pool: Sequence[str], origin: str) -> list[int]:
+    for k in shots:
+        if k != ALL and not (isinstance(k, int) and 1 <= k <= len(pool)):
+            raise ConfigurationError(f"-k {k} is not possible: the pool has {len(pool)} cases ({origin}). Give 1 to "
+                                     f"{len(pool)}, or the word {ALL}.")
+    if not shots:
+        raise ConfigurationError(f"-k names no number of shots; give for instance 1 2 4 {ALL}.")
+    return sorted({len(pool) if k == ALL else int(k) for k in shots})
+
+
+def _orders(pool: Sequence[str], seeds: int) -> list[list[str]]:
+    """One order of the pool for each seed, drawn anew while a beginning of it holds the same cases as another's."""
+    if seeds < 1:
+        raise ConfigurationError(f"--seeds is {seeds}; at least one draw is needed.")
+    orders: list[list[str]] = []
+    for seed in range(seeds):
+        redraws = (_shuffled(pool, f"{seed}.{attempt}") for attempt in range(_REDRAWS))
+        orders.append(min(redraws, key=lambda order: sum(_equal_draws(order, other) for other in orders)))
+    return orders
+
+
+def _equal_draws(order: Sequence[str], other: Sequence[str]) -> int:
+    """Count the K below the size of the pool for which both orders begin with the same K cases."""
+    place = {case: i for i, case in enumerate(other)}
+    furthest = accumulate((place[case] for case in order), max)
+    return sum(reached == i for i, reached in enumerate(furthest)) - 1
+
+
+def _shuffled(names: Iterable[str], seed: str) -> list[str]:
+    # Ordered by hash: the shuffles of random and numpy may change with their versions, and folds must not.
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}|{name}".encode()).digest())
+
+
+def _check_known(given: Iterable[str], names: Sequence[str], option: str) -> None:
+    if unknown := sorted(set(given) - set(names)):
+        raise ConfigurationError(f"{option} names {_list(unknown)}, which imagesTr does not hold; a case is named "
+                                 f"without channel and ending, such as {names[0]}.")
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _content(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # not what we would write either, so it is not replaced unasked
