@@ -1,4 +1,4 @@
-"""metrics.py: Dice and Hausdorff distance against values that can be worked out by hand."""
+"""metrics.py: Dice, Hausdorff distance and surface Dice against values that can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.evaluation.metrics import dice, hd95_mm, score
+from nnunet_dante.evaluation.metrics import dice, hd95_mm, score, surface_dice
 
 
 def block(start: int, stop: int, shape=(12, 12, 12)) -> np.ndarray:
@@ -65,8 +65,8 @@ def test_score_is_by_name_with_regions_and_without_background():
     truth = block(2, 4).astype(int) + 2 * block(4, 6)
     predicted = block(2, 6).astype(int)
     scores = score(truth, predicted, labels={"background": 0, "whole": [1, 2], "core": 2}, spacing_mm=(1, 1, 1))
-    assert scores["whole"] == {"dice": 1.0, "hd95_mm": 0.0}
-    assert scores["core"] == {"dice": 0.0, "hd95_mm": math.inf}
+    assert scores["whole"] == {"dice": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}
+    assert scores["core"] == {"dice": 0.0, "hd95_mm": math.inf, "surface_dice": 0.0}
     assert list(scores) == ["whole", "core"]
 
 
@@ -75,3 +75,57 @@ def test_masks_on_different_grids_and_a_missing_spacing_are_refused():
         dice(block(2, 6), block(2, 6, shape=(12, 12, 13)))
     with pytest.raises(ConfigurationError, match="spacing_mm has 2 numbers"):
         hd95_mm(block(2, 6), block(2, 6), spacing_mm=(1, 1))
+
+
+@pytest.mark.parametrize(("spacing_mm", "axis"), [((3, 1, 1), 0), ((1, 3, 0.5), 1), ((1, 1, 2.5), 2)])
+def test_shifted_boxes_agree_beyond_the_shift_and_on_the_parallel_faces_below_it(spacing_mm, axis):
+    truth = np.zeros((24, 24, 24), bool)
+    truth[6:16, 6:16, 6:16] = True
+    predicted = np.roll(truth, 2, axis)
+    shift = 2 * spacing_mm[axis]
+    assert hd95_mm(truth, predicted, spacing_mm=spacing_mm) == pytest.approx(shift)
+    assert surface_dice(truth, predicted, spacing_mm=spacing_mm, tolerance_mm=shift) == 1
+    sides = [10 * spacing_mm[a] for a in range(3)]
+    area = 2 * (sides[0] * sides[1] + sides[1] * sides[2] + sides[0] * sides[2])
+    across = sides[0] * sides[1] * sides[2] / sides[axis]  # one of the two faces that moved
+    # Off are both moved faces, and the four sides where they stick out: 2 of 10 layers, of either box.
+    off = 2 * across + (area - 2 * across) * 0.2
+    found = surface_dice(truth, predicted, spacing_mm=spacing_mm, tolerance_mm=0)
+    assert found == pytest.approx(1 - off / area, abs=0.07)  # edges and corners are cut off by half a voxel
+
+
+def test_two_single_voxels_are_apart_by_the_gap_between_their_faces():
+    truth, predicted = np.zeros((2, 5, 5, 5), bool)
+    truth[0, 0, 0] = predicted[0, 0, 2] = True  # at the border of the image
+    assert hd95_mm(truth, predicted, spacing_mm=(1, 1, 1.5)) == 3  # from centre to centre
+    values = [surface_dice(truth, predicted, spacing_mm=(1, 1, 1.5), tolerance_mm=t) for t in (0, 1.4, 1.5, 3)]
+    assert values == [0, 0, 0.5, 1]  # the faces that look at each other are one voxel apart, the others two
+
+
+def test_surface_dice_of_empty_masks_follows_the_rule_for_dice():
+    empty = np.zeros((12, 12, 12), bool)
+    options = {"spacing_mm": (1, 1, 1), "tolerance_mm": 2}
+    assert math.isnan(surface_dice(empty, empty, **options))
+    assert surface_dice(block(2, 6), empty, **options) == surface_dice(empty, block(2, 6), **options) == 0
+
+
+def test_a_single_slice_is_scored_as_the_2d_image_it_is():
+    truth, predicted = np.zeros((2, 24, 24), bool)
+    truth[4:12, 4:12] = predicted[7:15, 4:12] = True
+    flat = hd95_mm(truth, predicted, spacing_mm=(2, 1)), surface_dice(truth, predicted, spacing_mm=(2, 1),
+                                                                      tolerance_mm=2)
+    for axis in range(3):
+        spacing_mm = np.insert([2.0, 1.0], axis, 5.0)
+        a, b = (np.expand_dims(mask, axis) for mask in (truth, predicted))
+        assert (hd95_mm(a, b, spacing_mm=spacing_mm),
+                surface_dice(a, b, spacing_mm=spacing_mm, tolerance_mm=2)) == pytest.approx(flat)
+
+
+def test_scoring_says_nothing_and_leaves_the_users_warnings_alone(recwarn):
+    surface_dice(block(2, 6), block(3, 7), spacing_mm=(1, 1, 1), tolerance_mm=1)
+    assert not recwarn.list
+
+
+def test_a_tolerance_that_is_none_is_refused():
+    with pytest.raises(ConfigurationError, match="tolerance_mm is -1"):
+        surface_dice(block(2, 6), block(2, 6), spacing_mm=(1, 1, 1), tolerance_mm=-1)
