@@ -22,6 +22,8 @@ _HOME = {
     "TrainingPlan": "methods",
     "Method": "methods",
     "LoRA": "methods",
+    "SpatialAdapter": "methods",
+    "AdaptFormer": "methods",
     "GradualUnfreezing": "methods",
     "DanteGradualUnfreezing": "methods",
     "FineTune": "methods",

@@ -7,6 +7,7 @@ from torch import nn
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import (
+    AdaptFormer,
     DanteGradualUnfreezing,
     DecoderOnly,
     FineTune,
@@ -15,11 +16,12 @@ from nnunet_dante.methods import (
     HeadOnly,
     LoRA,
     Method,
+    SpatialAdapter,
 )
 from nnunet_dante.peft.inject import adapted
 
 METHODS = [Method(), LoRA(rank=1), LoRA(rank=1, encoder=False), GradualUnfreezing(), DanteGradualUnfreezing(),
-           FineTune(), DecoderOnly(), HeadOnly(), FromScratch()]
+           FineTune(), DecoderOnly(), HeadOnly(), FromScratch(), SpatialAdapter(), AdaptFormer()]
 
 
 def planned(method: Method, network: nn.Module):

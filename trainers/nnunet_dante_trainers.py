@@ -4,6 +4,7 @@ nnU-Net drops this module from memory after its search, so the classes themselve
 """
 
 from nnunet_dante.nnunet.trainers import (  # noqa: F401
+    nnUNetTrainerAdaptFormer,
     nnUNetTrainerDecoderOnly,
     nnUNetTrainerFineTune,
     nnUNetTrainerFromScratch,
@@ -12,4 +13,5 @@ from nnunet_dante.nnunet.trainers import (  # noqa: F401
     nnUNetTrainerHeadOnly,
     nnUNetTrainerLoRA,
     nnUNetTrainerLoRADecoder,
+    nnUNetTrainerSpatialAdapter,
 )

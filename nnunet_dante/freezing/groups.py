@@ -61,12 +61,44 @@ def head_modules(network: Any) -> tuple[nn.Module, ...]:
 
 
 def stem_modules(network: Any) -> tuple[nn.Module, ...]:
-    """Return the layer that reads the image channels."""
+    """Return the layers that read the image channels: one, and the one of an AdaptFormer module beside it."""
     if _is_unet(network):
-        return (_layers(network.encoder)[0],)
+        first = _layers(network.encoder)[0]
+        block = next(module for module in network.modules() if first in module.children())
+        return (first, *_layers(block.adaptformer)[:1]) if hasattr(block, "adaptformer") else (first,)
     if _is_primus(network):
         return (_layers(network.down_projection)[0],)
     raise _unknown(network)
+
+
+def blocks(network: Any) -> tuple[nn.Module, ...]:
+    """Return what the network stacks: convolutions with norm and activation, residual blocks, or transformer MLPs.
+
+    Transposed convolutions are none: they are linear, and the block behind them reads what they return.
+    """
+    if _is_primus(network):
+        return tuple(block.mlp for block in network.eva.blocks)
+    if not _is_unet(network):
+        raise _unknown(network)
+    return tuple({id(block): block for module in network.modules() for part in ("convs", "blocks")
+                  for block in getattr(module, part, ())}.values())
+
+
+def features_of_head(network: Any) -> nn.Module:
+    """Return the module whose output the full-resolution head reads.
+
+    Raises:
+        ConfigurationError: the head of a Primus reads its transformer.
+    """
+    if _is_unet(network):
+        return network.decoder.stages[-1]
+    if not _is_primus(network):
+        raise _unknown(network)
+    before = [m for m in network.up_projection.modules() if not list(m.children())]
+    if len(before) < 2:
+        raise ConfigurationError(f"this {type(network).__name__} has no layer between its transformer and its head; "
+                                 f"use nnUNetTrainerAdaptFormer.")
+    return before[-2]  # not the Sequential that holds it: a child of that would run as one more layer
 
 
 def low_rank_targets(network: nn.Module) -> tuple[nn.Module, ...]:

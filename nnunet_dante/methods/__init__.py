@@ -5,10 +5,11 @@ A method never touches nnU-Net. The trainer lets it adapt the network (`Method.a
 """
 
 from .base import Method
+from .bottleneck import AdaptFormer, SpatialAdapter
 from .low_rank import LoRA
 from .plan import TrainingPlan
 from .selective import DecoderOnly, FineTune, FromScratch, HeadOnly
 from .unfreezing import DanteGradualUnfreezing, GradualUnfreezing
 
-__all__ = ["DanteGradualUnfreezing", "DecoderOnly", "FineTune", "FromScratch", "GradualUnfreezing", "HeadOnly", "LoRA",
-           "Method", "TrainingPlan"]
+__all__ = ["AdaptFormer", "DanteGradualUnfreezing", "DecoderOnly", "FineTune", "FromScratch", "GradualUnfreezing",
+           "HeadOnly", "LoRA", "Method", "SpatialAdapter", "TrainingPlan"]

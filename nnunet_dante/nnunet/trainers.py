@@ -5,6 +5,7 @@ from __future__ import annotations
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ..methods import (
+    AdaptFormer,
     DanteGradualUnfreezing,
     DecoderOnly,
     FineTune,
@@ -12,7 +13,9 @@ from ..methods import (
     GradualUnfreezing,
     HeadOnly,
     LoRA,
+    SpatialAdapter,
 )
+from .added import AddedModulesMixin
 from .trainer import DanteMixin
 
 
@@ -62,3 +65,15 @@ class nnUNetTrainerFromScratch(DanteMixin, nnUNetTrainer):
     """Random start, same budget, optimiser and schedule as the others."""
 
     method = FromScratch()
+
+
+class nnUNetTrainerSpatialAdapter(AddedModulesMixin, nnUNetTrainer):
+    """Two convolutions on the features that enter the head, and the heads; prediction needs this trainer."""
+
+    method = SpatialAdapter()
+
+
+class nnUNetTrainerAdaptFormer(AddedModulesMixin, nnUNetTrainer):
+    """A parallel bottleneck a block, and the heads; prediction needs this trainer."""
+
+    method = AdaptFormer()

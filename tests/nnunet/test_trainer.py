@@ -14,9 +14,11 @@ from running import build, train
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.nnunet import trainers
+from nnunet_dante.nnunet.added import AddedModulesMixin
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 
-NAMES = [name for name in dir(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"]
+NAMES = [name for name in dir(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"
+         and not issubclass(getattr(trainers, name), AddedModulesMixin)]
 
 
 def equal(a: dict, b: dict) -> bool:

@@ -1,0 +1,120 @@
+"""Trainers whose modules stay in the network: own name and keys in the checkpoint, everything else as the others."""
+
+from __future__ import annotations
+
+import copy
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from running import build, train
+
+from nnunet_dante.nnunet import trainers
+from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
+from nnunet_dante.nnunet.launch import VARIABLE, trainers_folder
+from nnunet_dante.peft.bottleneck import added_modules, is_added
+
+TRAINERS = [trainers.nnUNetTrainerSpatialAdapter, trainers.nnUNetTrainerAdaptFormer]
+
+
+@pytest.fixture
+def start(prepared) -> dict:
+    return weights(prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth")
+
+
+def weights(file: Path) -> dict:
+    return load_checkpoint_safely(file)["network_weights"]
+
+
+def predictor_of(trainer):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+    return predictor
+
+
+@pytest.mark.parametrize("cls", TRAINERS)
+def test_only_added_modules_and_heads_move_and_stock_keys_stay(prepared, start, cls):
+    trainer = train(cls, prepared)
+    for file in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        checkpoint = load_checkpoint_safely(Path(trainer.output_folder, file))
+        state = checkpoint["network_weights"]
+        assert checkpoint["trainer_name"] == cls.__name__
+        assert [k for k in state if not is_added(k)] == list(start)
+        assert any(is_added(k) for k in state)
+    final = weights(Path(trainer.output_folder, "checkpoint_final.pth"))
+    moved = {k for k in start if not torch.equal(final[k], start[k])}  # the coarsest head has no part in the loss
+    assert moved == {"decoder.seg_layers.1.weight", "decoder.seg_layers.1.bias"}
+    assert all(final[k].any() for k in final if is_added(k) and k.endswith("up.weight"))
+
+
+@pytest.mark.parametrize("cls", TRAINERS)
+def test_nnunet_predicts_with_the_trained_network_where_it_finds_the_trainer(prepared, monkeypatch, cls):
+    trainer = train(cls, prepared)
+    monkeypatch.setenv(VARIABLE, str(trainers_folder()))
+    predictor = predictor_of(trainer)
+    trainer.set_deep_supervision_enabled(False)
+    x = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        live = trainer.network.eval()(x)
+        assert torch.equal(predictor.network.eval()(x), live)
+        assert torch.equal(copy.deepcopy(predictor.network)(x), live)
+        for module in added_modules(predictor.network).values():
+            module.reset()
+        assert not torch.equal(predictor.network(x), live), "the added modules do nothing: the test says nothing"
+
+
+def test_nnunet_says_that_the_trainer_is_missing(prepared, monkeypatch):
+    trainer = train(trainers.nnUNetTrainerSpatialAdapter, prepared)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(RuntimeError, match="nnUNetTrainerSpatialAdapter"):
+        predictor_of(trainer)
+
+
+@pytest.mark.parametrize("cls", TRAINERS)
+def test_resuming_equals_never_having_stopped(prepared, monkeypatch, cls):
+    monkeypatch.setattr(cls, "on_epoch_end", _keep_first(cls.on_epoch_end))
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    whole = train(cls, prepared)
+    folder = Path(whole.output_folder)
+    expected = weights(folder / "checkpoint_final.pth")
+    (folder / "kept.pth").rename(folder / "checkpoint_latest.pth")
+    (folder / "checkpoint_final.pth").unlink()
+    resumed = build(cls, prepared, resume=True)
+    assert resumed.current_epoch == 1
+    resumed.run_training()
+    final = weights(folder / "checkpoint_final.pth")
+    assert list(final) == list(expected) and all(torch.equal(final[k], expected[k]) for k in expected)
+    assert resumed.logger.get_value("train_losses", None) == whole.logger.get_value("train_losses", None)
+
+
+def _keep_first(on_epoch_end):
+    def wrapped(self):
+        self.save_every = 1
+        on_epoch_end(self)
+        if self.current_epoch == 1:
+            shutil.copy(Path(self.output_folder, "checkpoint_latest.pth"), Path(self.output_folder, "kept.pth"))
+    return wrapped
+
+
+@pytest.mark.parametrize("cls", TRAINERS)
+def test_pretrained_weights_may_be_stock_and_added_modules_start_anew(prepared, start, tmp_path, cls):
+    torch.save({"network_weights": {k: torch.full_like(v, 0.25) for k, v in start.items()}}, tmp_path / "other.pth")
+    trainer = build(cls, prepared, pretrained=tmp_path / "other.pth")
+    assert trainer.start_source == "-pretrained_weights"
+    trainer.run_training()
+    final = weights(Path(trainer.output_folder, "checkpoint_final.pth"))
+    assert torch.all(final["encoder.stages.0.0.convs.0.conv.weight"] == 0.25) and any(is_added(k) for k in final)
+
+
+def test_a_network_is_the_same_in_every_training_before_its_first_step(prepared):
+    first, second = (build(trainers.nnUNetTrainerAdaptFormer, prepared) for _ in range(2))
+    for trainer in (first, second):
+        trainer.initialize()
+    pairs = zip(first.network.parameters(), second.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
