@@ -162,6 +162,23 @@ def export(model_folder: Path, output: Path, categories, info, **options) -> Non
     click.echo(str(export_model(model_folder, output, categories=categories or None, info=texts, **options)))
 
 
+@main.command()
+@click.argument("sources", nargs=-1, required=True, type=_EXISTING)
+@click.option("-o", "--output", type=_FOLDER, required=True, help="Folder for the report.")
+@click.option("--tolerance-mm", type=click.FloatRange(0), default=2.0, show_default=True,
+              help="Of the surface Dice of fold folders; results of a protocol bring their own.")
+def compare(sources: tuple[Path, ...], output: Path, tolerance_mm: float) -> None:
+    """Compare runs: Dice, distances, epochs to 85 % of the peak, cost, forgetting, tests; as Markdown and a web page.
+
+    SOURCES are folders of `benchmark`, files of results, or finished fold folders TRAINER__PLANS__CONFIGURATION/fold_X
+    of nnU-Net, whose validation predictions are scored.
+    """
+    from .compare.run import compare as run
+
+    report = run(sources, output, tolerance_mm=tolerance_mm)
+    click.echo(f"Report: {report} and {report.with_suffix('.html')}")
+
+
 @main.command("import")
 @click.argument("model", type=_EXISTING)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="The nnU-Net model folder to write.")

@@ -26,6 +26,7 @@ ALLOWED = {
     "dafne": {"dafne", "nnunet", "errors", "types"},
     "demo": {"demo", "nnunet", "evaluation", "dafne", "errors", "types"},
     "compare": {"compare", "nnunet", "evaluation", "errors", "types"},
+    "compare": {"compare", "nnunet", "evaluation", "errors", "types"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ _EPOCH = re.compile(_STAMP + r"Epoch (\d+)\s*$")
 _DICE = re.compile(_STAMP + r"Pseudo dice \[(.*)\]")
 _SECONDS = re.compile(_STAMP + r"Epoch time: ([\d.]+) s")
 _START = re.compile(_STAMP + r"Pseudo dice before training: (\S+)")
+_GROUPS = re.compile(_STAMP + r"Trained groups: (.*\S)")
 _NUMBER = re.compile(r"(?:np\.float\d+\()?(nan|[-+.\deE]+)\)?")
 
 
@@ -25,11 +27,13 @@ class TrainingLog:
 
     dice: pseudo Dice of each foreground label, shape (epochs, labels), nan where undefined. seconds: wall time.
     start_dice: mean pseudo Dice before the first step; None for trainers that do not measure it (stock nnU-Net).
+    stages: (first epoch, names of the trained groups) of each stage; none for trainers without stages.
     """
 
     dice: np.ndarray
     seconds: np.ndarray
     start_dice: float | None = None
+    stages: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     @property
     def mean_dice(self) -> np.ndarray:
@@ -63,6 +67,7 @@ def read_training_log(fold_folder: Path) -> TrainingLog:
     files = sorted(Path(fold_folder).glob("training_log_*.txt"))
     dice: dict[int, list[float]] = {}
     seconds: dict[int, float] = {}
+    groups: dict[int, tuple[str, ...]] = {}
     start, epoch = None, -1
     for line in (line for file in files for line in file.read_text(errors="replace").splitlines()):
         if found := _EPOCH.match(line):
@@ -71,6 +76,8 @@ def read_training_log(fold_folder: Path) -> TrainingLog:
             dice[epoch] = [float(number) for number in _NUMBER.findall(found[1])]
         elif found := _SECONDS.match(line):
             seconds[epoch] = float(found[1])
+        elif found := _GROUPS.match(line):
+            groups[epoch] = tuple(found[1].split(", "))
         elif found := _START.match(line):
             start = float(found[1])
     done = sorted(dice.keys() & seconds.keys())
@@ -78,7 +85,23 @@ def read_training_log(fold_folder: Path) -> TrainingLog:
         raise ConfigurationError(f"{fold_folder} has no training_log_*.txt with a finished epoch ({len(files)} logs "
                                  f"found); give a fold folder, such as TRAINER__PLANS__CONFIGURATION/fold_0.")
     return TrainingLog(dice=np.array([dice[e] for e in done]), seconds=np.array([seconds[e] for e in done]),
-                       start_dice=start)
+                       start_dice=start, stages=_stages(groups, done))
+
+
+def _stages(groups: Mapping[int, tuple[str, ...]], done: Sequence[int]) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """The epochs at which the trained groups change; epochs that did not finish do not count."""
+    named = [epoch for epoch in done if epoch in groups]
+    return tuple((epoch, groups[epoch]) for before, epoch in zip([None, *named], named)
+                 if before is None or groups[before] != groups[epoch])
+
+
+def ema(curve: ArrayLike) -> np.ndarray:
+    """Return nnU-Net's moving average of a curve: 0.9 old + 0.1 new, from the first value on; nan changes nothing."""
+    averaged: list[float] = []
+    for value in np.asarray(curve, float):
+        last = averaged[-1] if averaged else np.nan
+        averaged.append(last if np.isnan(value) else value if np.isnan(last) else 0.9 * last + 0.1 * value)
+    return np.array(averaged)
 
 
 def smoothed(curve: ArrayLike, *, window: int = 3) -> np.ndarray:

@@ -77,8 +77,11 @@ def score(truth: np.ndarray, prediction: np.ndarray, *, labels: LabelValues, spa
           tolerance_mm: float = 2.0) -> dict[str, dict[str, float]]:
     """Return {label name: {"dice", "hd95_mm", "surface_dice"}} of two integer masks, without the background.
 
-    labels: dataset.json's; several integers under one name are a region. tolerance_mm: of the surface Dice.
+    labels: dataset.json's; several integers under one name are a region, and voxels that the truth marks "ignore" do
+    not count. tolerance_mm: of the surface Dice.
     """
+    if "ignore" in labels:
+        prediction = np.where(np.isin(truth, labels["ignore"]), 0, prediction)
     result = {}
     for name, values in labels.items():
         if name in ("background", "ignore"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import atomic_path
 from ..types import PathLike
 from .convergence import convergence
 from .runs import Run
@@ -14,7 +15,7 @@ from .runs import Run
 # Okabe and Ito's colours, told apart by most people with a colour vision deficiency; black and grey are left out,
 # they are the image. Neighbours in this order also differ in lightness.
 COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-_INK = "0.25"
+INK = "0.25"
 
 
 def learning_curves(runs: Sequence[Run], file: PathLike, *, share: float = 0.85) -> None:
@@ -22,7 +23,7 @@ def learning_curves(runs: Sequence[Run], file: PathLike, *, share: float = 0.85)
 
     A ring marks the peak, a dot the first epoch at `share` of it, both of the raw curve.
     """
-    figure, ((axis,),) = _figure(7.2, 4.2)
+    figure, ((axis,),) = new_figure(7.2, 4.2)
     ends = []
     for run, colour in zip(runs, COLOURS * len(runs)):
         curve, first = run.log.mean_dice, [] if run.log.start_dice is None else [run.log.start_dice]
@@ -39,12 +40,12 @@ def learning_curves(runs: Sequence[Run], file: PathLike, *, share: float = 0.85)
     axis.set(xlabel="epochs done (0: before training)", ylabel="pseudo Dice, mean over labels", ylim=(0, 1),
              xlim=(-0.02 * last, last))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_title(f"Learning curves    ○ peak    ● first epoch at {share:.0%} of it", fontsize=10, color=_INK,
+    axis.set_title(f"Learning curves    ○ peak    ● first epoch at {share:.0%} of it", fontsize=10, color=INK,
                    loc="left")
     axis.grid(axis="y", color="0.9")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=160)
+    save(figure, file, dpi=160)
 
 
 def _name_lines(axis: Any, ends: Sequence[tuple[float, int, str, str]], *, gap: float = 0.06) -> None:
@@ -67,14 +68,14 @@ def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike,
     colours = dict(zip(shown.values(), COLOURS * len(shown)))
     columns: dict[str, np.ndarray | None] = {"image": None, **masks}
     width, height = (n * mm for n, mm in zip(image.shape[:2], spacing_mm))
-    figure, axes = _figure(2.6 * len(columns), 2.6 * height / width * len(slices) + 0.9, rows=len(slices),
+    figure, axes = new_figure(2.6 * len(columns), 2.6 * height / width * len(slices) + 0.9, rows=len(slices),
                            columns=len(columns))
     low, high = np.percentile(image, (1, 99))
     # The square root lifts dark soft tissue, which a few very bright voxels (fluid, metal) would drown.
     grey = np.sqrt(np.clip((image - low) / max(high - low, 1e-9), 0, 1))
     for column, (title, mask) in enumerate(columns.items()):
         caption = (captions or {}).get(title, "")
-        axes[0][column].set_title(f"{title}\n{caption}", fontsize=11, color=_INK)
+        axes[0][column].set_title(f"{title}\n{caption}", fontsize=11, color=INK)
         for row, k in enumerate(slices):
             axis, extent = axes[row][column], (0, width, height, 0)
             axis.imshow(grey[:, :, k].T, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bicubic")
@@ -82,7 +83,7 @@ def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike,
                 _paint(axis, mask[:, :, k].T, colours, extent)
             axis.set_axis_off()
     _legend(figure, {name: colours[value] for name, value in shown.items()})
-    figure.savefig(file, dpi=130)
+    save(figure, file, dpi=130)
 
 
 def _paint(axis: Any, mask: np.ndarray, colours: Mapping[int, str], extent: Sequence[float]) -> None:
@@ -103,14 +104,20 @@ def _legend(figure: Any, colours: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
     figure.legend(handles=[Patch(color=colour, label=name.replace("_", " ")) for name, colour in colours.items()],
-                  loc="outside lower center", ncols=len(colours), frameon=False, fontsize=11, labelcolor=_INK)
+                  loc="outside lower center", ncols=len(colours), frameon=False, fontsize=11, labelcolor=INK)
 
 
-def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """Return a figure that belongs to no window system, and its rows of axes."""
+def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """Return a figure of so many inches that belongs to no window system, and its rows of axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure: Any, file: PathLike, *, dpi: int = 130) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +30,7 @@ class RunResult:
     cases: scores on the test cases. tolerance_mm: of the surface Dice. donor_cases, donor_before: scores on test cases
     of the donor's own data after training and of the untouched donor, {} if not measured.
     start_dice: mean pseudo Dice before training. curve: mean pseudo Dice of each epoch, raw. seconds: of each epoch.
+    stages: (first epoch, trained groups) of each stage, as `TrainingLog.stages`; [] if unknown.
     adapter_mib: size of the adapter file, MiB. peak_memory_mib: of the training, MiB.
     error: what went wrong; "" if nothing did.
     """
@@ -49,6 +50,7 @@ class RunResult:
     start_dice: float | None = None
     curve: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    stages: Sequence[Sequence[Any]] = field(default_factory=list)
     trained_parameters: int | None = None
     total_parameters: int | None = None
     adapter_mib: float | None = None
@@ -77,8 +79,12 @@ class RunResult:
 
 def write_result(result: RunResult, path: str | Path) -> None:
     """Write one run as JSON, whole or not at all: nan as null, infinity as "inf"."""
-    content = _to_json(dataclasses.asdict(result))
-    write_text_atomically(json.dumps(content, indent=1, allow_nan=False) + "\n", path)
+    write_text_atomically(json.dumps(_to_json(result), indent=1, allow_nan=False) + "\n", path)
+
+
+def write_results(results: Iterable[RunResult], path: str | Path) -> None:
+    """Write several runs as one JSON list."""
+    write_text_atomically(json.dumps(_to_json(list(results)), allow_nan=False) + "\n", path)
 
 
 def read_results(source: str | Path) -> tuple[RunResult, ...]:
@@ -130,6 +136,8 @@ def _result(entry: object, file: Path) -> RunResult:
 
 def _to_json(value: Any) -> Any:
     """JSON has neither nan nor infinity."""
+    if isinstance(value, RunResult):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

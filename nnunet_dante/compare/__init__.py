@@ -1,0 +1,1 @@
+"""Comparing runs: results of a protocol, or fold folders of nnU-Net, become one report."""

@@ -1,0 +1,149 @@
+"""Small multiples: one panel a method, the references in each, so that a dozen methods stay readable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..types import PathLike
+from .plots import COLOURS, INK, new_figure, save
+from .results import RunResult
+from .speed import SHARE, median, peak, reached
+from .study import Shots, Study, mean_score
+
+METHOD, SCRATCH, FULL, BEFORE = COLOURS[1], "black", "0.55", COLOURS[5]
+_COLUMNS = 3
+_OWN = {"color": METHOD, "marker": "o", "markerfacecolor": "white", "markersize": 7, "linestyle": "", "zorder": 4}
+
+
+def shots_panels(study: Study, file: PathLike) -> None:
+    """Write Dice over the number of training cases, with the interval over cases, a panel a method."""
+    references = _references(study)
+    figure, axes = _grid(study, _others(study))
+    positions = range(len(study.shots))
+    for axis, method in zip(axes, _others(study)):
+        for name, style in references.items():
+            axis.plot(positions, [_dice(study, name, shots)[0] for shots in study.shots], **style)
+        values, low, high = np.array([_dice(study, method, shots) for shots in study.shots]).T
+        axis.fill_between(positions, low, high, color=METHOD, alpha=0.18, linewidth=0)
+        axis.plot(positions, values, color=METHOD, linewidth=2.2, marker="o", markersize=4)
+        _zero_shot_line(study, axis)
+        axis.set_title(method, fontsize=11, color=METHOD, loc="left", fontweight="bold")
+        axis.set_xticks(list(positions), [study.shots_name(shots) for shots in study.shots])
+    _finish(figure, axes, study, "Dice by number of training cases", "training cases", "Dice", references,
+            {"zero-shot": {"color": BEFORE, "linestyle": ":"}} if study.special("zero_shot") else {})
+    save(figure, file)
+
+
+def curve_panels(study: Study, shots: Shots, file: PathLike) -> None:
+    """Write pseudo Dice over epochs, a panel a method: mean of the draws, single draws thin, epoch 0 before training.
+
+    A dot marks the median epoch at which the method first reached 85 % of the scratch run's peak, a ring 85 % of its
+    own.
+    """
+    references = _references(study)
+    methods = [method for method in _others(study) if any(run.curve for run in study.of(method, shots))]
+    figure, axes = _grid(study, methods)
+    target = SHARE * median([peak(run) for run in study.of(study.special("scratch") or "", shots)])
+    for axis, method in zip(axes, methods):
+        runs = [run for run in study.of(method, shots) if run.curve]
+        for name, style in references.items():
+            axis.plot(*_mean_curve(study.of(name, shots)), **style)
+        for run in runs:
+            axis.plot(*_mean_curve([run]), color=METHOD, linewidth=0.7, alpha=0.4)
+        axis.plot(*_mean_curve(runs), color=METHOD, linewidth=2.2)
+        own = median([reached(run, peak(run)).epochs for run in runs]), SHARE * median([peak(run) for run in runs])
+        axis.plot(*own, **_OWN)
+        axis.set_title(method + _mark(axis, study, runs, target), fontsize=11, color=METHOD, loc="left",
+                       fontweight="bold")
+        axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    _finish(figure, axes, study, f"Learning curves, {study.cases_name(shots)}", "epochs done", "pseudo Dice",
+            references, _target_legend(study, shots) if target == target else {f"{SHARE:.0%} of own peak": _OWN})
+    save(figure, file)
+
+
+def _target_legend(study: Study, shots: Shots) -> dict[str, Any]:
+    scratch = median([reached(run, peak(run)).epochs for run in study.of(study.special("scratch") or "", shots)])
+    return {f"{SHARE:.0%} of scratch's peak (scratch: {scratch:g} epochs)":
+            {"color": BEFORE, "linestyle": ":", "marker": "o"}, f"{SHARE:.0%} of own peak": _OWN}
+
+
+def _mark(axis: Any, study: Study, runs: Sequence[RunResult], target: float) -> str:
+    """Draw the target and where it was reached; returns what to say of it in the title."""
+    if target != target:
+        return ""
+    axis.axhline(target, color=BEFORE, linestyle=":", linewidth=1.2)
+    scratch = study.special("scratch")
+    epochs = median([reached(run, peak(study.partner(run, scratch))).epochs for run in runs])
+    if math.isnan(epochs):
+        return ""
+    if math.isinf(epochs):
+        return ": never"
+    axis.plot(epochs, target, "o", color=BEFORE, markersize=7, zorder=5, clip_on=False)
+    return f": {epochs:g} epoch{'' if epochs == 1 else 's'}"
+
+
+def _mean_curve(runs: Sequence[RunResult]) -> tuple[np.ndarray, np.ndarray]:
+    """Return epochs and the mean over runs of start and curve; a run that lacks either does not count there."""
+    curves = [[math.nan if run.start_dice is None else run.start_dice, *run.curve] for run in runs if run.curve]
+    values = np.full((len(curves), max(map(len, curves), default=0)), np.nan)
+    for row, curve in zip(values, curves):
+        row[:len(curve)] = curve
+    defined = np.isfinite(values)
+    epochs = np.flatnonzero(defined.any(0))
+    return epochs, np.where(defined, values, 0).sum(0)[epochs] / defined.sum(0)[epochs]
+
+
+def _others(study: Study) -> list[str]:
+    """The methods that get a panel: the trained ones that are no reference; the references if there is nothing else."""
+    trained = [m for m in study.methods if m != study.special("zero_shot")]
+    return [m for m in trained if m not in _references(study)] or trained
+
+
+def _references(study: Study) -> dict[str, dict[str, Any]]:
+    styles = {"scratch": {"color": SCRATCH, "linestyle": "--", "linewidth": 1.4},
+              "full_fine_tuning": {"color": FULL, "linewidth": 2.2}}
+    return {name: style for kind, style in styles.items() if (name := study.special(kind))}
+
+
+def _dice(study: Study, method: str, shots: Shots) -> tuple[float, float, float]:
+    mean = mean_score(study.of(method, shots))
+    return (math.nan, math.nan, math.nan) if mean is None else (mean.value, *mean.interval)
+
+
+def _zero_shot_line(study: Study, axis: Any) -> None:
+    mean = mean_score(study.of(study.special("zero_shot") or ""))
+    if mean is not None:
+        axis.axhline(mean.value, color=BEFORE, linestyle=":", linewidth=1.4)
+
+
+def _grid(study: Study, methods: Sequence[str]) -> tuple[Any, list[Any]]:
+    columns = min(_COLUMNS, max(1, len(methods)))
+    rows = max(1, math.ceil(len(methods) / columns))
+    figure, axes = new_figure(max(5.0, 3.1 * columns), 2.1 * rows + 1, rows=rows, columns=columns, sharex=True,
+                              sharey=True)
+    flat = list(axes.flat)
+    for axis in flat[len(methods):]:
+        axis.set_visible(False)
+    return figure, flat[:len(methods)]
+
+
+def _finish(figure: Any, axes: Sequence[Any], study: Study, title: str, x: str, y: str, references: dict[str, Any],
+            more: dict[str, Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    for number, axis in enumerate(axes):
+        axis.grid(axis="y", color="0.9")
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        last = number + _COLUMNS >= len(axes)
+        axis.tick_params(labelbottom=last)
+        axis.set(xlabel=x if last else "", ylabel="" if number % _COLUMNS else y)
+    figure.suptitle(study.title(title), fontsize=12, color=INK, x=0.01, ha="left")
+    handles = [Line2D([], [], label=name, **style) for name, style in {**references, **more}.items()]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), frameon=False, fontsize=10,
+                      labelcolor=INK)

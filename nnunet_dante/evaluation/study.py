@@ -1,0 +1,173 @@
+"""The runs of one experiment, in order: methods x numbers of training cases x draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import ResultError
+from .results import CaseScores, RunResult
+from .statistics import Interval, bootstrap_interval
+
+Shots = tuple[bool, int]
+"""(all there are, number of training cases); sorts as a reader expects. All cases of different folds are one column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """Mean of a score over cases, each averaged over draws first, with the bootstrap interval over the cases."""
+
+    value: float
+    interval: Interval
+    cases: int
+    draws: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One experiment; runs with an error are kept apart in `failed`."""
+
+    name: str
+    runs: tuple[RunResult, ...]
+    failed: tuple[RunResult, ...]
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any image of it is."""
+        return any(run.simulated for run in (*self.runs, *self.failed))
+
+    def title(self, text: str) -> str:
+        """Return a title that says where the data are from."""
+        return f"{text} - {self.name}{', simulated images' if self.simulated else ''}"
+
+    @property
+    def methods(self) -> list[str]:
+        """Names: zero-shot, from scratch, full fine-tuning, then the others as they come."""
+        ranks: dict[str, int] = {}
+        for run in (*self.runs, *self.failed):
+            ranks.setdefault(run.method, _rank(run))
+        return sorted(ranks, key=lambda name: ranks[name])
+
+    @property
+    def shots(self) -> list[Shots]:
+        """Numbers of training cases of the trained runs, ascending."""
+        return sorted({shots_of(run) for run in (*self.runs, *self.failed) if not run.is_zero_shot})
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names, in the order of the first run that has them."""
+        return list(dict.fromkeys(label for run in self.runs for case in run.cases.values() for label in case))
+
+    def expected_draws(self, shots: Shots | None = None) -> int:
+        """Return the most draws that any method has of a number of training cases, or of any number."""
+        columns = self.shots if shots is None else [shots]
+        return max((len(self.of(m, s)) for m in self.methods for s in columns if m != self.special("zero_shot")),
+                   default=0)
+
+    def shots_name(self, shots: Shots) -> str:
+        """Return a column's name, such as "4" or "all (8-9)"."""
+        counts = sorted({run.shots for run in (*self.runs, *self.failed) if shots_of(run) == shots})
+        number = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+        return f"all ({number})" if shots[0] else number
+
+    def cases_name(self, shots: Shots) -> str:
+        """Return a number of training cases in words."""
+        name = self.shots_name(shots)
+        return f"{name} training case{'' if name == '1' else 's'}"
+
+    def of(self, method: str, shots: Shots | None = None) -> list[RunResult]:
+        """Return the draws of a method, of one number of training cases or of all; zero-shot has none to choose."""
+        return [run for run in self.runs
+                if run.method == method and (shots is None or run.is_zero_shot or shots_of(run) == shots)]
+
+    def special(self, kind: str) -> str | None:
+        """Return the method that is "zero_shot", "scratch" or "full_fine_tuning" here, the first where several are."""
+        return next((m for m in self.methods if any(getattr(r, f"is_{kind}") for r in self.of(m))), None)
+
+    def partner(self, run: RunResult, method: str | None) -> RunResult | None:
+        """Return the run of `method` with the training cases and seed of `run`."""
+        return next((r for r in self.of(method or "", shots_of(run)) if r.seed == run.seed), None)
+
+
+def studies(results: Iterable[RunResult]) -> list[Study]:
+    """Sort results into experiments, in order of appearance.
+
+    Raises:
+        ResultError: a draw is given twice; it would count twice.
+    """
+    named: dict[str, list[RunResult]] = {}
+    for result in with_donor_names(results):
+        named.setdefault(result.experiment, []).append(result)
+    made = []
+    for name, runs in named.items():
+        seen = set()
+        for run in runs:
+            key = (run.method, shots_of(run), run.seed)
+            if key in seen:
+                raise ResultError(f"{run.method} of experiment {name!r} with {run.shots} cases and seed {run.seed} is "
+                                  f"given twice; a draw that counts twice would narrow the intervals. Give each once.")
+            seen.add(key)
+        made.append(Study(name=name, runs=tuple(r for r in runs if not r.error),
+                          failed=tuple(r for r in runs if r.error)))
+    return made
+
+
+def case_means(scores: CaseScores, metric: str = "dice", label: str | None = None) -> dict[str, float]:
+    """Return {case: mean over its labels, or the value of one}; what is undefined or infinite is left out."""
+    means = {}
+    for case, labels in scores.items():
+        chosen = labels.values() if label is None else [labels[label]] if label in labels else []
+        finite = [value for scored in chosen if math.isfinite(value := scored.get(metric, math.nan))]
+        if finite:
+            means[case] = sum(finite) / len(finite)
+    return means
+
+
+def over_draws(draws: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Average {case: value} over draws, a case over the draws that have it."""
+    cases = sorted({case for draw in draws for case in draw})
+    return {case: float(np.mean([draw[case] for draw in draws if case in draw])) for case in cases}
+
+
+def mean_score(runs: Sequence[RunResult], metric: str = "dice", label: str | None = None) -> Mean | None:
+    """Return the mean of a score on the test cases over the draws `runs`; None where there is none."""
+    return mean_over_cases([case_means(run.cases, metric, label) for run in runs])
+
+
+def mean_over_cases(draws: Sequence[dict[str, float]]) -> Mean | None:
+    """Return the mean of draws of {case: value}."""
+    values = list(over_draws(draws).values())
+    if not values:
+        return None
+    return Mean(value=float(np.mean(values)), interval=bootstrap_interval(values), cases=len(values), draws=len(draws))
+
+
+def missed(runs: Sequence[RunResult], label: str | None = None) -> tuple[int, int]:
+    """Return how many structures are infinitely far, and how many there are, over draws, cases and labels."""
+    values = [scored.get("hd95_mm", math.nan) for run in runs for labels in run.cases.values()
+              for name, scored in labels.items() if label in (None, name)]
+    return sum(math.isinf(v) for v in values), sum(not math.isnan(v) for v in values)
+
+
+def shots_of(run: RunResult) -> Shots:
+    """Return the column that a run belongs to."""
+    return (True, 0) if run.all else (False, run.shots)
+
+
+def _rank(run: RunResult) -> int:
+    return 0 if run.is_zero_shot else 1 if run.is_scratch else 2 if run.is_full_fine_tuning else 3
+
+
+def with_donor_names(results: Iterable[RunResult]) -> list[RunResult]:
+    """Where an experiment has several donors, the method says which; in the order given."""
+    results = list(results)
+    donors: dict[str, set[str]] = {}
+    for run in results:
+        if run.donor and not run.is_scratch:
+            donors.setdefault(run.experiment, set()).add(run.donor)
+    return [replace(run, method=f"{run.method} from {run.donor}")
+            if not run.is_scratch and len(donors.get(run.experiment, ())) > 1
+            and not run.method.endswith(f" from {run.donor}") else run for run in results]
