@@ -1,0 +1,147 @@
+"""Data sets, donors and shots for the hippocampus benchmark, from a folder of the Decathlon's Task04.
+
+    python benchmarks/hippocampus/prepare.py TASK04 OUT
+
+Writes nnU-Net's three folders below OUT. Cases are split by runs of consecutive ids, because neighbours may be the two
+sides of one person. Source acquisition: float files; target acquisition: uint8 files, which are measurably smoother.
+
+    841 source     donor cases, Anterior and Posterior          842 merged     the same cases, both labels merged
+    843 target     target acquisition                           844 virtual    the same through the virtual scanner
+    845 dev        other source cases: for tuning               846 dev virtual  the same through the virtual scanner
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from scanner import virtual_scan
+
+from nnunet_dante.demo.steps import Steps
+
+LABELS = {"background": 0, "Anterior": 1, "Posterior": 2}
+MERGED = {"background": 0, "Hippocampus": 1}
+NAMES = {841: "HippocampusSource", 842: "HippocampusMerged", 843: "HippocampusTarget", 844: "HippocampusVirtual",
+         845: "HippocampusDev", 846: "HippocampusDevVirtual"}
+PLANS, TRAINER, SPACING_MM = "nnUNetSmallPlans", "nnUNetTrainer_10epochs", 1.25
+POOL, VALIDATION = 16, 4  # of target and development cases alike; all others are test cases
+DEVELOPMENT, DONOR_VALIDATION, DONOR_TEST = 33, 6, 6
+
+
+def runs_of_ids(cases: list[str]) -> list[list[str]]:
+    """Return the cases in groups of consecutive numbers, which may belong to one person."""
+    groups: list[list[str]] = []
+    for case in sorted(cases):
+        number = int(case.rpartition("_")[2])
+        if groups and number == int(groups[-1][-1].rpartition("_")[2]) + 1:
+            groups[-1].append(case)
+        else:
+            groups.append([case])
+    return groups
+
+
+def take(groups: list[list[str]], count: int) -> tuple[list[str], list[list[str]]]:
+    """Return exactly `count` cases in whole groups, spread over the ids, and the groups that are left."""
+    reachable: dict[int, tuple[int, ...]] = {0: ()}
+    order = sorted(range(len(groups)), key=lambda i: (i * 7) % 11)  # neither the first nor the last ids alone
+    for i in order:
+        for total, chosen in list(reachable.items()):
+            reachable.setdefault(total + len(groups[i]), (*chosen, i))
+    chosen = set(reachable[count])
+    return ([case for i in sorted(chosen) for case in groups[i]],
+            [group for i, group in enumerate(groups) if i not in chosen])
+
+
+def acquisitions(data: Path) -> tuple[list[str], list[str]]:
+    """Return (source, target) cases: stored as float, and as uint8."""
+    source, target = [], []
+    for file in sorted((data / "imagesTr").glob("hippocampus_*.nii.gz")):
+        kind = nibabel.load(file).get_data_dtype()
+        (target if kind == np.uint8 else source).append(file.name.removesuffix(".nii.gz"))
+    return source, target
+
+
+def write_dataset(out: Path, number: int, data: Path, cases: list[str], *, scanned: bool = False) -> Path:
+    """Write imagesTr, labelsTr and dataset.json of one data set and return its folder."""
+    folder = out / "nnUNet_raw" / f"Dataset{number}_{NAMES[number]}"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        image, mask = (nibabel.load(data / name / f"{case}.nii.gz") for name in ("imagesTr", "labelsTr"))
+        volume = image.get_fdata(dtype=np.float32)
+        if scanned:
+            volume = virtual_scan(volume, spacing_mm=image.header.get_zooms(), case=case)
+        truth = np.asarray(mask.dataobj).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(volume, image.affine), folder / "imagesTr" / f"{case}_0000.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(np.minimum(truth, 1) if number == 842 else truth, image.affine),
+                     folder / "labelsTr" / f"{case}.nii.gz")
+    labels = MERGED if number == 842 else LABELS
+    (folder / "dataset.json").write_text(json.dumps(
+        {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": len(cases), "file_ending": ".nii.gz",
+         "reference": "Medical Segmentation Decathlon, Task04; CC-BY-SA 4.0"}, indent=1))
+    return folder
+
+
+def small(plans: dict) -> dict:
+    """Return nnU-Net's own plans with a network that one CPU core trains at ten steps a second.
+
+    At 1.25 mm most cases fit into one patch, which makes predicting 13 test cases after each run affordable.
+    """
+    median = [round(n / SPACING_MM) for n in plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"]]
+    configuration = plans["configurations"]["3d_fullres"] | {
+        "spacing": [SPACING_MM] * 3, "median_image_size_in_voxels": median, "patch_size": [32, 40, 32],
+        "batch_size": 2, "data_identifier": f"{PLANS}_3d_fullres"}
+    configuration["architecture"]["arch_kwargs"] |= {
+        "n_stages": 4, "features_per_stage": [8, 16, 32, 32], "n_conv_per_stage": [1] * 4,
+        "n_conv_per_stage_decoder": [1] * 3, "strides": [[1] * 3] + [[2] * 3] * 3, "kernel_sizes": [[3] * 3] * 4}
+    return plans | {"plans_name": PLANS, "configurations": {"3d_fullres": configuration}}
+
+
+def prepare_donor(steps: Steps, number: int, split: dict) -> None:
+    """Plan and preprocess a donor's data with stock nnU-Net."""
+    folder = steps.out / "nnUNet_preprocessed" / f"Dataset{number}_{NAMES[number]}"
+    steps.run("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "3d_fullres", "-npfp", 1, "--no_pp")
+    (folder / f"{PLANS}.json").write_text(json.dumps(small(json.loads((folder / "nnUNetPlans.json").read_text()))))
+    (folder / "splits_final.json").write_text(json.dumps([split]))
+    steps.run("nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres", "-np", 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="Task04_Hippocampus of the Medical Segmentation Decathlon")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    steps = Steps(options.out.resolve(), total=4)
+    steps.announce("Write the data sets")
+    source, target = acquisitions(options.data)
+    development, rest = take(runs_of_ids(source), DEVELOPMENT)
+    donor_test, rest = take(rest, DONOR_TEST)
+    validation, rest = take(rest, DONOR_VALIDATION)
+    training = [case for group in rest for case in group]
+    for number, cases in ((841, training + validation), (842, training + validation), (843, target),
+                          (844, target), (845, development), (846, development)):
+        write_dataset(steps.out, number, options.data, cases, scanned=number in (844, 846))
+    held_out = steps.out / "donor_test"
+    for case in donor_test:
+        for kind, name in (("imagesTr", f"{case}_0000"), ("labelsTr", case)):
+            (held_out / kind).mkdir(parents=True, exist_ok=True)
+            (held_out / kind / f"{name}.nii.gz").write_bytes((options.data / kind / f"{case}.nii.gz").read_bytes())
+    for number in (841, 842):
+        steps.announce(f"Train the donor {NAMES[number]} with stock nnU-Net")
+        prepare_donor(steps, number, {"train": training, "val": validation})
+        steps.run("nnUNetv2_train", number, "3d_fullres", 0, "-p", PLANS, "-tr", TRAINER, "-device", "cpu", epochs=10)
+    steps.announce("Draw the shots")
+    for number, cases in ((843, target), (844, target), (845, development), (846, development)):
+        groups = runs_of_ids(cases)
+        (steps.out / f"groups_{number}.json").write_text(json.dumps({g[0]: g for g in groups}))
+        (steps.out / f"test_{number}.json").write_text(json.dumps(take(groups, len(cases) - POOL - VALIDATION)[0]))
+        steps.run("nnunet-dante", "shots", "-d", number, "-k", "1", "-k", "2", "-k", "4", "-k", "8", "-k", "all",
+                  "--seeds", 3, "--val", VALIDATION, "--groups", steps.out / f"groups_{number}.json",
+                  "--test", steps.out / f"test_{number}.json")
+
+
+if __name__ == "__main__":
+    main()

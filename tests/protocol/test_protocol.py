@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+
+from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.protocol.protocol import METHODS, PlannedRun, planned_runs, read_protocol, settings_digest
+
+TABLE = {"val": ["v"], "test": ["t"], "folds": [
+    {"fold": 0, "shots": 1, "all": False, "seed": 0, "train": ["a"]},
+    {"fold": 1, "shots": 1, "all": False, "seed": 1, "train": ["b"]},
+    {"fold": 2, "shots": 4, "all": True, "seed": 0, "train": ["a", "b", "c", "d"]}]}
+TEXT = """
+name = "p"
+[[experiments]]
+name = "Real shift"
+dataset = 901
+donor = "donor.pth"
+"""
+LORA = '[[methods]]\nname = "LoRA"\ntrainer = "nnUNetTrainerLoRA"\nset = {rank = 4}\n'
+
+
+@pytest.fixture
+def written(tmp_path):
+    (tmp_path / "donor.pth").touch()
+
+    def write(text):
+        file = tmp_path / "p.toml"
+        file.write_text(text)
+        return file
+    return write
+
+
+def runs(protocol):
+    return list(planned_runs(protocol, {e.name: TABLE for e in protocol.experiments}))
+
+
+def test_the_smallest_protocol_compares_all_methods_with_everything_that_was_drawn(written, tmp_path):
+    protocol = read_protocol(written(TEXT))
+    assert protocol.methods == METHODS
+    assert protocol.experiments[0].donor == str(tmp_path / "donor.pth")
+    planned = runs(protocol)
+    assert len(planned) == 1 + 3 * (len(METHODS) - 1)
+    assert len({run.id for run in planned}) == len(planned)
+
+
+def test_zero_shot_comes_first_and_is_there_without_being_asked_for(written):
+    planned = runs(read_protocol(written(TEXT + LORA)))
+    assert [(r.method.name, r.fold) for r in planned] == [("zero-shot", None), ("LoRA", 0), ("LoRA", 2), ("LoRA", 1)]
+
+
+@pytest.mark.parametrize(("choice", "folds"), [
+    ("shots = [1]", {0, 1}), ('shots = ["all"]', {2}), ("shots = [4]", {2}), ("seeds = [1]", {1}),
+    ("shots = [1]\nseeds = [0]", {0})])
+def test_shots_and_draws_can_be_chosen(written, choice, folds):
+    planned = runs(read_protocol(written(choice + TEXT + LORA)))
+    assert {r.fold for r in planned if r.fold is not None} == folds
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("name = [", "TOML"),
+    ('name = "p"', "no \\[\\[experiments\\]\\]"),
+    (TEXT.replace("donor.pth", "gone.pth"), "gone.pth, which does not exist"),
+    (TEXT.replace("dataset = 901", ""), "'dataset' is unknown or missing"),
+    (TEXT + "colour = 1", "'colour' is unknown"),
+    (TEXT + "simulated = 1", "simulated of experiment 'Real shift' is 1"),
+    ('tolerance_mm = "wide"' + TEXT, "tolerance_mm of protocol 'p' is 'wide'"),
+    ("tolerance_mm = -1.0" + TEXT, "tolerance_mm"),
+    ('shots = ["few"]' + TEXT, "shots"),
+    ("experiments = 3", "written as"),
+    (TEXT + LORA + LORA, "two methods are named 'lora'"),
+    (TEXT + '[[methods]]\nname = "mine"', "'mine' names no trainer")])
+def test_a_wrong_protocol_is_refused_by_name(written, text, message):
+    with pytest.raises(ConfigurationError, match=message):
+        read_protocol(written(text))
+
+
+def test_the_digest_changes_with_what_decides_a_result_and_not_with_paths(written):
+    protocol = read_protocol(written(TEXT + LORA))
+    run, cases = runs(protocol)[1], {"train": ["a"]}
+    same = settings_digest(run, protocol, cases)
+    assert settings_digest(run, read_protocol(written("keep_checkpoints = true" + TEXT + LORA)), cases) == same
+    for other in (settings_digest(run, protocol, {"train": ["b"]}),
+                  settings_digest(run, read_protocol(written(TEXT + LORA + "[training]\nepochs = 2")), cases),
+                  settings_digest(runs(read_protocol(written(TEXT + LORA.replace("4", "5"))))[1], protocol, cases)):
+        assert other != same
+    assert isinstance(run, PlannedRun)
