@@ -164,3 +164,21 @@ def write_model_folder(results: Path, *, dataset: str = "Dataset900_Donor", conf
         "inference_allowed_mirroring_axes": tuple(range(len(config.patch_size)))},
         folder / f"fold_{fold}" / checkpoint)
     return folder
+
+
+def add_modules(folder: Path, trainer_name: str, *, seed: int = 1, amount: float = 0.3) -> Path:
+    """Turn a model folder into one of `trainer_name` (nnUNetTrainerSpatialAdapter, ...AdaptFormer) whose modules act."""
+    from nnunet_dante.nnunet.network import build_network
+    from nnunet_dante.peft.bottleneck import added_modules
+
+    for file in sorted(Path(folder).glob("fold_*/*.pth")):
+        content = torch.load(file, weights_only=False)
+        init = content["init_args"]
+        network = build_network(init["plans"], init["dataset_json"], init["configuration"], trainer_name=trainer_name)
+        network.load_state_dict(content["network_weights"])
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in (p for module in added_modules(network).values() for p in module.parameters()):
+                parameter.copy_(amount * torch.randn(parameter.shape, generator=generator))
+        torch.save(content | {"network_weights": network.state_dict(), "trainer_name": trainer_name}, file)
+    return Path(folder)

@@ -43,6 +43,8 @@ class AddedModulesMixin(DanteMixin):
     def on_train_start(self) -> None:
         """Show all keys again, then start."""
         self._show_all_keys()
+        self.print_to_log_file(f"What {type(self).__name__} adds to the network cannot be merged into its weights: "
+                               f"nnUNetv2_predict needs this trainer, too (`nnunet-dante env`).")
         super().on_train_start()
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:

@@ -84,7 +84,8 @@ def _trainer_search() -> str:
         os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
     hint = "set for nnUNetv2_train" if before and str(trainers_folder()) in before.split(os.pathsep) else (
         f"{VARIABLE} is not set in this shell: use `nnunet-dante train`, or eval \"$(nnunet-dante env)\"")
-    return f"nnU-Net finds {trainer.__name__} in {trainers_folder()}; {hint}"
+    return (f"nnU-Net finds {trainer.__name__} in {trainers_folder()}; {hint}. nnUNetv2_predict needs it for models of "
+            f"nnUNetTrainerSpatialAdapter and nnUNetTrainerAdaptFormer")
 
 
 def _audit() -> str:

@@ -12,8 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import DanteError, DonorError, UntrustedFileError
-from ..types import PathLike
-from .checkpoint import file_sha256, load_checkpoint_safely, pickled_globals, unique_tensors, weights_sha256
+from ..files import printable, read_json
+from ..peft.bottleneck import is_added
+from ..types import PathLike, ReadOnlyStateDict
+from .checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_sha256
 from .donor import unpack, unpacks_to_model
 from .names import channel_names, has_regions, head_names
 
@@ -143,6 +145,7 @@ def _checkpoint(path: Path) -> Iterator[str]:
 
 def _provenance(block: object) -> Iterator[str]:
     """Numbers and names of a "dante" block of plans, start weights or checkpoint; tensors are left out."""
+    yield from _added_modules(unique, content)
     if not isinstance(block, dict):
         return
     yield f"  nnunet_dante {block.get('version')}:"
@@ -152,6 +155,20 @@ def _provenance(block: object) -> Iterator[str]:
 
 
 def _nested(content: dict[str, Any], indent: str) -> Iterator[str]:
+def _added_modules(weights: ReadOnlyStateDict, content: dict[str, Any]) -> Iterator[str]:
+    """What no stock network has, and which trainer builds the network that has it."""
+    added = [key for key in weights if is_added(key)]
+    if not added:
+        return
+    trainer = content.get("trainer_name")
+    if trainer is None:  # start weights: the donor's
+        trainer = content.get("dante", {}).get("donor", {}).get("trainer")
+    yield (f"  NOT a stock network: {sum(weights[key].numel() for key in added):,} of these numbers, in {len(added)} "
+           f"tensors, are modules that {trainer} added, such as {added[0]}")
+    yield (f"  only {trainer} can train it further, and nnU-Net predicts with it where it finds that trainer: install "
+           f'nnunet-dante there and run eval "$(nnunet-dante env)" first')
+
+
     for key, value in content.items():
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:"

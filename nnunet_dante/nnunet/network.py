@@ -27,7 +27,8 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
                   trainer_name: str = "nnUNetTrainer") -> nn.Module:
     """Build on the CPU what nnU-Net trains and predicts with, deep-supervision heads included.
 
-    `trainer_name` matters only for nnU-Net's own trainers that replace the plans' architecture (Primus, BatchNorm).
+    `trainer_name` matters only for trainers that replace the plans' architecture (nnU-Net's Primus, BatchNorm) or add
+    to it (this package's SpatialAdapter and AdaptFormer).
 
     Raises:
         ConfigurationError: the plans lack the configuration, or its architecture cannot be built.
@@ -58,11 +59,16 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
 
 
 def _trainer(name: str) -> Any:
+    from . import trainers  # they import this module
+
+    own = getattr(trainers, name, None)
+    if isinstance(own, type) and issubclass(own, trainers.DanteMixin):
+        return own
     folder = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
     found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
     if found is None:
-        raise ConfigurationError(f"Trainer {name!r} is none of nnU-Net's own, so its network is unknown. Only trainers "
-                                 "that come with nnU-Net, or that use the network of the plans, are supported.")
+        raise ConfigurationError(f"Trainer {name!r} is none of nnU-Net's own nor of this package, so its network is "
+                                 "unknown. Only these, and trainers that use the network of the plans, are supported.")
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import ConfigurationError
+from ..peft.bottleneck import is_added
 from .checkpoint import file_sha256, load_checkpoint_safely
 
 
@@ -23,8 +24,13 @@ def load_start_weights(network: nn.Module, folder: Path, entry: dict) -> None:
     if (found := file_sha256(file)) != entry["sha256"]:
         raise ConfigurationError(f"{file} has sha256 {found[:12]}..., the plans were written for "
                                  f"{entry['sha256'][:12]}...; run `nnunet-dante transfer` again.")
+    weights = load_checkpoint_safely(file)["network_weights"]
+    if foreign := [key for key in weights if is_added(key) and key not in network.state_dict()]:
+        trainer = entry["donor"]["trainer"]
+        raise ConfigurationError(f"{file.name} holds modules that this network lacks, such as {foreign[0]}; its donor "
+                                 f"was trained with {trainer}. Train with -tr {trainer}.")
     try:
-        network.load_state_dict(load_checkpoint_safely(file)["network_weights"])
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigurationError(f"{file} does not fit the network that the plans describe: {error}. Do not edit the "
                                  f"architecture after a transfer; run `nnunet-dante transfer` again.") from error

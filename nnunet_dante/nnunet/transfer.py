@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import ConfigurationError, TransferError
+from ..peft.bottleneck import is_added
 from ..types import PathLike, Plans, StateDict
 from .checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
 from .compatibility import TransferReport
@@ -104,6 +105,9 @@ def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dic
         torch.random.default_generator.manual_seed(0)
         network = build_network(plans, new, donor.configuration, trainer_name=donor.network_trainer)
     old_rows, new_rows = (Rows(names=head_names(d), regions=has_regions(d)) for d in (old, new))
+    if any(map(is_added, donor.weights)):
+        return (f"the donor's network holds modules that {donor.network_trainer} added: train it further with -tr "
+                f"{donor.network_trainer}, as no other trainer builds this network",)
     weights, labels = head_surgery(donor.weights, heads=head_rows(network), donor=old_rows, target=new_rows)
     stems = stem_weights(plans, new, donor.configuration, trainer_name=donor.network_trainer)
     weights, channels, previous = stem_surgery(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from running import build, train
 
+from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
+from nnunet_dante.nnunet.donor import open_donor
 from nnunet_dante.nnunet.launch import VARIABLE, trainers_folder
+from nnunet_dante.nnunet.transfer import transfer
 from nnunet_dante.peft.bottleneck import added_modules, is_added
 
 TRAINERS = [trainers.nnUNetTrainerSpatialAdapter, trainers.nnUNetTrainerAdaptFormer]
@@ -118,3 +123,36 @@ def test_a_network_is_the_same_in_every_training_before_its_first_step(prepared)
         trainer.initialize()
     pairs = zip(first.network.parameters(), second.network.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture
+def transferred(prepared, tmp_path):
+    """A donor of nnUNetTrainerSpatialAdapter, and the plans of its transfer to the prepared data set."""
+    donor = tiny.add_modules(shutil.copytree(prepared.donor, tmp_path / prepared.donor.name),
+                             "nnUNetTrainerSpatialAdapter")
+    report = transfer(donor, prepared.dataset, plans_name="nnUNetAddedPlans")
+    plans = json.loads((prepared.preprocessed / report.plans_file).read_text())
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "nnUNetDantePlans_3d_fullres"  # preprocessed alike
+    yield donor, report, plans
+    for file in prepared.preprocessed.glob("nnUNetAddedPlans*"):
+        file.unlink()
+
+
+def test_a_donor_with_added_modules_is_trained_further_by_its_own_trainer(prepared, transferred):
+    path, report, plans = transferred
+    donor = open_donor(path)
+    assert donor.network_trainer == "nnUNetTrainerSpatialAdapter"
+    trainer = build(trainers.nnUNetTrainerSpatialAdapter, prepared, plans=plans)
+    trainer.initialize()
+    for name, module in added_modules(trainer.bare_network).items():
+        assert all(torch.equal(p, donor.weights[f"{name}.{n}"]) and p.any() for n, p in module.named_parameters())
+    head = trainer.bare_network.decoder.seg_layers[-1].weight
+    labels = dict(zip(("background", "organ", "lesion"), donor.weights["decoder.seg_layers.1.weight"]))
+    assert torch.equal(head[1], labels["lesion"]) and torch.equal(head[2], labels["organ"])
+
+
+@pytest.mark.parametrize("cls", [trainers.nnUNetTrainerLoRA, trainers.nnUNetTrainerAdaptFormer])
+def test_other_trainers_refuse_a_start_with_added_modules_and_name_the_right_one(prepared, transferred, cls):
+    with pytest.raises(ConfigurationError, match="Train with -tr nnUNetTrainerSpatialAdapter"):
+        build(cls, prepared, plans=transferred[2]).initialize()
+    assert "-tr nnUNetTrainerSpatialAdapter" in str(transferred[1])

@@ -83,3 +83,11 @@ def test_what_is_none_of_these_is_refused(tmp_path):
                           ("none", "does not exist"), (".", "holds no plans.json")):
         with pytest.raises(DonorError, match=message):
             inspect_path(tmp_path / name)
+
+
+def test_a_network_with_added_modules_says_that_it_is_not_stock_and_what_it_needs(folder):
+    assert "NOT a stock network" not in inspect_path(folder / "fold_0" / "checkpoint_final.pth")
+    tiny.add_modules(folder, "nnUNetTrainerSpatialAdapter")
+    text = inspect_path(folder / "fold_0" / "checkpoint_final.pth")
+    assert "NOT a stock network: 864 of these numbers, in 2 tensors, are modules that nnUNetTrainerSpatialAdapter" in text
+    assert "decoder.stages.1.spatial_adapter.down.weight" in text and "nnunet-dante env" in text

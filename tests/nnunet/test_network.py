@@ -9,6 +9,7 @@ import torch
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.nnunet.checkpoint import unique_tensors
 from nnunet_dante.nnunet.network import build_network, differences, head_rows, stem_weights
+from nnunet_dante.peft.bottleneck import is_added
 
 
 @pytest.mark.parametrize(("configuration", "channels"), [("2d", 1), ("3d_fullres", 1), ("3d_cascade_fullres", 3)])
@@ -58,3 +59,15 @@ def test_bad_requests():
         build_network(tiny.plans("D"), tiny.dataset_json(), "4d")
     with pytest.raises(ConfigurationError, match="'NoTrainer' is none of nnU-Net's own"):
         build_network(tiny.plans("D"), tiny.dataset_json(), "2d", trainer_name="NoTrainer")
+
+
+def test_a_network_with_added_modules_has_them_and_is_built_by_their_trainer():
+    plans, content = tiny.plans("D"), tiny.dataset_json()
+    stock = build_network(plans, content, "3d_fullres").state_dict()
+    for trainer, count in (("nnUNetTrainerSpatialAdapter", 2), ("nnUNetTrainerAdaptFormer", 20)):
+        network = build_network(plans, content, "3d_fullres", trainer_name=trainer)
+        added = {k: v for k, v in network.state_dict().items() if k not in stock}
+        assert len(unique_tensors(added)) == count and all(map(is_added, added))
+        assert set(head_rows(network)) == {k for k in stock if k.startswith("decoder.seg_layers")}
+    stems = stem_weights(plans, content, "3d_fullres", trainer_name="nnUNetTrainerAdaptFormer")
+    assert {k.split(".")[-2] for k in stems} == {"conv", "0", "down"}, "the bottleneck beside the stem reads the image"
