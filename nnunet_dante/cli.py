@@ -93,6 +93,22 @@ def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options
     click.echo(f"{drawn}\nTrain one with: nnunet-dante train {drawn.dataset} CONFIGURATION FOLD -p PLANS -tr TRAINER")
 
 
+@main.command()
+@click.option("-d", "--dataset", required=True, help="Your data set below nnUNet_raw: id or name.")
+@click.option("--from", "source", type=click.Path(path_type=Path), required=True,
+              help="The donor: model folder, exported zip or checkpoint, as for transfer.")
+@click.option("-c", "--configuration", help="For example 3d_fullres; needed where the donor holds several.")
+@click.option("--fold", help="Fold of the donor; default: the first there is.")
+@click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of the donor.")
+@click.option("--train-fold", help="The fold of your data set that you will train; default: 0, or all for one case.")
+@click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
+def suggest(source: Path, dataset: str, **options) -> None:
+    """Measure how a donor fits your training cases, and say which trainer, rank and opening order suit, and why."""
+    from .nnunet.suggest import suggest as run
+
+    click.echo(str(run(source, dataset, **options)))
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:

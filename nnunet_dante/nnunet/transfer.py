@@ -48,14 +48,9 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     given = checked_overrides(overrides or {})
     target = open_target(dataset)
     donor = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
-    reader = target.reader(str(donor.plans.get("image_reader_writer")))
-    plans, plans_report = retarget_plans(
-        donor.plans, configuration=donor.configuration, plans_name=_checked_name(plans_name), reader=reader,
-        dataset_name=target.name, donor_channels=channel_names(donor.dataset_json),
-        target_channels=channel_names(target.dataset_json), intensity=intensity, batch_size=batch_size,
-        fingerprint=target.fingerprint(num_processes=num_processes))
-    _check_dimensions(donor, plans, target)
-    weights, facts = _operate(donor, target, plans)
+    plans, plans_report, weights, facts = fit(
+        donor, target, plans_name=_checked_name(plans_name), batch_size=batch_size, intensity=intensity,
+        num_processes=num_processes)
     stale, plans, file = _write(donor, target, plans, weights, given)
     entry = plans["dante"]["start_weights"][donor.configuration]
     if preprocess:
@@ -64,7 +59,7 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     report = TransferReport(
         donor=donor.provenance(), dataset=target.name, configuration=donor.configuration, plans_name=plans_name,
         plans_file=file.name, start_weights=entry["file"], start_weights_sha256=entry["sha256"], plans=plans_report,
-        intensity=intensity, reader=reader, cases=len(target.cases), split=target.write_split(),
+        intensity=intensity, reader=plans["image_reader_writer"], cases=len(target.cases), split=target.write_split(),
         batch_size=PlansManager(plans).get_configuration(donor.configuration).batch_size,
         mirroring_axes=donor.mirroring_axes, overrides=plans["dante"]["overrides"],
         fold="all" if len(target.cases) == 1 else "0", **facts,
@@ -73,6 +68,24 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
         write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
     return report
+
+
+def fit(donor: Donor, target: Target, *, plans_name: str = "nnUNetDantePlans", batch_size: int | None = None,
+        intensity: str = "donor", num_processes: int | None = None,
+        ) -> tuple[Plans, PlansReport, StateDict, dict[str, Any]]:
+    """Return plans and start weights of `donor` for `target` with their reports; only the fingerprint is written.
+
+    Raises:
+        TransferError, ConfigurationError: as `transfer`.
+    """
+    plans, plans_report = retarget_plans(
+        donor.plans, configuration=donor.configuration, plans_name=plans_name, dataset_name=target.name,
+        reader=target.reader(str(donor.plans.get("image_reader_writer"))),
+        donor_channels=channel_names(donor.dataset_json), target_channels=channel_names(target.dataset_json),
+        intensity=intensity, batch_size=batch_size, fingerprint=target.fingerprint(num_processes=num_processes))
+    _check_dimensions(donor, plans, target)
+    weights, facts = _operate(donor, target, plans)
+    return plans, plans_report, weights, facts
 
 
 def _checked_name(plans_name: str) -> str:

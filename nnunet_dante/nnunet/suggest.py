@@ -1,0 +1,228 @@
+"""What to train for a donor and a data set: measured on the training cases, decided by rules and measured results."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from ..errors import ConfigurationError
+from ..types import PathLike, Plans
+from .compatibility import MAX_SPACING_RATIO
+from .donor import Donor, open_donor
+from .evidence import Measured, nearest, read_evidence
+from .network import build_network
+from .plans import PlansReport
+from .probe import Probe, cut_patches, probe
+from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
+from .target import INTENSITY, Target, open_target
+from .transfer import fit
+
+CHECKPOINT = "checkpoint_final.pth"
+_PROBED = 3
+_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggestion:
+    """Facts, rule, nearest measured results and commands; `str(suggestion)` is the text that is printed.
+
+    trainer: the rule's, or the best measured one where results are near and differ clearly. keep: use the donor without
+    training, first of all.
+    """
+
+    dataset: str
+    situation: Situation
+    probe: Probe
+    probed: tuple[str, ...]
+    fold: str
+    spacing_ratio: tuple[float, ...]
+    intensity: tuple[str, ...]
+    rule: Rule
+    measured: Measured | None
+    trainer: str
+    keep: bool
+    commands: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([*self._facts(), *self._suggestion(), *self._evidence(), "Commands:",
+                          *(f"  {command}" for command in self.commands)])
+
+    def _facts(self) -> Iterator[str]:
+        s = self.situation
+        yield f"{self.dataset}, fold {self.fold}: {s.cases} training case{'s' * (s.cases != 1)}"
+        yield f"  labels     known to the donor: {', '.join(s.known) or 'none'}; new: {', '.join(s.new) or 'none'}"
+        ratio = " x ".join(f"{r:.2f}" for r in self.spacing_ratio)
+        far = any(not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO for r in self.spacing_ratio)
+        yield f"  spacing    {ratio} times the donor's" + (": expect blur (above 1) or lost detail (below 1)" * far)
+        yield from (f"  intensity  {line}" for line in self.intensity)
+        if s.zero_shot is None:
+            yield "  zero-shot  cannot be measured: the donor knows none of your labels by name"
+        else:
+            by_label = ", ".join(f"{name} {dice:.3f}" for name, dice in self.probe.dice.items())
+            yield (f"  zero-shot  Dice {s.zero_shot:.3f} without training ({by_label}); with inverted contrast "
+                   f"{s.zero_shot_inverted:.3f}")
+            yield f"             in one patch around a label of each of {', '.join(self.probed)}: an upper estimate"
+        yield "  gradients  " + ", ".join(f"{name} {value:.2g}" for name, value in self.probe.gradients.items())
+        if s.gradient_ratio is not None:
+            side = ("the donor does well, so there is little to explain" if s.holds and not s.new else
+                    "contrast is inverted, which this cannot show" if s.inverted else
+                    f"the images changed (from {INPUT_SIDE} on)" if s.input_side else
+                    f"the labels changed (up to {OUTPUT_SIDE})" if s.output_side else "undecided")
+            yield f"             encoder / decoder {s.gradient_ratio:.2f}: {side}"
+
+    def _suggestion(self) -> Iterator[str]:
+        yield "Suggestion:"
+        if self.keep:
+            yield "  Use the donor as it is. If you train, train little and compare:"
+        low_rank = f", rank {self.rule.rank}, alpha {2 * self.rule.rank}" if _has_rank(self.trainer) else ""
+        yield f"  {self.trainer}{low_rank}"
+        inwards = self.rule.order == "input_first"
+        yield (f"  Opening order, where you open in stages: {self.rule.order}, "
+               f"{'from the image inwards' if inwards else 'from the output inwards (the default)'}")
+        yield f"  Reason: {self.rule.reason}."
+        yield f"  Source: {self.rule.source}."
+        if self.trainer != self.rule.trainer:
+            yield f"  The rule alone says {self.rule.trainer}; the results measured below are clearly better for this."
+        yield ("  checkpoint_best starts as the donor and is replaced only by a better pseudo Dice on the validation\n"
+               "  cases of the fold: by that score it never ends worse than the start. With few validation cases the "
+               "score\n  itself is uncertain.")
+
+    def _evidence(self) -> Iterator[str]:
+        yield "Evidence:"
+        if self.measured is None:
+            yield ("  This version has no measured results of this kind: the suggestion rests on the literature above "
+                   "and on your facts alone.")
+            return
+        best = self.measured.best
+        kind = "simulated" if best.simulated else "real"
+        decides = "near enough to decide" if self.measured.near else "too far from your situation to decide"
+        yield (f"  {best.experiment} ({kind} data), {best.shots} shots, {best.draws} draws, {best.cases} test cases; "
+               f"{decides}:")
+        for row in self.measured.rows[:_SHOWN]:
+            interval = "" if row.dice_interval is None else " [{:.3f}, {:.3f}]".format(*row.dice_interval)
+            yield f"  Dice {row.dice:.3f}{interval}  {row.method}  ({row.source})"
+        for name, value in (("the donor without training", best.zero_shot), ("from scratch", best.scratch)):
+            if value is not None:
+                yield f"  Dice {value:.3f}  {name}"
+
+
+def suggest(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
+            checkpoint: str = CHECKPOINT, train_fold: int | str | None = None, trust: bool = False,
+            num_processes: int | None = None) -> Suggestion:
+    """Measure how the donor fits the training cases and say what to train; only the fingerprint is written.
+
+    Up to three training cases of `train_fold` (in splits_final.json; without that file, of all cases) are preprocessed
+    in memory, and one patch of each goes forward and backward. Validation and test cases of the splits are not looked
+    at, except by the fingerprint. The other arguments are those of `transfer`.
+
+    Raises:
+        DonorError, UntrustedFileError, TransferError, ConfigurationError: as `transfer`; or the fold is not there.
+    """
+    target = open_target(dataset)
+    donor = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
+    used, cases = _training_cases(target, train_fold)
+    probed = tuple(cases[i * len(cases) // _PROBED] for i in range(_PROBED)) if len(cases) > _PROBED else cases
+    plans, plans_report, weights, facts = fit(donor, target, num_processes=num_processes)
+    known = tuple(name for name in facts["labels"].matched if name != "background")
+    patches = cut_patches([target.cases[c] for c in probed], plans, donor.configuration, target.dataset_json, known)
+    network = build_network(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer)
+    network.load_state_dict(weights)
+    measures = probe(network.to("cuda" if torch.cuda.is_available() else "cpu"), patches, target.dataset_json,
+                     known=known, batch_dice=PlansManager(plans).get_configuration(donor.configuration).batch_dice)
+    situation = Situation(
+        cases=len(cases), known=known, new=facts["labels"].new, zero_shot=_mean(measures.dice.values()),
+        zero_shot_inverted=_mean(measures.dice_inverted.values()),
+        gradient_ratio=gradient_ratio(measures.gradients) if known else None)
+    rule = choose(situation)
+    measured = nearest(read_evidence(), shots=len(cases), zero_shot=situation.zero_shot, new_labels=bool(situation.new))
+    trainer, keep = decide(rule, measured)
+    return Suggestion(
+        dataset=target.name, situation=situation, probe=measures, probed=probed, fold=used, rule=rule,
+        measured=measured, trainer=trainer, keep=keep, spacing_ratio=plans_report.spacing_ratio,
+        intensity=tuple(_intensity(target, plans, plans_report)),
+        commands=(*([_predict_command(Path(source), donor)] if keep else []),
+                  _transfer_command(target, source, rule.rank if _has_rank(trainer) else None,
+                                    {"-c": configuration, "--fold": fold,
+                                     "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint}, trust),
+                  shlex.join(["nnunet-dante", "train", str(int(target.name[7:10])), donor.configuration, used, "-p",
+                              "nnUNetDantePlans", "-tr", trainer])))
+
+
+def decide(rule: Rule, measured: Measured | None) -> tuple[str, bool]:
+    """Return trainer and whether to keep the donor: the rule's, unless near measured results clearly say otherwise."""
+    if measured is None or not measured.near:
+        return rule.trainer, rule.keep
+    if not measured.training_helps:
+        return rule.trainer, True
+    return rule.trainer if measured.as_good_as_best(rule.trainer) else measured.best.trainer, False
+
+
+def _training_cases(target: Target, fold: int | str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the fold, 0 unless told otherwise, and its training cases."""
+    path, everything = target.preprocessed / "splits_final.json", tuple(sorted(target.cases))
+    if str(fold) == "all" or (fold is None and len(everything) == 1 and not path.is_file()):
+        return "all", everything
+    if not path.is_file():
+        return str(fold or 0), everything
+    folds = json.loads(path.read_text(encoding="utf-8"))
+    number = int(fold or 0) if str(fold or 0).isdecimal() else len(folds)
+    if number >= len(folds):
+        raise ConfigurationError(f"--train-fold {fold} is not in {path}, which holds folds 0 to {len(folds) - 1}; give "
+                                 "one of these, or `all`.")
+    cases = tuple(folds[number]["train"])
+    if unknown := sorted(set(cases) - set(everything)):
+        raise ConfigurationError(f"Fold {number} of {path} names {unknown[0]}, which imagesTr does not hold. Correct "
+                                 "or delete the file.")
+    return str(number), cases
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def gradient_ratio(gradients: dict[str, float]) -> float | None:
+    """Mean over the encoder's groups (a transformer's blocks and stem) by the mean over the decoder's."""
+    encoder = _mean([v for name, v in gradients.items() if name.startswith(("encoder", "block", "stem"))])
+    decoder = _mean([v for name, v in gradients.items() if name.startswith("decoder")])
+    return encoder / decoder if encoder and decoder else None
+
+
+def _intensity(target: Target, plans: Plans, report: PlansReport) -> Iterator[str]:
+    """One line a channel: how far its foreground is from the donor's, in the donor's standard deviations."""
+    own = target.fingerprint()[INTENSITY]
+    for i, channel in enumerate(report.channels):
+        if channel.statistics_from == "donor":
+            theirs, mine = plans[INTENSITY][str(i)], own[str(i)]
+            distance = (mine["mean"] - theirs["mean"]) / max(theirs["std"], 1e-8)
+            fate = ("; the network sees this difference" if channel.scheme == "CTNormalization"
+                    else f"; {channel.scheme} takes most of it away")
+            yield f"{channel.name}: foreground mean {distance:+.2f} standard deviations from the donor's{fate}"
+        else:
+            yield f"{channel.name}: the donor has no statistics of a channel of this name"
+
+
+def _has_rank(trainer: str) -> bool:
+    return "LoRA" in trainer or "DoRA" in trainer
+
+
+def _predict_command(source: Path, donor: Donor) -> str:
+    model = str(source) if (source / "plans.json").is_file() else "MODEL_FOLDER"
+    command = ["nnUNetv2_predict_from_modelfolder", "-i", "IMAGES", "-o", "OUTPUT", "-m", model, "-f", donor.fold,
+               "-chk", donor.checkpoint_name]
+    return f"{shlex.join(command)}   # labels are numbered as in the donor's dataset.json"
+
+
+def _transfer_command(target: Target, source: PathLike, rank: int | None, options: Mapping[str, Any],
+                      trust: bool) -> str:
+    options = {**options, "--rank": rank, "--alpha": 2 * rank if rank else None}
+    given = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+    return shlex.join(["nnunet-dante", "transfer", str(source), "-d", str(int(target.name[7:10])), "--preprocess",
+                       *given, *["--trust"] * trust])

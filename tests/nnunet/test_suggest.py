@@ -1,0 +1,199 @@
+"""suggest.py: on a donor that can do its task, each kind of change of the data set leads to another suggestion."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import SimpleITK
+import tiny
+import torch
+from click.testing import CliRunner
+
+from nnunet_dante.cli import main
+from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.nnunet import suggest as module
+from nnunet_dante.nnunet.evidence import Measured, Row
+from nnunet_dante.nnunet.network import build_network
+from nnunet_dante.nnunet.probe import _loss, cut_patches
+from nnunet_dante.nnunet.rules import RULES
+from nnunet_dante.nnunet.suggest import decide, suggest
+from nnunet_dante.nnunet.target import open_target
+
+
+@pytest.fixture(scope="session")
+def skilled_donor(tmp_path_factory):
+    """A model folder whose network segments tiny.py's boxes: trained for 60 steps on eight other cases."""
+    root = tmp_path_factory.mktemp("skilled")
+    folder = tiny.write_model_folder(root / "results")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+            patch.setenv(name, str(root / name))
+        (root / "nnUNet_raw").mkdir()
+        target = open_target(tiny.write_raw_dataset(root / "nnUNet_raw", n_cases=8, seed=7))
+    plans = json.loads((folder / "plans.json").read_text())
+    patches = cut_patches(list(target.cases.values()), plans, "3d_fullres", target.dataset_json, ["organ", "lesion"])
+    network = build_network(plans, target.dataset_json, "3d_fullres")
+    checkpoint = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    network.load_state_dict(checkpoint["network_weights"])
+    images, labels = (torch.cat([getattr(p, part) for p in patches]) for part in ("image", "labels"))
+    optimiser, loss = torch.optim.AdamW(network.parameters(), 1e-2), _loss(target.dataset_json, False)
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss(network(images)[0], labels).backward()
+        optimiser.step()
+    torch.save(checkpoint | {"network_weights": network.state_dict()}, folder / "fold_0" / "checkpoint_final.pth")
+    return folder
+
+
+@pytest.fixture
+def data(nnunet_paths):
+    """Return a function that writes a raw data set, and a fingerprint, which nnU-Net would start processes for."""
+    def write(*, change=lambda image: image, change_mask=lambda mask: mask, splits=None, **options):
+        dataset = tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], **({"n_cases": 3, "seed": 1} | options))
+        for part, edit in (("imagesTr", change), ("labelsTr", change_mask)):
+            for file in (nnunet_paths["nnUNet_raw"] / dataset / part).iterdir():
+                old = SimpleITK.ReadImage(str(file))
+                voxels = SimpleITK.GetArrayFromImage(old)
+                new = SimpleITK.GetImageFromArray(edit(voxels).astype(voxels.dtype))
+                new.CopyInformation(old)
+                SimpleITK.WriteImage(new, str(file))
+        n = options.get("n_cases", 3)
+        statistics = {"mean": 1.0, "median": 1.0, "std": 0.3, "min": 0.0, "max": 3.0, "percentile_00_5": 0.0,
+                      "percentile_99_5": 2.5}
+        folder = nnunet_paths["nnUNet_preprocessed"] / dataset
+        folder.mkdir()
+        (folder / "dataset_fingerprint.json").write_text(json.dumps({
+            "spacings": [[1.0, 1.0, 1.0]] * n, "shapes_after_crop": [[18, 24, 20]] * n,
+            "median_relative_size_after_cropping": 1.0, "foreground_intensity_properties_per_channel": {"0": statistics}}))
+        if splits:
+            (folder / "splits_final.json").write_text(json.dumps(splits))
+        return folder
+    return write
+
+
+@pytest.fixture(autouse=True)
+def no_evidence(monkeypatch):
+    monkeypatch.setattr(module, "read_evidence", lambda: ())
+
+
+def noisy(image):
+    return image + np.random.default_rng(0).normal(0, 1.5, image.shape)
+
+
+def narrowed(mask):
+    from scipy import ndimage
+
+    return mask * ndimage.binary_erosion(mask > 0, iterations=2)
+
+
+def test_the_same_domain_keeps_the_donor_and_writes_nothing(data, skilled_donor):
+    folder = data()
+    found = suggest(skilled_donor, 901)
+    assert found.keep and found.trainer == "nnUNetTrainerHeadOnly" and found.situation.zero_shot > 0.9
+    said = str(found)
+    assert "Use the donor as it is" in said and "nnUNetv2_predict_from_modelfolder" in found.commands[0]
+    assert "the donor does well, so there is little to explain" in said
+    assert "no measured results of this kind" in said and "never ends worse than the start" in said
+    assert [file.name for file in folder.iterdir()] == ["dataset_fingerprint.json"]
+
+
+def test_inverted_contrast_is_found_and_trains_norms_and_stem(data, skilled_donor):
+    data(change=lambda image: -image)
+    found = suggest(skilled_donor, 901)
+    assert found.situation.zero_shot < 0.1 and found.situation.zero_shot_inverted > 0.9 and not found.keep
+    assert (found.trainer, found.rule.order, found.rule.rank) == ("nnUNetTrainerLoRA", "input_first", 16)
+    assert "inverting the intensities" in str(found) and "rank 16, alpha 32" in str(found)
+
+
+def test_gradients_tell_changed_images_from_changed_labels(data, skilled_donor):
+    data(change=noisy, dataset_id=901)
+    data(change_mask=narrowed, dataset_id=902)
+    images, labels = suggest(skilled_donor, 901), suggest(skilled_donor, 902)
+    assert images.situation.gradient_ratio > 1.3 * labels.situation.gradient_ratio
+    assert labels.rule.trainer == "nnUNetTrainerDecoderOnly" and "the labels changed" in str(labels)
+
+
+def test_new_labels_train_the_decoder(data, skilled_donor):
+    data(labels={"background": 0, "organ": 1, "vessel": 2})
+    found = suggest(skilled_donor, 901)
+    assert found.situation.new == ("vessel",) and found.trainer == "nnUNetTrainerDecoderOnly"
+    assert "known to the donor: organ; new: vessel" in str(found)
+
+
+def test_no_known_label_cannot_be_scored(data, skilled_donor):
+    data(labels={"background": 0, "a": 1, "b": 2})
+    found = suggest(skilled_donor, 901)
+    assert found.situation.zero_shot is None and found.situation.gradient_ratio is None
+    assert "cannot be measured: the donor knows none of your labels" in str(found)
+
+
+def test_one_case_is_trained_with_fold_all(data, skilled_donor):
+    data(n_cases=1)
+    found = suggest(skilled_donor, 901)
+    assert (found.situation.cases, found.fold, found.probed) == (1, "all", ("case_000",))
+    assert " 901 3d_fullres all " in found.commands[-1]
+
+
+SPLITS = [{"train": ["case_001"], "val": ["case_000"]}, {"train": ["case_001", "case_002"], "val": ["case_000"]}]
+
+
+def test_only_training_cases_of_the_fold_are_looked_at(data, skilled_donor):
+    data(splits=SPLITS)
+    assert suggest(skilled_donor, 901).probed == ("case_001",)
+    found = suggest(skilled_donor, 901, train_fold=1)
+    assert found.probed == ("case_001", "case_002") and found.situation.cases == 2 and " 1 -p" in found.commands[-1]
+    assert suggest(skilled_donor, 901, train_fold="all").situation.cases == 3
+    with pytest.raises(ConfigurationError, match=r"--train-fold 2 is not in .*folds 0 to 1"):
+        suggest(skilled_donor, 901, train_fold=2)
+
+
+def test_a_fold_with_a_case_that_is_gone(data, skilled_donor):
+    data(splits=[{"train": ["case_007"], "val": ["case_000"]}])
+    with pytest.raises(ConfigurationError, match="names case_007, which imagesTr does not hold"):
+        suggest(skilled_donor, 901)
+
+
+def test_command_line_prints_commands_that_parse(data, skilled_donor):
+    data(change=lambda image: -image)
+    done = CliRunner().invoke(main, ["suggest", "-d", "901", "--from", str(skilled_donor), "-c", "3d_fullres"])
+    assert done.exit_code == 0, done.output
+    transfer = shlex.split(done.output.splitlines()[-2])
+    assert transfer == ["nnunet-dante", "transfer", str(skilled_donor), "-d", "901", "--preprocess", "-c", "3d_fullres",
+                        "--rank", "16", "--alpha", "32"]
+    assert main.commands["transfer"].make_context("transfer", transfer[2:])
+    assert "spacing    1.00 x 1.00 x 1.00 times the donor's" in done.output
+    assert "MRI: foreground mean +2.00 standard deviations from the donor's; ZScoreNormalization takes" in done.output
+
+
+def measured(*results, near=True, zero_shot=0.5):
+    rows = [Row(experiment="e", simulated=True, shots=2, method=trainer, trainer=f"nnUNetTrainer{trainer}", dice=dice,
+                dice_interval=(dice - 0.02, dice + 0.02), zero_shot=zero_shot, scratch=None, draws=3, cases=9, source="s")
+            for trainer, dice in results]
+    return Measured(rows=tuple(sorted(rows, key=lambda r: -r.dice)), near=near)
+
+
+LORA, KEEP = RULES[-1], next(rule for rule in RULES if rule.keep)
+
+
+@pytest.mark.parametrize(("rule", "results", "trainer", "keep"), [
+    (LORA, None, "LoRA", False),
+    (LORA, measured(("FineTune", 0.9), ("LoRA", 0.6), near=False), "LoRA", False),
+    (LORA, measured(("FineTune", 0.9), ("LoRA", 0.6)), "FineTune", False),
+    (LORA, measured(("FineTune", 0.61), ("LoRA", 0.6)), "LoRA", False),
+    (LORA, measured(("FineTune", 0.841), ("LoRA", 0.832), zero_shot=0.86), "LoRA", True),
+    (KEEP, None, "HeadOnly", True),
+    (KEEP, measured(("HeadOnly", 0.9), zero_shot=0.86), "HeadOnly", False)])
+def test_measured_results_decide_only_where_near_and_clear(rule, results, trainer, keep):
+    assert decide(rule, results) == (f"nnUNetTrainer{trainer}", keep)
+
+
+def test_evidence_is_printed_with_its_origin(data, skilled_donor, monkeypatch):
+    data()
+    rows = measured(("FineTune", 0.841), ("LoRA", 0.832), zero_shot=0.95).rows
+    monkeypatch.setattr(module, "read_evidence", lambda: rows)
+    said = str(suggest(skilled_donor, 901))
+    assert "e (simulated data), 2 shots, 3 draws, 9 test cases; near enough to decide:" in said
+    assert "Dice 0.841 [0.821, 0.861]  FineTune  (s)" in said and "Dice 0.950  the donor without training" in said
