@@ -8,6 +8,7 @@ import click
 
 from . import __version__
 from .errors import DanteError
+from .files import printable
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -21,7 +22,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except DanteError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error))) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -1,11 +1,18 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are whole or not there, written under a temporary name, then renamed; foreign content within bounds."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 32 << 20  # a dataset.json that lists 100,000 cases by name has about 10 MB
+_MAX_DEPTH = 64
+_MAX_SIZE = 1 << 26
+_MAX_BITS = 256  # numpy keeps generator states of 128 bits; a float holds up to 1024
 
 
 @contextmanager
@@ -25,3 +32,66 @@ def write_text_atomically(text: str, path: str | Path) -> None:
     """Write UTF-8 text so that a reader sees the old file or the whole new one."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file of unknown origin holds, within the bounds of `bounded`.
+
+    Raises:
+        OSError: there is no such regular file.
+        ValueError: it is no JSON, or beyond bounds: every other error that its content can lead to.
+    """
+    path = Path(path)
+    if not path.is_file():  # a pipe or device might never end
+        raise FileNotFoundError(f"no regular file at {path}")
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise ValueError(f"it has {size} bytes, more than {MAX_JSON_BYTES}")
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """Return the content of JSON text within the bounds of `bounded`.
+
+    Raises:
+        ValueError: it is no JSON, or beyond bounds.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    bounded(content)
+    return content
+
+
+def bounded(content: object) -> list[object]:
+    """Walk through nested dicts, lists and tuples; return what in them is no JSON value, such as tensors.
+
+    A pickle can hold itself, or one list of lists many times over: then a few bytes take for ever to walk, copy or
+    print. So this counts what printing would cost.
+
+    Raises:
+        ValueError: nested more than 64 deep, more than 2**22 entries or 2**26 characters, a number of more than 256
+            bits, or text that is not Unicode.
+    """
+    others, waiting, size = list[object](), [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, (dict, list, tuple, set, frozenset)):
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            waiting += [(item, depth + 1) for item in inner]
+            size += 16 * len(value)
+        elif isinstance(value, (str, bytes)):
+            size += len(value if isinstance(value, bytes) else value.encode())  # UnicodeEncodeError is a ValueError
+        elif isinstance(value, int):
+            if value.bit_length() > _MAX_BITS:
+                raise ValueError(f"it holds a number of {value.bit_length()} bits")
+        elif not (value is None or isinstance(value, float)):
+            others.append(value)
+        if size > _MAX_SIZE or depth > _MAX_DEPTH:
+            raise ValueError("it is nested too deeply" if depth > _MAX_DEPTH else "its entries are too many")
+    return others
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters but line feeds escaped: names in foreign files must steer no terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

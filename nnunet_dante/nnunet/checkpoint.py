@@ -3,59 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import pickletools
-import re
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, DonorError, UntrustedFileError
+from ..errors import ConfigurationError, DanteError, DonorError, UntrustedFileError
 from ..files import atomic_path, write_text_atomically  # noqa: F401 - the latter for importers of this module
 from ..types import PathLike, ReadOnlyStateDict, StateDict
-
-_NUMERIC_DTYPES = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64",
-                   "Float16", "Float32", "Float64")
-_OPENED_BY_TORCH = ("torch", "collections.OrderedDict", "_codecs.encode", "numpy.dtype")
-
-
-def _allow_list() -> list[Any]:
-    """What nnU-Net's `save_checkpoint` writes beyond torch's own safe types: numeric numpy scalars and their dtypes.
-
-    nnU-Net logs Dice and losses as numpy scalars. numpy 1 pickles their constructor as `numpy.core.multiarray.scalar`,
-    numpy 2 as `numpy._core.multiarray.scalar`; either file must open under either numpy, so both names map to the
-    constructor at hand. Arrays, object and string dtypes are left out: no nnU-Net checkpoint needs them.
-    """
-    scalar = np.float64(0.0).__reduce__()[0]
-    dtypes = [getattr(np.dtypes, f"{name}DType") for name in _NUMERIC_DTYPES]
-    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
+from .torch_file import foreign_names, load
 
 
 def load_checkpoint_safely(path: PathLike, *, trust: bool = False) -> dict[str, Any]:
-    """Read a torch file on the CPU with `weights_only=True` and the allow-list of this module.
+    """Read a torch file on the CPU with the checks of `torch_file.py`, its checksums among them.
 
-    Allowed are torch's own safe types (tensors, containers, numbers, strings, torch.device, torch.dtype) and numeric
-    numpy scalars. With `trust` the file is unpickled in full, which runs whatever code it holds.
+    Allowed are tensors, dicts, lists, tuples, numbers, strings, torch.device, torch.dtype and numeric numpy scalars.
+    With `trust` the file is unpickled in full and unchecked, which runs whatever code it holds.
 
     Raises:
         UntrustedFileError: the file holds something else; nothing of it was executed.
-        DonorError: the file is missing, truncated or no torch file, or holds no dict.
+        DonorError: the file is missing, damaged or no torch file, claims more than it holds, or holds no dict.
     """
     path = Path(path)
     if not path.is_file():
         raise DonorError(f"Checkpoint {path} does not exist; give the path of a .pth file written by nnU-Net.")
     try:
-        with torch.serialization.safe_globals(_allow_list()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of protocols and old formats that are no concern of the user
-            content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, str(error), trust=trust) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, ImportError) as error:
+        with path.open("rb") as stream:
+            if not trust and (foreign := foreign_names(stream)):
+                raise _refusal(path, foreign)
+            content = torch.load(path, map_location="cpu", weights_only=False) if trust else load(stream)
+    except DanteError:
+        raise
+    except Exception as error:  # whatever zipfile, pickle and torch raise on damaged and hostile files
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
         raise DonorError(f"{path.name} holds a {type(content).__name__}, not the dict that nnU-Net's save_checkpoint "
@@ -63,34 +43,7 @@ def load_checkpoint_safely(path: PathLike, *, trust: bool = False) -> dict[str, 
     return content
 
 
-def pickled_globals(path: PathLike) -> tuple[str, ...]:
-    """Names ("module.attribute") of everything a torch file or pickle would import, read without unpickling it."""
-    path = Path(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            content = b"".join(archive.read(n) for n in archive.namelist() if n.endswith("data.pkl"))
-    else:
-        content = path.read_bytes()
-    found: dict[str, None] = {}
-    strings: list[str] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name in ("GLOBAL", "INST"):
-                found[str(argument).replace(" ", ".")] = None
-            elif opcode.name == "STACK_GLOBAL":
-                found[".".join(strings[-2:])] = None
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except Exception:  # whatever a damaged or hostile pickle makes pickletools raise: what was found so far counts
-        return tuple(found)
-    return tuple(found)
-
-
-def _refusal(path: Path, message: str, *, trust: bool) -> DonorError:
-    named = re.search(r"GLOBAL (\S+) was not an allowed", message)
-    foreign = [named.group(1)] if named else [g for g in pickled_globals(path) if not g.startswith(_OPENED_BY_TORCH)]
-    if trust or not foreign:
-        return _damaged(path, message.strip().splitlines()[-1])
+def _refusal(path: Path, foreign: tuple[str, ...]) -> UntrustedFileError:
     return UntrustedFileError(
         f"{path.name} cannot be read safely: it asks for {', '.join(foreign[:3])}, and reading that would execute code "
         "from the file. Nothing was executed. nnU-Net's own checkpoints hold only tensors, numbers, strings and "

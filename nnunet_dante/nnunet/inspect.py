@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from ..types import PathLike, ReadOnlyStateDict
 from .checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_sha256
 from .donor import unpack, unpacks_to_model
 from .names import channel_names, has_regions, head_names
+from .torch_file import foreign_names
 
 _INDENT = "    "
 _NOT_SHOWN = ("format", "version", "adapter", "random_state")  # the last two hold tensors
-
 
 def inspect_path(path: PathLike) -> str:
     """Describe a model folder, exported zip, checkpoint, start weights, adapter, plans.json or .model file.
@@ -31,6 +30,16 @@ def inspect_path(path: PathLike) -> str:
             as unsafe, not refused.
     """
     path = Path(path).expanduser()
+    try:
+        return printable(_described(path))
+    except DanteError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file makes these descriptions stumble over
+        raise DonorError(f"{path.name} is damaged: it cannot be described ({type(error).__name__}: {error}). Copy or "
+                         "download it again and compare its size.") from error
+
+
+def _described(path: Path) -> str:
     if path.is_dir():
         return _text(_folder(path, path.resolve().name))
     if not path.is_file():
@@ -53,7 +62,7 @@ def inspect_path(path: PathLike) -> str:
 
 
 def _text(lines: Iterator[str]) -> str:
-    return "\n".join(lines)
+    return "\n".join(line.replace("\n", "\\n") for line in lines)
 
 
 def _folder(root: Path, name: str) -> Iterator[str]:
@@ -80,16 +89,16 @@ def _archive(path: Path, unpacked: Path) -> Iterator[str]:
 def _model(folder: Path) -> Iterator[str]:
     for name, describe in (("plans.json", _plans), ("dataset.json", _dataset)):
         try:
-            yield from describe(json.loads((folder / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, DanteError) as error:
+            yield from describe(read_json(folder / name))
+        except Exception as error:  # damage in one file must not hide the rest
             yield f"  {name}: cannot be read ({type(error).__name__}: {error})"
 
 
 def _json(path: Path) -> Iterator[str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
-        raise DonorError(f"{path.name} is no JSON: {error}") from error
+        raise DonorError(f"{path.name} is no JSON that can be read: {error}") from error
     if isinstance(content, dict) and "configurations" in content:
         yield f"nnU-Net plans {path.name}"
         yield from _plans(content)
@@ -122,7 +131,8 @@ def _checkpoint(path: Path) -> Iterator[str]:
         content = load_checkpoint_safely(path)
     except UntrustedFileError:
         yield "  UNSAFE: reading it would execute code, so nothing was read. It asks for:"
-        yield from (f"    {name}" for name in pickled_globals(path))
+        with path.open("rb") as stream:
+            yield from (f"    {name}" for name in foreign_names(stream))
         return
     weights, init = content.get("network_weights"), content.get("init_args")
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
@@ -134,6 +144,7 @@ def _checkpoint(path: Path) -> Iterator[str]:
     unique = unique_tensors(weights)
     yield (f"  weights: {sum(t.numel() for t in unique.values()):,} numbers in {len(unique)} tensors "
            f"({len(weights)} keys), sha256 {weights_sha256(weights)}")
+    yield from _added_modules(unique, content)
     if isinstance(init, dict):
         yield (f"  trainer {content.get('trainer_name')}, configuration {init.get('configuration')}, fold "
                f"{init.get('fold')}, epoch {content.get('current_epoch')}, mirroring axes "
@@ -143,18 +154,6 @@ def _checkpoint(path: Path) -> Iterator[str]:
     yield from _provenance(block)
 
 
-def _provenance(block: object) -> Iterator[str]:
-    """Numbers and names of a "dante" block of plans, start weights or checkpoint; tensors are left out."""
-    yield from _added_modules(unique, content)
-    if not isinstance(block, dict):
-        return
-    yield f"  nnunet_dante {block.get('version')}:"
-    yield from _nested({k: v for k, v in block.items() if k not in _NOT_SHOWN}, _INDENT)
-    if isinstance(block.get("adapter"), dict):
-        yield f"{_INDENT}adapter: low-rank factors included (nnunet-dante adapter extract)"
-
-
-def _nested(content: dict[str, Any], indent: str) -> Iterator[str]:
 def _added_modules(weights: ReadOnlyStateDict, content: dict[str, Any]) -> Iterator[str]:
     """What no stock network has, and which trainer builds the network that has it."""
     added = [key for key in weights if is_added(key)]
@@ -169,6 +168,17 @@ def _added_modules(weights: ReadOnlyStateDict, content: dict[str, Any]) -> Itera
            f'nnunet-dante there and run eval "$(nnunet-dante env)" first')
 
 
+def _provenance(block: object) -> Iterator[str]:
+    """Numbers and names of a "dante" block of plans, start weights or checkpoint; tensors are left out."""
+    if not isinstance(block, dict):
+        return
+    yield f"  nnunet_dante {block.get('version')}:"
+    yield from _nested({k: v for k, v in block.items() if k not in _NOT_SHOWN}, _INDENT)
+    if isinstance(block.get("adapter"), dict):
+        yield f"{_INDENT}adapter: low-rank factors included (nnunet-dante adapter extract)"
+
+
+def _nested(content: dict[str, Any], indent: str) -> Iterator[str]:
     for key, value in content.items():
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:"
