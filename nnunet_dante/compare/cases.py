@@ -15,7 +15,7 @@ from ..evaluation.study import Shots, Study, case_means, mean_score, shots_of
 from .sources import Source, label_values
 
 _MARGIN = 0.25  # of the labelled box, on each side
-_QUANTILES = (0.2, 0.5, 0.8)
+_QUANTILES = (0.25, 0.6)  # two slices, so that the picture fits a screen
 
 
 def case_pictures(sources: Sequence[Source]) -> Callable[[Study, Path], list[Block]]:
@@ -36,11 +36,12 @@ def _draw(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
             for case in sorted(set.intersection(*(set(case_means(s.result.cases)) for s in shown.values())))}
     ranked = sorted(dice, key=lambda case: dice[case])
     blocks: list[Block] = []
-    for kind, case in {"Worst": ranked[0], "Median": ranked[len(ranked) // 2]}.items() if ranked else ():
+    chosen = {ranked[len(ranked) // 2]: "Median", ranked[0]: "Worst"} if ranked else {}
+    for case, kind in reversed(chosen.items()):
         name = slug(f"{study.name} {kind} case")
-        _overlay(shown, case, out / "plots" / f"{name}.png")
-        blocks.append(Picture(f"plots/{name}.png", study.title(
-            f"{kind} case, {case}, by the mean Dice of the methods shown; {study.cases_name(column)}, seed {seed}")))
+        title = study.title(f"{kind} case, {case}; {study.cases_name(column)}, seed {seed}")
+        _overlay(shown, case, out / "plots" / f"{name}.png", title)
+        blocks.append(Picture(f"plots/{name}.png", f"{title}. Ranked by the mean Dice of the methods shown."))
     return blocks
 
 
@@ -71,7 +72,7 @@ def _shown(study: Study, sources: Sequence[Source], column: Shots, seed: int) ->
     return {name: fitting[name] for name in [*special, *best]}
 
 
-def _overlay(shown: Mapping[str, Source], case: str, file: Path) -> None:
+def _overlay(shown: Mapping[str, Source], case: str, file: Path, title: str) -> None:
     source = next(iter(shown.values()))
     assert source.raw is not None and source.dataset_json is not None
     labels = label_values(source.dataset_json)
@@ -85,7 +86,7 @@ def _overlay(shown: Mapping[str, Source], case: str, file: Path) -> None:
     box, slices = _view(truth)
     captions = {name: f"mean Dice {case_means(s.result.cases)[case]:.2f}" for name, s in shown.items()}
     overlays(image[box], {name: np.rint(mask[box]).astype(int) for name, mask in masks.items()}, file, labels=labels,
-             slices=slices, spacing_mm=spacing_mm, captions=captions)
+             slices=slices, spacing_mm=spacing_mm, captions=captions, title=title)
 
 
 def _upright(file: Path) -> tuple[np.ndarray, list[float]]:

@@ -12,7 +12,7 @@ from ..errors import ResultError
 from ..files import write_text_atomically
 from .cost_table import cost_table
 from .document import Block, Document, Folded, Heading, Listing, Picture, Text, as_csv, markdown
-from .overview_plots import parameters_overview, shots_overview
+from .overview_plots import methods_overview, parameters_overview, shots_overview
 from .page import html
 from .panels import curve_panels, shots_panels
 from .results import RunResult
@@ -75,7 +75,7 @@ def _study_blocks(study: Study, out: Path, overlays: Overlays | None) -> list[Bl
         return [*blocks, Text("No run finished.")]
     plots = out / "plots"
     prefix = slug(study.name)
-    if study.shots:
+    if len(study.shots) > 1:
         shots_overview(study, plots / f"{prefix}_shots.png")
         shots_panels(study, plots / f"{prefix}_shots_by_method.png")
         blocks += [_picture(study, f"{prefix}_shots", "Dice by number of training cases; the best three in colour"),
@@ -83,8 +83,11 @@ def _study_blocks(study: Study, out: Path, overlays: Overlays | None) -> list[Bl
                    Folded("Every method on its own", [_picture(
                        study, f"{prefix}_shots_by_method", "Dice by number of training cases, with 95 % intervals")])]
     else:
+        for shots in study.shots:
+            methods_overview(study, shots, plots / f"{prefix}_methods.png")
+            blocks.append(_picture(study, f"{prefix}_methods", "Dice with 95 % intervals over the test cases"))
         blocks.append(shots_table(study, "dice"))
-    blocks += [Heading("Distances and labels", 3), shots_table(study, "hd95_mm"), shots_table(study, "surface_dice"),
+    blocks += [Heading("Distances, surfaces, labels", 3), *(shots_table(study, m) for m in ("hd95_mm", "surface_dice")),
                Folded("By label", [label_table(study, shots) for shots in study.shots])]
     blocks += _speed(study, plots, prefix) + _cost(study, plots, prefix)
     if forgotten := forgetting_table(study):
@@ -97,9 +100,8 @@ def _study_blocks(study: Study, out: Path, overlays: Overlays | None) -> list[Bl
 
 def _facts(study: Study) -> str:
     cases = {case for run in study.runs for case in run.cases}
-    draws = study.expected_draws()
-    facts = [f"{len(study.runs)} runs of {len(study.methods)} methods",
-             f"up to {draws} draw{'' if draws == 1 else 's'}", f"{len(cases)} test cases",
+    facts = [_count(len(study.runs), "run"), _count(len(study.methods), "method"),
+             f"up to {_count(study.expected_draws(), 'draw')}", _count(len(cases), "test case"),
              f"labels {', '.join(study.labels) or 'none'}", f"surface Dice at {tolerance(study)} mm"]
     for name, values in (("donor", {r.donor for r in study.runs}), ("machine", {r.machine for r in study.runs}),
                          ("steps an epoch", {r.iterations_per_epoch for r in study.runs}),
@@ -108,6 +110,10 @@ def _facts(study: Study) -> str:
             facts.append(f"{name} {said}")
     warning = " The images of this experiment are simulated." if study.simulated else ""
     return "; ".join(facts) + "." + warning
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _speed(study: Study, plots: Path, prefix: str) -> list[Block]:
@@ -134,10 +140,9 @@ def _cost(study: Study, plots: Path, prefix: str) -> list[Block]:
     if not table.rows:
         return []
     blocks: list[Block] = [Heading("Cost", 3), table]
-    if any(run.trained_parameters and run.cases for run in study.runs):
-        for shots in sorted({study.shots[0], study.shots[-1]}):
-            name = slug(f"{prefix} parameters {study.shots_name(shots)}")
-            parameters_overview(study, shots, plots / f"{name}.png")
+    for shots in sorted({study.shots[0], study.shots[-1]}):
+        name = slug(f"{prefix} parameters {study.shots_name(shots)}")
+        if parameters_overview(study, shots, plots / f"{name}.png"):
             blocks.append(_picture(study, name, f"Dice by trained parameters, {study.cases_name(shots)}"))
     return blocks
 

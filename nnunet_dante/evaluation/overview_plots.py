@@ -40,14 +40,37 @@ def shots_overview(study: Study, file: PathLike) -> None:
     save(figure, file, dpi=140)
 
 
-def parameters_overview(study: Study, shots: Shots, file: PathLike) -> None:
-    """Write Dice over the number of trained parameters (log), a dot a method, at one number of training cases."""
+def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
+    """Write Dice with its interval over cases, a row a method, the best on top, at one number of training cases."""
+    means = {method: mean for method in study.methods if (mean := mean_score(study.of(method, shots)))}
+    ordered = sorted(means, key=lambda method: means[method].value)
+    colours = _colours(study, {}) | {name: BEFORE for name in ordered if name == study.special("zero_shot")}
+    figure, ((axis,),) = new_figure(7.8, 0.36 * len(ordered) + 1.2)
+    for row, method in enumerate(ordered):
+        colour = colours.get(method, COLOURS[1])
+        axis.plot(means[method].interval, (row, row), color=colour, linewidth=3, alpha=0.35, solid_capstyle="round")
+        axis.plot(means[method].value, row, "o", color=colour, markersize=8)
+    axis.set_yticks(range(len(ordered)), ordered)
+    axis.set(xlabel="Dice, mean over test cases, labels and draws", ylim=(-0.7, len(ordered) - 0.3))
+    _finish(axis, study.title(f"Dice with {study.cases_name(shots)}"))
+    axis.grid(False, axis="y")
+    axis.grid(axis="x", color="0.9")
+    save(figure, file, dpi=140)
+
+
+def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
+    """Write Dice over the number of trained parameters (log), a dot a method, at one number of training cases.
+
+    Returns whether there was anything to draw: parameters may not be known.
+    """
     points: dict[str, tuple[float, float]] = {}
     for method in study.methods:
         runs = study.of(method, shots)
         trained, mean = [run.trained_parameters for run in runs if run.trained_parameters], mean_score(runs)
         if trained and mean is not None and not runs[0].is_zero_shot:
             points[method] = (median(trained), mean.value)
+    if not points:
+        return False
     colours = _colours(study, {method: dice for method, (_, dice) in points.items()})
     figure, ((axis,),) = new_figure(8.2, max(4.2, 0.28 * len(points) + 1.2))
     axis.set_xscale("log")
@@ -58,10 +81,13 @@ def parameters_overview(study: Study, shots: Shots, file: PathLike) -> None:
         axis.annotate(study.special("zero_shot"), (0, before.value), xycoords=("axes fraction", "data"), color=BEFORE,
                       xytext=(4, 3), textcoords="offset points", va="bottom", fontweight="bold")
     axis.margins(x=0.15, y=0.12)
+    widen = max(1.0, (30 * min(x for x, _ in points.values()) / max(x for x, _ in points.values())) ** 0.5)
+    axis.set_xlim(*(axis.get_xlim() * np.array([1 / widen, widen])))  # at least a decade and a half
     axis.set(xlabel="trained parameters", ylabel="Dice, mean over test cases, labels and draws")
     _finish(axis, study.title(f"Dice by trained parameters, {study.cases_name(shots)}"))
     _name_beside(figure, axis, points, colours)
     save(figure, file, dpi=140)
+    return True
 
 
 def _colours(study: Study, ranking: Mapping[str, float]) -> dict[str, str]:
@@ -81,7 +107,7 @@ def _name_at_right(axis: Any, points: Mapping[str, tuple[float, float]], colours
     # Moved as little as needed to be a gap apart: least squares under an order, once the gaps are taken off.
     gaps = min(0.062, 1 / max(1, len(points))) * np.arange(len(points))
     wanted = np.array([(y - low) / (high - low) for _, (_, y) in ordered])
-    heights = np.clip(isotonic_regression(wanted - gaps).x, 0, 1 - gaps[-1]) + gaps
+    heights = np.clip(isotonic_regression(wanted - gaps).x, 0, 1 - gaps.max(initial=0)) + gaps
     for (method, point), height in zip(ordered, heights):
         colour = colours.get(method, "0.45")
         axis.annotate(method, point, xytext=(1.06, height), textcoords="axes fraction", color=colour, va="center",
@@ -112,7 +138,8 @@ def _name_beside(figure: Any, axis: Any, points: Mapping[str, tuple[float, float
                             "relpos": (0 if side > 0 else 1, 0.5)} if line else None)
             name.update_positions(figure.canvas.get_renderer())
             box = Text.get_window_extent(name)  # without the line to the point
-            if box.count_overlaps(taken) == 0 and frame.x0 < box.x0 and frame.y0 < box.y0 and box.y1 < frame.y1:
+            if not box.count_overlaps(taken) and frame.containsx(box.x0) and box.x1 < figure.bbox.x1 and (
+                    frame.containsy(box.y0) and frame.containsy(box.y1)):
                 taken.append(box)
                 break
             name.remove()

@@ -11,12 +11,12 @@ from .document import Block, Document, Folded, Heading, Listing, Picture, Table,
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 0 auto;
-       padding: 1rem; }
+       padding: 1rem; overflow-wrap: break-word; }
 h1, h2, h3 { line-height: 1.2; margin: 1.6em 0 .5em; }
 h1 { margin-top: .5em; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2em; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .4em 0; }
+.caption { font-weight: 600; font-size: .85rem; margin: 1em 0 .2em; }
 th, td { padding: .25em .6em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
@@ -57,7 +57,7 @@ def _html(block: Block, folder: Path) -> str:
 def _table(table: Table) -> str:
     rows = "\n".join(_row(row, "td") for row in table.rows)
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
-    return (f'<div class="scroll"><table><caption>{escape(table.title)}</caption><thead>{_row(table.head, "th")}'
+    return (f'<p class="caption">{escape(table.title)}</p><div class="scroll"><table><thead>{_row(table.head, "th")}'
             f"</thead><tbody>\n{rows}\n</tbody></table></div>{notes}")
 
 

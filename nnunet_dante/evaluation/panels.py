@@ -60,7 +60,8 @@ def curve_panels(study: Study, shots: Shots, file: PathLike) -> None:
         axis.set_title(method + _mark(axis, study, runs, target), fontsize=11, color=METHOD, loc="left",
                        fontweight="bold")
         axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-    _finish(figure, axes, study, f"Learning curves, {study.cases_name(shots)}", "epochs done", "pseudo Dice",
+    told = f" and epochs to {SHARE:.0%} of scratch's peak" if target == target else ""
+    _finish(figure, axes, study, f"Learning curves{told}, {study.cases_name(shots)}", "epochs done", "pseudo Dice",
             references, _target_legend(study, shots) if target == target else {f"{SHARE:.0%} of own peak": _OWN})
     save(figure, file)
 
@@ -123,7 +124,7 @@ def _zero_shot_line(study: Study, axis: Any) -> None:
 def _grid(study: Study, methods: Sequence[str]) -> tuple[Any, list[Any]]:
     columns = min(_COLUMNS, max(1, len(methods)))
     rows = max(1, math.ceil(len(methods) / columns))
-    figure, axes = new_figure(max(5.0, 3.1 * columns), 2.1 * rows + 1, rows=rows, columns=columns, sharex=True,
+    figure, axes = new_figure(max(7.8, 3.1 * columns), 2.1 * rows + 1, rows=rows, columns=columns, sharex=True,
                               sharey=True)
     flat = list(axes.flat)
     for axis in flat[len(methods):]:

@@ -58,11 +58,12 @@ def _name_lines(axis: Any, ends: Sequence[tuple[float, int, str, str]], *, gap: 
 
 
 def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike, *, labels: Mapping[str, int],
-             slices: Sequence[int], spacing_mm: Sequence[float], captions: Mapping[str, str] | None = None) -> None:
+             slices: Sequence[int], spacing_mm: Sequence[float], captions: Mapping[str, str] | None = None,
+             title: str = "") -> None:
     """Write slices of an image alone and under each mask: a column a mask, a row a slice, labels by colour.
 
     image, masks: (horizontal, vertical, slice), so that image[:, :, k].T is seen upright. masks: title -> label map.
-    captions: title -> a line below the title.
+    captions: title of a mask -> a line below it. title: of the picture.
     """
     shown = {name: value for name, value in labels.items() if value != 0}
     colours = dict(zip(shown.values(), COLOURS * len(shown)))
@@ -82,6 +83,8 @@ def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike,
             if mask is not None:
                 _paint(axis, mask[:, :, k].T, colours, extent)
             axis.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
     _legend(figure, {name: colours[value] for name, value in shown.items()})
     save(figure, file, dpi=130)
 

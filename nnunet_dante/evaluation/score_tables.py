@@ -8,24 +8,23 @@ from .document import MISSING, Table, Value
 from .results import RunResult
 from .study import Mean, Shots, Study, case_means, mean_over_cases, mean_score, missed
 
-TITLES = {"dice": "Dice", "hd95_mm": "95 % Hausdorff distance, mm", "surface_dice": "Surface Dice"}
+TITLES = {"dice": "Dice", "hd95_mm": "95 % Hausdorff distance in mm", "surface_dice": "Surface Dice"}
 _OVER = ("Mean over the labels of a case, the draws, and the test cases. In brackets: 95 % bootstrap interval over the "
          "test cases (cases are resampled, not runs). Labels that neither truth nor prediction holds do not count.")
 _NOTES = {
     "dice": (_OVER,),
-    "hd95_mm": (_OVER, "Over structures that were found; the share missed altogether, which have no distance, stands "
-                       "beside it. A method that misses much looks better here than it is."),
-    "surface_dice": (_OVER, "The share of both surfaces that lies within the tolerance of the other."),
+    "hd95_mm": ("Over structures that were found; the share missed altogether, which have no distance, stands "
+                "beside it. A method that misses much looks better here than it is.",),
+    "surface_dice": ("The share of both surfaces that lies within the tolerance of the other.",),
 }
 
 
 def shots_table(study: Study, metric: str) -> Table:
     """Return a score of every method (rows) at every number of training cases (columns)."""
     def cell(runs: list[RunResult], shots: Shots) -> tuple[str, dict[str, Value]] | None:
-        mean = mean_score(runs, metric)
+        mean, (lost, structures) = mean_score(runs, metric), missed(runs)
         if mean is None:
-            return None
-        lost, structures = missed(runs)
+            return ("all missed", {"missed": lost, "structures": structures}) if lost and metric == "hd95_mm" else None
         said = _mean(mean, digits=1 if metric == "hd95_mm" else 3)
         if metric == "hd95_mm" and lost:
             said += f", {lost / structures:.0%} missed"

@@ -52,8 +52,8 @@ def _power(tests: list[PairedTest]) -> list[str]:
     if not tests:
         return []
     cases, best = min(test.cases for test in tests), max(test.smallest_p for test in tests)
-    said = (f"With {cases} cases the smallest p there can be is {best:.2g}, and {min(1, best * len(tests)):.2g} where "
-            f"Holm multiplies by all {len(tests)} tests.")
+    said = (f"With {cases} case{'' if cases == 1 else 's'} the smallest p there can be is {best:.2g}, and "
+            f"{min(1, best * len(tests)):.2g} where Holm multiplies by all {len(tests)} tests.")
     if best >= LEVEL:
         return [f"{said} No difference can be significant here: there are too few cases to tell."]
     if best * len(tests) >= LEVEL:

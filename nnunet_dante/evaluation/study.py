@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Study:
         """Return a title that says where the data are from."""
         return f"{text} - {self.name}{', simulated images' if self.simulated else ''}"
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         """Names: zero-shot, from scratch, full fine-tuning, then the others as they come."""
         ranks: dict[str, int] = {}
@@ -51,12 +52,12 @@ class Study:
             ranks.setdefault(run.method, _rank(run))
         return sorted(ranks, key=lambda name: ranks[name])
 
-    @property
+    @cached_property
     def shots(self) -> list[Shots]:
         """Numbers of training cases of the trained runs, ascending."""
         return sorted({shots_of(run) for run in (*self.runs, *self.failed) if not run.is_zero_shot})
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """Label names, in the order of the first run that has them."""
         return list(dict.fromkeys(label for run in self.runs for case in run.cases.values() for label in case))
