@@ -122,6 +122,8 @@ def _metadata(name: str, donor: Donor, settings: Mapping[str, Any], categories: 
     """
     labels = ", ".join(label["name"] for label in settings["labels"])
     network = "ResidualEncoderUNet" if settings["architecture"]["residual"] else "PlainConvUNet"
+    if (trainer := settings["origin"]["trainer"]) != "nnUNetTrainer":
+        network += f" of {trainer}"
     texts = {"Labels": labels, "Images": ", ".join(settings["channels"]), "Network": f"nnU-Net {network}",
              "Trained on": donor.dataset_name, "Made with": f"nnunet-dante {__version__}"}
     if plane := _plane(settings):

@@ -29,11 +29,12 @@ class ImportReport:
 
     def __str__(self) -> str:
         origin = self.model.settings["origin"]
+        predict = f"nnUNetv2_predict_from_modelfolder -m {self.folder} -f {origin['fold']} -i INPUT -o OUTPUT"
         return "\n".join([
             f"Wrote {self.folder} with {self.checkpoint.relative_to(self.folder)}",
             f"  {_when(self.model.timestamp)}, model_id {self.model.model_id}",
             f"  configuration {origin['configuration']}, labels: {_labels(self.model.settings)}",
-            f"  predict: nnUNetv2_predict_from_modelfolder -m {self.folder} -f {origin['fold']} -i INPUT -o OUTPUT",
+            f"  predict: {predict}{_needs(origin)}",
             f"  fine-tune: nnunet-dante transfer {self.folder} -d DATASET"])
 
 
@@ -65,6 +66,11 @@ def import_model(source: PathLike, output_folder: PathLike) -> ImportReport:
     return ImportReport(folder=folder, checkpoint=checkpoint, model=model)
 
 
+def _needs(origin: dict[str, Any]) -> str:
+    trainer = origin["trainer"]
+    return "" if trainer == "nnUNetTrainer" else f"\n    it needs {trainer}: run eval \"$(nnunet-dante env)\" before"
+
+
 def _fold(fold: str) -> int | str:
     return int(fold) if fold.isdigit() else fold
 
@@ -80,7 +86,8 @@ def _origin(model: model_file.Model, name: str) -> dict[str, Any]:
 
 def _stock_weights(model: model_file.Model, origin: dict[str, Any], name: str) -> StateDict:
     try:
-        network = build_network(origin["plans"], origin["dataset_json"], origin["configuration"])
+        network = build_network(origin["plans"], origin["dataset_json"], origin["configuration"],
+                                trainer_name=origin["trainer"])
     except ConfigurationError as error:
         raise DafneError(f"The network of {name} cannot be built: {error}") from error
     expected = network.state_dict()
@@ -114,6 +121,8 @@ def describe(path: PathLike) -> str:
     lines += [
         f"  written by nnunet-dante {settings['version']} from {origin['donor']['source']}, "
         f"{origin['configuration']} of {origin['donor']['dataset']}",
+        *([f"  network of {trainer}, which nnU-Net needs to find"] if (trainer := origin["trainer"]) != "nnUNetTrainer"
+          else []),
         f"  {settings['dimension']}D, contrasts: {', '.join(settings['channels'])}; labels: {_labels(settings)}",
         f"  weights: {sum(t.numel() for t in weights.values()):,} numbers in {len(weights)} tensors, sha256 "
         f"{weights_sha256(weights)}",

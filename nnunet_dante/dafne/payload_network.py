@@ -28,15 +28,39 @@ class ConvBlock(nn.Module):
         return self.norm(self.activation(x)) if self.activation_first else self.activation(self.norm(x))
 
 
+class Added(nn.Module):
+    """What nnunet_dante's SpatialAdapter and AdaptFormer add to a block: scale * up(ReLU(down(pool(x))))."""
+
+    def __init__(self, net, inputs, width, outputs, kernel, *, stride=(), bias=True, scale=1.0):
+        super().__init__()
+        conv, pool = (getattr(nn, f"{name}{net['dimension']}d") for name in ("Conv", "AvgPool"))
+        self.pool = pool(stride, stride) if any(n != 1 for n in stride) else nn.Identity()
+        self.down = conv(inputs, width, kernel, padding=kernel // 2, bias=bias)
+        self.up = conv(width, outputs, kernel, padding=kernel // 2, bias=bias)
+        self.scale = scale
+
+    def forward(self, x):
+        """(batch, inputs, *space) -> (batch, outputs, *space / stride), to be added to what the block returns."""
+        return self.scale * self.up(torch.relu(self.down(self.pool(x))))
+
+
+def beside(net, block, inputs, outputs, stride):
+    """Return the block, with a bottleneck beside it if the network is one of AdaptFormer."""
+    if how := net.get("adaptformer"):
+        block.adaptformer = Added(net, inputs, how["width"], outputs, 1, stride=stride, scale=how["scale"])
+        block.register_forward_hook(lambda block, given, found: found + block.adaptformer(given[0]))
+    return block
+
+
 class ConvBlocks(nn.Module):
     """A stage of a PlainConvUNet."""
 
     def __init__(self, net, inputs, outputs, kernel, stride, count):
         super().__init__()
         unit = [1] * len(kernel)
+        shapes = [(outputs if i else inputs, outputs, unit if i else stride) for i in range(count)]
         self.convs = nn.Sequential(*(
-            ConvBlock(net, outputs if i else inputs, outputs, kernel, unit if i else stride, bias=net["bias"])
-            for i in range(count)))
+            beside(net, ConvBlock(net, i, o, kernel, step, bias=net["bias"]), i, o, step) for i, o, step in shapes))
 
     def forward(self, x):
         """Run the convolutions in turn; the first one strides."""
@@ -79,9 +103,9 @@ class ResidualBlocks(nn.Module):
     def __init__(self, net, inputs, outputs, kernel, stride, count, bottleneck):
         super().__init__()
         unit = [1] * len(kernel)
+        shapes = [(outputs if i else inputs, outputs, unit if i else stride) for i in range(count)]
         self.blocks = nn.Sequential(*(
-            ResidualBlock(net, outputs if i else inputs, outputs, kernel, unit if i else stride, bottleneck)
-            for i in range(count)))
+            beside(net, ResidualBlock(net, i, o, kernel, step, bottleneck), i, o, step) for i, o, step in shapes))
 
     def forward(self, x):
         """Run the blocks in turn; the first one strides."""
@@ -129,6 +153,10 @@ class Decoder(nn.Module):
             stages.append(ConvBlocks(net, 2 * skip, skip, net["kernels"][s - 1], [1] * len(stride), count))
             heads.append(conv(skip, net["heads"], 1, bias=True))
         self.stages, self.transpconvs, self.seg_layers = map(nn.ModuleList, (stages, transposed, heads))
+        if net.get("spatial_adapter"):
+            last, n = stages[-1], features[0]
+            last.spatial_adapter = Added(net, n, n, n, 3, bias=False)
+            last.register_forward_hook(lambda stage, _, found: found + stage.spatial_adapter(found))
 
     def forward(self, features):
         """Return logits (batch, heads, *space) at full resolution."""

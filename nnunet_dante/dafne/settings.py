@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from .. import __version__
 from ..errors import DafneError
+from ..nnunet.added import added_by
 from ..nnunet.donor import Donor
 from ..nnunet.names import channel_names, has_regions, head_names
 
@@ -68,8 +69,9 @@ def _refuse_unknown(donor: Donor, manager: PlansManager, config: ConfigurationMa
     name = config.network_arch_class_name.split(".")[-1]
     if name not in ("PlainConvUNet", "ResidualEncoderUNet"):
         refuse("the network", name, "PlainConvUNet or ResidualEncoderUNet")
-    if donor.network_trainer != "nnUNetTrainer":
-        refuse("the trainer", donor.network_trainer, "one that uses the network of the plans")
+    if donor.network_trainer != "nnUNetTrainer" and not added_by(donor.network_trainer):
+        refuse("the trainer", donor.network_trainer, "one that uses the network of the plans, "
+               "nnUNetTrainerSpatialAdapter, or nnUNetTrainerAdaptFormer")
     if (preprocessor := config.configuration.get("preprocessor_name", "DefaultPreprocessor")) != "DefaultPreprocessor":
         refuse("the preprocessor", preprocessor, "DefaultPreprocessor")
     for scheme in config.normalization_schemes:
@@ -104,7 +106,7 @@ def _architecture(donor: Donor, config: ConfigurationManager) -> dict[str, Any]:
         "norm": name("norm_op"), "norm_kwargs": given.get("norm_op_kwargs") or {}, "activation": name("nonlin"),
         "activation_kwargs": given.get("nonlin_kwargs") or {}, "activation_first": bool(given.get("nonlin_first")),
         "bottlenecks": each("bottleneck_channels") if "Bottleneck" in str(given.get("block")) else [None] * stages,
-        "stem": int(given.get("stem_channels") or features[0])}
+        "stem": int(given.get("stem_channels") or features[0]), **added_by(donor.network_trainer)}
 
 
 def _normalization(donor: Donor, manager: PlansManager, config: ConfigurationManager) -> list[dict[str, Any]]:

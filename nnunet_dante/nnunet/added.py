@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..methods import AdaptFormer, SpatialAdapter
 from ..peft.bottleneck import is_added
 from .trainer import DanteMixin
 
@@ -61,3 +62,16 @@ class AddedModulesMixin(DanteMixin):
 def _hide(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
     for key in [key for key in state if is_added(key)]:
         del state[key]
+
+
+def added_by(trainer_name: str) -> dict[str, Any]:
+    """Return what a trainer of this package adds, by the name of the modules and with the numbers that shape them.
+
+    {"adaptformer": {"width": 16, "scale": 0.1}}, {"spatial_adapter": True}, or {} for every other trainer.
+    """
+    from . import trainers  # they import this module
+
+    method = getattr(getattr(trainers, trainer_name, None), "method", None)
+    if isinstance(method, AdaptFormer):
+        return {"adaptformer": {"width": method.width, "scale": method.scale}}
+    return {"spatial_adapter": True} if isinstance(method, SpatialAdapter) else {}

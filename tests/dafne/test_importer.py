@@ -55,6 +55,17 @@ def test_stock_nnunet_predicts_with_the_imported_folder(exported, tmp_path):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in predictor.list_of_parameters[0].items())
 
 
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerSpatialAdapter", "nnUNetTrainerAdaptFormer"])
+def test_added_modules_go_there_and_back_and_their_trainer_is_named(tmp_path, trainer):
+    folder = tiny.add_modules(tiny.write_model_folder(tmp_path / "donor"), trainer)
+    report = import_model(export_model(folder, tmp_path / "Liver.model").model, tmp_path / "back")
+    before, after = open_donor(folder), open_donor(tmp_path / "back")
+    assert list(after.weights) == list(before.weights)
+    assert all(torch.equal(after.weights[key], tensor) for key, tensor in before.weights.items())
+    assert after.trainer_name == after.network_trainer == trainer
+    assert trainer in str(report) and trainer in describe(tmp_path / "Liver.model")
+
+
 def test_the_imported_model_keeps_its_model_id_when_it_is_exported_again(exported, tmp_path):
     edited(exported, model_id="given-by-a-server")
     import_model(exported, tmp_path / "back")

@@ -165,16 +165,19 @@ with open(arguments[1], "wb") as stream:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A 3D model, another training of it, and a 2D model, as .model files."""
+    """A 3D model, another training of it, the same of two with added modules, and a 2D model, as .model files."""
     root = tmp_path_factory.mktemp("files")
     folder = tiny.write_model_folder(root / "donor")
-    export_model(folder, root / "a.model", orientation="RAS")
-    checkpoint = folder / "fold_0" / "checkpoint_final.pth"
-    content = torch.load(checkpoint, weights_only=False)
-    for tensor in {t.data_ptr(): t for t in content["network_weights"].values()}.values():
-        tensor += 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
-    torch.save(content, checkpoint)
-    export_model(folder, root / "b.model", base=root / "a.model", orientation="RAS")
+    spatial = tiny.add_modules(tiny.write_model_folder(root / "spatial"), "nnUNetTrainerSpatialAdapter", amount=0.05)
+    parallel = tiny.add_modules(tiny.write_model_folder(root / "parallel"), "nnUNetTrainerAdaptFormer", amount=0.05)
+    for name, model in (("", folder), ("spatial-", spatial), ("parallel-", parallel)):
+        export_model(model, root / f"{name}a.model", orientation="RAS")
+        checkpoint = model / "fold_0" / "checkpoint_final.pth"
+        content = torch.load(checkpoint, weights_only=False)
+        for tensor in {t.data_ptr(): t for t in content["network_weights"].values()}.values():
+            tensor += 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+        torch.save(content, checkpoint)
+        export_model(model, root / f"{name}b.model", base=root / f"{name}a.model", orientation="RAS")
     export_model(tiny.write_model_folder(root / "flat", configuration="2d"), root / "flat.model", orientation="RAS")
     (root / "models").mkdir()
     export_model(folder, root / "models", categories=["Abdomen/Kidney"], base=root / "a.model", orientation="RAS")
@@ -187,12 +190,13 @@ class TestVersions:
     def test_every_caller_is_answered_and_what_cannot_be_right_refused(self, files, version, name, tmp_path):
         client(CALLERS, files / f"{name}.model", home=tmp_path / "home", version=version)
 
-    def test_models_merge_differ_and_survive_a_dump(self, files, version, tmp_path):
-        client(MERGING, files / "a.model", files / "b.model", tmp_path / "m.model", home=tmp_path / "home",
-               version=version)
-        assert (tmp_path / "m.model").stat().st_size < 1.05 * (files / "a.model").stat().st_size
+    @pytest.mark.parametrize("name", ["", "spatial-", "parallel-"])
+    def test_models_merge_differ_and_survive_a_dump(self, files, version, name, tmp_path):
+        client(MERGING, files / f"{name}a.model", files / f"{name}b.model", tmp_path / "m.model",
+               home=tmp_path / "home", version=version)
+        assert (tmp_path / "m.model").stat().st_size < 1.05 * (files / f"{name}a.model").stat().st_size
 
-    @pytest.mark.parametrize("name", ["a", "flat"])
+    @pytest.mark.parametrize("name", ["a", "flat", "spatial-a", "parallel-a"])
     def test_it_learns_from_what_the_client_sends_and_the_result_comes_back(self, files, version, name, tmp_path):
         client(LEARN, files / f"{name}.model", tmp_path / "m.model", home=tmp_path / "home", version=version)
         report = import_model(tmp_path / "m.model", tmp_path / "back")

@@ -14,6 +14,7 @@ from dafne_client import as_stored, client, shown
 
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.nnunet.launch import VARIABLE, trainers_folder
 from nnunet_dante.nnunet.network import build_network
 
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
@@ -34,6 +35,7 @@ class Case:
     mirroring: bool = False
     channels: int = 1
     reader: str | None = None
+    trainer: str | None = None
     plans: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
 
@@ -47,6 +49,8 @@ CASES = {
     "transposed": Case(spacing_mm=(4.0, 1.0, 1.2), shape=(9, 26, 24), codes="LAS",
                        plans={"transpose": (2, 0, 1), "spacing_mm": (4.0, 1.0, 1.0)}),
     "residual": Case(plans={"architecture": "ResidualEncoderUNet"}, codes="LAS", mirroring=True),
+    "spatial adapter": Case(codes="LPS", trainer="nnUNetTrainerSpatialAdapter"),
+    "adaptformer": Case(plans={"architecture": "ResidualEncoderUNet"}, trainer="nnUNetTrainerAdaptFormer"),
     "ct": Case(plans={"normalization": "CTNormalization"}, codes="LPS"),
     "regions": Case(model={"labels": REGIONS, "regions_class_order": [1, 2]}, mirroring=True),
     "two contrasts": Case(channels=2, codes="LPS"),
@@ -59,7 +63,8 @@ CASES = {
 def balanced(folder: Path) -> None:
     """Move the head's biases so that no label wins everywhere: random heads have a favourite."""
     donor, path = open_donor(folder), next(folder.glob("fold_*/*.pth"))
-    network = build_network(donor.plans, donor.dataset_json, donor.configuration).eval()
+    network = build_network(donor.plans, donor.dataset_json, donor.configuration,
+                            trainer_name=donor.network_trainer).eval()
     network.load_state_dict(donor.weights)
     head, dim = network.decoder.seg_layers[-1], len(donor.plans["configurations"][donor.configuration]["patch_size"])
     with torch.no_grad():
@@ -117,17 +122,26 @@ for number in range(int(arguments[1])):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, monkeypatch_module):
     """Case -> (nnU-Net's label map, {label: mask of the client}), both as stored in the file."""
     import pickle
 
     root, rng, expected, images = tmp_path_factory.mktemp("parity"), np.random.default_rng(0), {}, {}
+    monkeypatch_module.setenv(VARIABLE, str(trainers_folder()))
     for number, (name, case) in enumerate(CASES.items()):
         folder = tiny.write_model_folder(
             root / name, configuration=case.configuration, seed=number,
             channel_names={str(c): f"contrast {c}" for c in range(case.channels)}, **case.model, **case.plans)
         if case.reader:
             replace_reader(folder, case.reader)
+        if case.trainer:
+            tiny.add_modules(folder, case.trainer)
         balanced(folder)
         paths = write_images(case, root / name, rng)
         expected[name] = predicted_by_nnunet(folder, paths, root / name / "nnunet", case.mirroring)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import pytest
 import tiny
 import torch
@@ -92,3 +95,22 @@ def test_building_draws_no_random_numbers_and_leaves_zeros(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
     assert not network.training
     assert all(not p.any() for p in network.parameters())
+
+
+@pytest.mark.parametrize("edit", [lambda kwargs: None, anisotropic, deeper], ids=["usual", "anisotropic", "deeper"])
+@pytest.mark.parametrize("architecture", ["PlainConvUNet", "ResidualEncoderUNet"])
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerSpatialAdapter", "nnUNetTrainerAdaptFormer"])
+def test_added_modules_compute_the_same_under_the_same_names(tmp_path, trainer, architecture, edit):
+    donor = open_donor(tiny.write_model_folder(tmp_path, architecture=architecture))
+    edit(donor.plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"])
+    stock = build_network(donor.plans, donor.dataset_json, "3d_fullres", trainer_name=trainer)
+    stock.decoder.deep_supervision = False
+    weights = {k: torch.randn_like(v) * 0.1 for k, v in unique_tensors(stock.state_dict()).items()}
+    for key, parameter in unique_tensors(stock.state_dict()).items():
+        parameter.copy_(weights[key])
+    own = build(settings_for(dataclasses.replace(donor, network_trainer=trainer), orientation="RAS", as_shown=False,
+                             mirroring=False, tile_step=0.5))
+    own.load_state_dict(weights)
+    assert list(own.state_dict()) == list(weights)
+    assert_equal(stock.eval(), own)
+    assert_equal(stock, copy.deepcopy(own))

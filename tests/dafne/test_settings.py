@@ -73,3 +73,13 @@ def test_networks_that_the_trainer_replaces_are_refused(tmp_path):
     donor = dataclasses.replace(open_donor(tiny.write_model_folder(tmp_path)), network_trainer="nnUNetTrainerBN")
     with pytest.raises(DafneError, match="nnUNetTrainerBN"):
         made(donor)
+
+
+def test_added_modules_are_described_and_stock_models_say_nothing_of_them(tmp_path):
+    """A new key for stock models would change their model ids, so that they no longer merge with older exports."""
+    donor = open_donor(tiny.write_model_folder(tmp_path))
+    stock = made(donor)["architecture"]
+    for trainer, added in (("nnUNetTrainerSpatialAdapter", {"spatial_adapter": True}),
+                           ("nnUNetTrainerAdaptFormer", {"adaptformer": {"width": 16, "scale": 0.1}})):
+        assert made(dataclasses.replace(donor, network_trainer=trainer))["architecture"] == stock | added
+    assert not {"spatial_adapter", "adaptformer"} & set(stock)
