@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -109,6 +110,15 @@ def prepare_donor(steps: Steps, number: int, split: dict) -> None:
     steps.run("nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres", "-np", 1)
 
 
+def keep_donor(out: Path, number: int) -> None:
+    """Copy what a donor consists of to OUT/donors, where the protocols look for it."""
+    trained = out / "nnUNet_results" / f"Dataset{number}_{NAMES[number]}" / f"{TRAINER}__{PLANS}__3d_fullres"
+    folder = out / "donors" / {841: "source", 842: "merged"}[number]
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth"):
+        shutil.copy(trained / name, folder / name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="Task04_Hippocampus of the Medical Segmentation Decathlon")
@@ -133,6 +143,7 @@ def main() -> None:
         steps.announce(f"Train the donor {NAMES[number]} with stock nnU-Net")
         prepare_donor(steps, number, {"train": training, "val": validation})
         steps.run("nnUNetv2_train", number, "3d_fullres", 0, "-p", PLANS, "-tr", TRAINER, "-device", "cpu", epochs=10)
+        keep_donor(steps.out, number)
     steps.announce("Draw the shots")
     for number, cases in ((843, target), (844, target), (845, development), (846, development)):
         groups = runs_of_ids(cases)

@@ -16,8 +16,8 @@ def virtual_scan(volume: np.ndarray, *, spacing_mm: tuple[float, ...], case: str
     """Return (x, y, z) float32 from 0 to about 1000: inverted contrast, 2.5 mm slices, bias field, Rician noise.
 
     Intensities between the 1st and 99th percentile are inverted; a Gaussian of 2.5 mm full width at half maximum blurs
-    the third axis; a smooth field of plane waves multiplies by up to exp(+-0.3); the magnitude of complex Gaussian noise of 5 % of the
-    range is added in quadrature. Bias field and noise are drawn from the case's name, so a case always looks the same.
+    the third axis; a smooth field multiplies by up to exp(+-0.3); the magnitude is taken after complex Gaussian noise
+    of 5 % of the range. Bias field and noise are drawn from the case's name, so a case always looks the same.
     """
     generator = np.random.default_rng(zlib.crc32(case.encode()))
     low, high = np.percentile(volume, (1, 99))

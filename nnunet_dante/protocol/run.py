@@ -43,7 +43,7 @@ def run_protocol(file: PathLike, out: PathLike, *, jobs: int = 1) -> tuple[RunRe
     todo = _without_results(runs, protocol, tables, out)
     os.environ |= {"nnUNet_results": str(out / "nnUNet_results"), "nnUNet_n_proc_DA": "0", VARIABLE: search_path()}
     targets = {e.name: _prepare(e, out) for e in protocol.experiments} if todo else {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, _cores() // jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", smoothing=0, file=sys.stderr) as progress:
         for phase in ([r for r in todo if r.fold is None], [r for r in todo if r.fold is not None]):
@@ -131,6 +131,11 @@ def _execute(made: Sequence[Any], jobs: int) -> Iterator[tuple[RunResult, Planne
                                      "done is saved: run the same command again, with fewer --jobs.") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _line(result: RunResult) -> str:
