@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, DonorError
+from ..files import MAX_JSON_BYTES, read_json
 from ..types import DatasetJson, PathLike, Plans, StateDict
-from .checkpoint import alias_sets, file_sha256, load_checkpoint_safely
-from .network import build_network, differences
+from .checkpoint import file_sha256, load_checkpoint_safely
+from .network import build_network, differences, network_aliases
+from .plans_check import check_plans
 
-_MAX_JSON_BYTES = 256 << 20
 _MAX_INFLATION = 100  # weights compress to about 0.9 of their size; a hundredfold is an attack, not a model
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -29,7 +29,8 @@ class Donor:
 
     weights: full stock state dict, float32, with the network's own aliases. mirroring_axes: spatial axes that may be
     mirrored at inference, None if the checkpoint does not say. network_trainer: the nnU-Net trainer that builds this
-    network ("nnUNetTrainer" unless the trainer replaces the architecture of the plans).
+    network ("nnUNetTrainer" unless the trainer replaces the architecture of the plans). trust: the plans may name code
+    of any package, as the user said.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Donor:
     checkpoint_name: str
     sha256: str
     network_trainer: str = "nnUNetTrainer"
+    trust: bool = False
 
     @property
     def dataset_name(self) -> str:
@@ -64,7 +66,8 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
 
     Raises:
         DonorError: nothing usable there, or plans and weights disagree.
-        UntrustedFileError: the checkpoint would execute code and `trust` is False.
+        UntrustedFileError: the checkpoint, or building the network of the plans, would execute code that is neither
+            nnU-Net's nor torch's, and `trust` is False.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -77,39 +80,44 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
             unpack(path, Path(temporary), checkpoint=checkpoint)
             return _from_folder(Path(temporary), path.name, configuration, fold, checkpoint, trust)
     content = load_checkpoint_safely(path, trust=trust)
-    return _donor(content, path, None, None, path.name, configuration)
+    return _donor(content, path, None, None, path.name, configuration, trust)
 
 
 def unpacks_to_model(path: Path) -> bool:
     """Whether the file is a zip of files; torch checkpoints are zips too, of one pickle and its tensors."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(PurePosixPath(name).name != "data.pkl" for name in archive.namelist())
+    except Exception:  # whatever zipfile raises on no zip, or a damaged one: reading it as a checkpoint says so
         return False
-    with zipfile.ZipFile(path) as archive:
-        return all(PurePosixPath(name).name != "data.pkl" for name in archive.namelist())
 
 
 def unpack(path: Path, folder: Path, *, checkpoint: str | None = None) -> None:
     """Copy every plans.json, dataset.json and `checkpoint` of a zip into `folder`, and nothing outside of it.
 
     Raises:
-        DonorError: the zip is damaged, or holds an entry that leaves it or inflates absurdly.
+        DonorError: the zip is damaged, or holds an entry that leaves it, or unpacks to absurdly much.
     """
+    left = max(MAX_JSON_BYTES, _MAX_INFLATION * path.stat().st_size)
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
-                name = PurePosixPath(entry.filename.replace("\\", "/"))
-                if name.name not in ("plans.json", "dataset.json", checkpoint):
+                name = PureWindowsPath(entry.filename)  # knows both slashes and drives
+                if name.name not in ("plans.json", "dataset.json", checkpoint) or entry.is_dir():
                     continue
-                limit = max(_MAX_JSON_BYTES, _MAX_INFLATION * entry.compress_size)
-                if name.is_absolute() or ".." in name.parts or entry.file_size > limit:
+                left -= entry.file_size
+                if name.anchor or ".." in name.parts or left < 0:
                     raise DonorError(f"{path.name} holds the entry {entry.filename!r}, which leaves the archive or "
                                      "unpacks to an absurd size; nnUNetv2_export_model_to_zip writes no such entry.")
                 target = folder.joinpath(*name.parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as stream, target.open("wb") as out:
+                with archive.open(entry) as stream, target.open("xb") as out:
                     shutil.copyfileobj(stream, out)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
-        raise DonorError(f"{path.name} cannot be unpacked ({error}); export or download it again.") from error
+    except DonorError:
+        raise
+    except Exception as error:  # whatever zipfile, its decompressors and the file system raise
+        raise DonorError(f"{path.name} cannot be unpacked ({type(error).__name__}: {error}); export or download it "
+                         "again.") from error
 
 
 def _from_folder(root: Path, source: str, configuration: str | None, fold: int | str | None, checkpoint: str,
@@ -118,7 +126,7 @@ def _from_folder(root: Path, source: str, configuration: str | None, fold: int |
     fold_folder = _fold_folder(model, fold, checkpoint)
     plans, dataset_json = _read_json(model / "plans.json"), _read_json(model / "dataset.json")
     path = fold_folder / checkpoint
-    return _donor(load_checkpoint_safely(path, trust=trust), path, plans, dataset_json, source, configuration)
+    return _donor(load_checkpoint_safely(path, trust=trust), path, plans, dataset_json, source, configuration, trust)
 
 
 def _model_folder(root: Path, source: str, configuration: str | None) -> Path:
@@ -154,7 +162,7 @@ def _fold_folder(model: Path, fold: int | str | None, checkpoint: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise DonorError(f"{path.name} of the model cannot be read ({error}); the folder or zip must hold the "
                          "plans.json and dataset.json that nnU-Net wrote.") from error
@@ -164,9 +172,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _donor(content: dict[str, Any], path: Path, plans: Plans | None, dataset_json: DatasetJson | None, source: str,
-           configuration: str | None) -> Donor:
+           configuration: str | None, trust: bool) -> Donor:
     init, weights = content.get("init_args"), content.get("network_weights")
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not isinstance(weights, dict) or not weights or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         raise DonorError(f"{path.name} holds no 'network_weights', only {sorted(map(str, content))[:8]}; "
                          "give a checkpoint of an nnU-Net v2 training.")
     if not isinstance(init, dict) or not {"plans", "configuration", "dataset_json"} <= set(init):
@@ -177,13 +186,16 @@ def _donor(content: dict[str, Any], path: Path, plans: Plans | None, dataset_jso
         raise DonorError(f"{path.name} was trained for configuration {trained_for!r}; -c asks for {configuration!r}. "
                          "A network cannot change its configuration: leave -c out, or choose another model.")
     plans, dataset_json = plans or init["plans"], dataset_json or init["dataset_json"]
+    check_plans(plans, trust=trust)
     state, builder = _matched(_stock_keys(weights), plans, dataset_json, trained_for,
-                              str(content.get("trainer_name")), path.name)
+                              str(content.get("trainer_name")), path.name, trust)
     axes = content.get("inference_allowed_mirroring_axes")
+    if axes is not None and not (isinstance(axes, (list, tuple)) and all(a in (0, 1, 2) for a in axes)):
+        raise DonorError(f"{path.name} says that the axes {axes!r:.80} may be mirrored; possible are 0, 1 and 2.")
     return Donor(source=source, plans=plans, dataset_json=dataset_json, configuration=trained_for, weights=state,
                  mirroring_axes=None if axes is None else tuple(int(a) for a in axes),
                  trainer_name=str(content.get("trainer_name")), fold=str(init.get("fold")), checkpoint_name=path.name,
-                 sha256=file_sha256(path), network_trainer=builder)
+                 sha256=file_sha256(path), network_trainer=builder, trust=trust)
 
 
 def _stock_keys(weights: dict[str, Tensor]) -> StateDict:
@@ -194,18 +206,22 @@ def _stock_keys(weights: dict[str, Tensor]) -> StateDict:
 
 
 def _matched(weights: StateDict, plans: Plans, dataset_json: DatasetJson, configuration: str, trainer: str,
-             name: str) -> tuple[StateDict, str]:
-    """Put the weights into the network they belong to; the plans' own network is tried before the trainer's."""
+             name: str, trust: bool) -> tuple[StateDict, str]:
+    """Put the weights into the network they belong to; the plans' own network is tried before the trainer's.
+
+    It is built without memory, so plans that describe a larger one than the weights cannot fill the machine.
+    """
     problems: list[str] = []
     for builder in dict.fromkeys(("nnUNetTrainer", trainer)):
         try:
-            network = build_network(plans, dataset_json, configuration, trainer_name=builder)
+            with torch.device("cpu" if trust else "meta"):  # own architectures may need real numbers to be built
+                network = build_network(plans, dataset_json, configuration, trainer_name=builder, trust=trust)
         except ConfigurationError as error:
             problems = problems or [str(error)]
             continue
         expected = network.state_dict()
         if not (found := differences(weights, expected)):
-            return _aliased(weights, alias_sets(expected), expected, name), builder
+            return _aliased(weights, network_aliases(network), expected, name), builder
         problems = problems or found
     raise DonorError(f"{name} and its plans disagree ({len(problems)} differences; first: {'; '.join(problems[:3])}). "
                      f"Plans: {plans.get('plans_name')!r}, configuration {configuration!r}, trainer {trainer!r}. "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,29 @@ from ..errors import ConfigurationError
 from ..freezing.groups import head_modules
 from ..types import DatasetJson, Plans, ReadOnlyStateDict
 from .names import channel_names
+from .plans_check import check_plans
+
+_MAX_MODULES = 20_000  # a large residual U-Net has about a thousand
 
 
 def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
-                  trainer_name: str = "nnUNetTrainer") -> nn.Module:
+                  trainer_name: str = "nnUNetTrainer", trust: bool = False) -> nn.Module:
     """Build on the CPU what nnU-Net trains and predicts with, deep-supervision heads included.
 
     `trainer_name` matters only for trainers that replace the plans' architecture (nnU-Net's Primus, BatchNorm) or add
-    to it (this package's SpatialAdapter and AdaptFormer).
+    to it (this package's SpatialAdapter and AdaptFormer). `trust` allows plans to name code of any package.
 
     Raises:
+        UntrustedFileError: the plans name code that is neither nnU-Net's nor torch's.
         ConfigurationError: the plans lack the configuration, or its architecture cannot be built.
     """
-    known = plans.get("configurations", {})
+    check_plans(plans, trust=trust)
+    known = plans["configurations"]
     if configuration not in known:
         raise ConfigurationError(f"Configuration {configuration!r} is not in the plans {plans.get('plans_name')!r}; "
                                  f"they hold {sorted(known)}. Choose one of these with -c.")
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _limited():
             warnings.simplefilter("ignore")  # old plans formats make nnU-Net warn; it converts them by itself
             manager = PlansManager(plans)
             config = manager.get_configuration(configuration)
@@ -52,10 +58,28 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
     except ConfigurationError:
         raise
     except Exception as error:  # whatever a foreign architecture raises, the user needs to know which one it was
-        name = known[configuration].get("architecture", {}).get("network_class_name", "of the plans")
+        architecture = known[configuration].get("architecture")
+        name = architecture.get("network_class_name") if isinstance(architecture, dict) else "of the plans"
         raise ConfigurationError(f"The network {name!r} of configuration {configuration!r} cannot be built "
                                  f"({type(error).__name__}: {error}). Install the package that defines it, or use "
                                  "a model with one of nnU-Net's own architectures.") from error
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Stop a network that grows without end: plans may ask for a million stages."""
+    built = itertools.count(1)
+
+    def count(*_: Any) -> None:
+        if next(built) > _MAX_MODULES:
+            raise ConfigurationError(f"The plans describe a network of more than {_MAX_MODULES} modules, which none of "
+                                     "nnU-Net's is. Use the plans.json that nnU-Net wrote for this model.")
+
+    handle = nn.modules.module.register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _trainer(name: str) -> Any:
@@ -70,6 +94,14 @@ def _trainer(name: str) -> Any:
         raise ConfigurationError(f"Trainer {name!r} is none of nnU-Net's own nor of this package, so its network is "
                                  "unknown. Only these, and trainers that use the network of the plans, are supported.")
     return found
+
+
+def network_aliases(network: nn.Module) -> dict[str, tuple[str, ...]]:
+    """First state-dict key of each tensor -> all its keys; also of a network on the meta device, without memory."""
+    sets: dict[int, list[str]] = {}
+    for key, tensor in network.state_dict(keep_vars=True).items():
+        sets.setdefault(id(tensor), []).append(key)
+    return {keys[0]: tuple(keys) for keys in sets.values()}
 
 
 def differences(weights: ReadOnlyStateDict, expected: Mapping[str, Tensor]) -> list[str]:
@@ -94,7 +126,7 @@ def head_rows(network: nn.Module) -> dict[str, int]:
 
 
 def stem_weights(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
-                 trainer_name: str = "nnUNetTrainer") -> tuple[str, ...]:
+                 trainer_name: str = "nnUNetTrainer", trust: bool = False) -> tuple[str, ...]:
     """State-dict keys of the weights, shape (out, in, *kernel), that read the image channels.
 
     Found by building the network with one channel more and looking which shapes change: some stems have several such
@@ -103,6 +135,6 @@ def stem_weights(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
     more = {**dataset_json, "channel_names": dict(enumerate([*channel_names(dataset_json), "one more"]))}
     more.pop("modality", None)  # nnU-Net reads the old key first
     with torch.device("meta"):
-        one, other = (build_network(plans, content, configuration, trainer_name=trainer_name).state_dict()
+        one, other = (build_network(plans, content, configuration, trainer_name=trainer_name, trust=trust).state_dict()
                       for content in (dataset_json, more))
     return tuple(key for key in one if one[key].shape != other[key].shape)

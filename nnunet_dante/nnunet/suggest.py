@@ -132,7 +132,8 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
     plans, plans_report, weights, facts = fit(donor, target, num_processes=num_processes)
     known = tuple(name for name in facts["labels"].matched if name != "background")
     patches = cut_patches([target.cases[c] for c in probed], plans, donor.configuration, target.dataset_json, known)
-    network = build_network(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer)
+    network = build_network(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer,
+                            trust=donor.trust)
     network.load_state_dict(weights)
     measures = probe(network.to("cuda" if torch.cuda.is_available() else "cpu"), patches, target.dataset_json,
                      known=known, batch_dice=PlansManager(plans).get_configuration(donor.configuration).batch_dice)

@@ -116,13 +116,13 @@ def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dic
     with torch.random.fork_rng(devices=[]):
         # Only layers whose shape depends on the labels (Primus) stay random: the same in every transfer.
         torch.random.default_generator.manual_seed(0)
-        network = build_network(plans, new, donor.configuration, trainer_name=donor.network_trainer)
+        network = build_network(plans, new, donor.configuration, trainer_name=donor.network_trainer, trust=donor.trust)
     old_rows, new_rows = (Rows(names=head_names(d), regions=has_regions(d)) for d in (old, new))
     if any(map(is_added, donor.weights)):
         return (f"the donor's network holds modules that {donor.network_trainer} added: train it further with -tr "
                 f"{donor.network_trainer}, as no other trainer builds this network",)
     weights, labels = head_surgery(donor.weights, heads=head_rows(network), donor=old_rows, target=new_rows)
-    stems = stem_weights(plans, new, donor.configuration, trainer_name=donor.network_trainer)
+    stems = stem_weights(plans, new, donor.configuration, trainer_name=donor.network_trainer, trust=donor.trust)
     weights, channels, previous = stem_surgery(
         weights, stems=stems, donor=channel_names(old), target=channel_names(new),
         donor_previous=previous_stage_names(old) if cascaded else (),

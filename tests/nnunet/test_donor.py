@@ -13,7 +13,7 @@ import torch
 
 from nnunet_dante.errors import DonorError, UntrustedFileError
 from nnunet_dante.nnunet.checkpoint import file_sha256, unique_tensors, weights_sha256
-from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.nnunet.donor import open_donor, unpack
 
 
 def zip_folder(folder: Path, target: Path, prefix: str = "") -> Path:
@@ -167,7 +167,8 @@ def test_sources_that_are_no_model(tmp_path):
         open_donor(folder)
 
 
-@pytest.mark.parametrize("name", ["../../plans.json", "/tmp/plans.json", "a\\..\\..\\plans.json"])
+@pytest.mark.parametrize("name", ["../../plans.json", "/tmp/plans.json", "a\\..\\..\\plans.json", "C:plans.json",
+                                  "C:/a/plans.json", "//server/share/plans.json"])
 def test_zip_entries_that_leave_the_archive_are_refused(tmp_path, name):
     path = tmp_path / "evil.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -186,6 +187,34 @@ def test_truncated_zip_and_zip_bomb(tmp_path):
         archive.writestr("plans.json", b"0" * (300 << 20))
     with pytest.raises(DonorError, match="absurd size"):
         open_donor(path)
+
+
+def test_many_entries_cannot_unpack_to_more_than_one_may(tmp_path):
+    path = tmp_path / "m.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(5):
+            archive.writestr(f"{number}/plans.json", b"0" * (10 << 20))
+    with pytest.raises(DonorError, match="absurd size"):
+        open_donor(path)
+
+
+def test_a_link_in_a_zip_is_no_link_when_unpacked(tmp_path):
+    (tmp_path / "secret").write_text('{"configurations": {}}')
+    entry = zipfile.ZipInfo("m/plans.json")
+    entry.create_system, entry.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        archive.writestr(entry, str(tmp_path / "secret"))
+    unpack(tmp_path / "m.zip", tmp_path / "out")
+    assert (tmp_path / "out" / "m" / "plans.json").read_text() == str(tmp_path / "secret")
+    assert not (tmp_path / "out" / "m" / "plans.json").is_symlink()
+
+
+@pytest.mark.parametrize("axes", [[0, 7], "012", 5])
+def test_mirroring_axes_that_are_none_are_refused(tmp_path, axes):
+    folder = tiny.write_model_folder(tmp_path)
+    edit_checkpoint(checkpoint_of(folder), lambda c: c.update(inference_allowed_mirroring_axes=axes))
+    with pytest.raises(DonorError, match="may be mirrored"):
+        open_donor(folder)
 
 
 def test_pickle_bomb_inside_a_zip_is_not_run(tmp_path):
