@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -40,13 +40,14 @@ class AdaptFormer(Method):
     """Train a parallel bottleneck a block, and the heads (Chen 2022; width, scale, rate and decay of FSEFT).
 
     FSEFT puts it parallel to the MLP of a transformer block, which is where it stands in a Primus. In a U-Net it stands
-    beside each convolution with its norm and activation, and beside each residual block as a whole.
+    beside each convolution with its norm and activation, and beside each residual block as a whole. Width and scale
+    belong to the class and are no options: prediction rebuilds the network from the trainer's class alone.
     """
 
+    width: ClassVar[int] = 16
+    scale: ClassVar[float] = 0.1
     lr: float = 1e-2
     weight_decay: float = 0.0
-    width: int = 16
-    scale: float = 0.1
 
     def adapt(self, network: nn.Module) -> None:
         """Add the bottlenecks; a network that was built with them is left as it is."""

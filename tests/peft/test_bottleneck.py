@@ -15,7 +15,16 @@ from nnunet_dante.methods import AdaptFormer, SpatialAdapter
 from nnunet_dante.peft.audit import audit_gradients
 from nnunet_dante.peft.bottleneck import add_beside, added_modules, is_added
 
-METHODS = [SpatialAdapter(), AdaptFormer(), AdaptFormer(width=3, scale=1.0)]
+
+class Narrow(AdaptFormer):
+    width, scale = 3, 1.0
+
+
+class Empty(AdaptFormer):
+    width = 0
+
+
+METHODS = [SpatialAdapter(), AdaptFormer(), Narrow()]
 NETWORKS = {"plain 2d": lambda: tiny.plain_unet(2), "plain 3d": tiny.plain_unet,
             "residual 2d": lambda: tiny.residual_unet(2), "residual 3d": tiny.residual_unet,
             "anisotropic": lambda: tiny.plain_unet(strides=[[1, 1, 1], [1, 2, 2], [2, 1, 2]],
@@ -149,9 +158,15 @@ def test_adaptformer_stands_beside_each_block_once_and_reads_the_image():
         assert [m.weight.shape[1] for m in stem_modules(network)] == [1, 1]
 
 
+def test_what_shapes_the_network_cannot_be_overridden_by_plans():
+    """Plans may change after a training; a checkpoint must still find its network."""
+    method = Narrow().with_overrides({"width": 5, "scale": 2.0, "lr": 0.5})
+    assert (method.width, method.scale, method.lr) == (3, 1.0, 0.5)
+
+
 def test_nonsense_is_refused():
     with pytest.raises(ConfigurationError, match="width=0"):
-        AdaptFormer(width=0).adapt(tiny.plain_unet())
+        Empty().adapt(tiny.plain_unet())
     for method in METHODS:
         with pytest.raises(ConfigurationError, match="not a network whose parts are known"):
             method.adapt(nn.Sequential(nn.Conv3d(1, 1, 1)))
