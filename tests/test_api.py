@@ -15,7 +15,8 @@ PACKAGE = Path(nnunet_dante.__file__).parent
 PUBLIC = {
     "DanteError", "LowRankDelta", "inject", "merge", "remove", "audit_gradients", "parameter_groups", "Schedule",
     "Stage", "TrainingPlan", "Method", "LoRA", "GradualUnfreezing", "DanteGradualUnfreezing", "FineTune",
-    "DecoderOnly", "HeadOnly", "FromScratch", "SpatialAdapter", "AdaptFormer", "DanteMixin", "open_donor", "transfer", "inspect_path", "export_model",
+    "DecoderOnly", "HeadOnly", "FromScratch", "SpatialAdapter", "AdaptFormer",
+    "DoRA", "LPFT", "ConvAdapter", "BitFit", "NormAffine", "DanteMixin", "open_donor", "transfer", "inspect_path", "export_model",
     "import_model", "__version__"}
 ALLOWED = {
     "peft": {"peft", "errors", "types"},
@@ -25,7 +26,6 @@ ALLOWED = {
     "evaluation": {"evaluation", "errors", "types", "files"},
     "dafne": {"dafne", "nnunet", "errors", "types"},
     "demo": {"demo", "nnunet", "evaluation", "dafne", "errors", "types"},
-    "compare": {"compare", "nnunet", "evaluation", "errors", "types"},
     "compare": {"compare", "nnunet", "evaluation", "errors", "types"},
 }
 

@@ -7,21 +7,27 @@ from torch import nn
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import (
+    LPFT,
     AdaptFormer,
+    BitFit,
+    ConvAdapter,
     DanteGradualUnfreezing,
     DecoderOnly,
+    DoRA,
     FineTune,
     FromScratch,
     GradualUnfreezing,
     HeadOnly,
     LoRA,
     Method,
+    NormAffine,
     SpatialAdapter,
 )
 from nnunet_dante.peft.inject import adapted
 
 METHODS = [Method(), LoRA(rank=1), LoRA(rank=1, encoder=False), GradualUnfreezing(), DanteGradualUnfreezing(),
-           FineTune(), DecoderOnly(), HeadOnly(), FromScratch(), SpatialAdapter(), AdaptFormer()]
+           FineTune(), DecoderOnly(), HeadOnly(), FromScratch(), SpatialAdapter(), AdaptFormer(), BitFit(), NormAffine(),
+           BitFit(full_decoder=True), NormAffine(full_decoder=True), ConvAdapter(), DoRA(rank=1), LPFT(rank=1)]
 
 
 def planned(method: Method, network: nn.Module):

@@ -5,7 +5,10 @@ nnU-Net drops this module from memory after its search, so the classes themselve
 
 from nnunet_dante.nnunet.trainers import (  # noqa: F401
     nnUNetTrainerAdaptFormer,
+    nnUNetTrainerBitFit,
+    nnUNetTrainerConvAdapter,
     nnUNetTrainerDecoderOnly,
+    nnUNetTrainerDoRA,
     nnUNetTrainerFineTune,
     nnUNetTrainerFromScratch,
     nnUNetTrainerGradualUnfreezing,
@@ -13,5 +16,8 @@ from nnunet_dante.nnunet.trainers import (  # noqa: F401
     nnUNetTrainerHeadOnly,
     nnUNetTrainerLoRA,
     nnUNetTrainerLoRADecoder,
+    nnUNetTrainerLoRAFlat,
+    nnUNetTrainerLPFT,
+    nnUNetTrainerNormAffine,
     nnUNetTrainerSpatialAdapter,
 )

@@ -6,10 +6,13 @@ A method never touches nnU-Net. The trainer lets it adapt the network (`Method.a
 
 from .base import Method
 from .bottleneck import AdaptFormer, SpatialAdapter
-from .low_rank import LoRA
+from .conv_adapter import ConvAdapter
+from .efficient import ParameterEfficient
+from .low_rank import LPFT, DoRA, LoRA
 from .plan import TrainingPlan
-from .selective import DecoderOnly, FineTune, FromScratch, HeadOnly
+from .selective import BitFit, DecoderOnly, FineTune, FromScratch, HeadOnly, NormAffine
 from .unfreezing import DanteGradualUnfreezing, GradualUnfreezing
 
-__all__ = ["AdaptFormer", "DanteGradualUnfreezing", "DecoderOnly", "FineTune", "FromScratch", "GradualUnfreezing",
-           "HeadOnly", "LoRA", "Method", "SpatialAdapter", "TrainingPlan"]
+__all__ = ["AdaptFormer", "BitFit", "ConvAdapter", "DanteGradualUnfreezing", "DecoderOnly", "DoRA", "FineTune",
+           "FromScratch", "GradualUnfreezing", "HeadOnly", "LPFT", "LoRA", "Method", "NormAffine", "ParameterEfficient",
+           "SpatialAdapter", "TrainingPlan"]

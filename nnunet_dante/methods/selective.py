@@ -8,6 +8,7 @@ from torch import nn
 
 from ..freezing.schedule import constant
 from .base import Method
+from .efficient import ParameterEfficient, heads_and
 from .plan import TrainingPlan, constant_plan, trained_groups, without_encoder
 
 
@@ -35,11 +36,10 @@ class DecoderOnly(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadOnly(Method):
+class HeadOnly(ParameterEfficient):
     """Train the segmentation heads alone: FSEFT's linear probe, and its learning rate."""
 
     lr: float = 1e-2
-    weight_decay: float = 0.0
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return one stage: the heads."""
@@ -51,3 +51,38 @@ class FromScratch(Method):
     """Train all weights from a random start with the same budget and schedule: the fair baseline."""
 
     uses_start_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitFit(ParameterEfficient):
+    """Train all biases, and the heads in full (Ben Zaken 2022, arXiv 2106.10199; FSEFT's "Bias", its learning rate).
+
+    The bias of a convolution right before an instance norm has no effect, trained or not: the norm subtracts it. What
+    moves an nnU-Net are the biases of its norms, transposed convolutions and heads.
+
+    full_decoder: train the decoder in full besides (FSEFT does so for organs that are new, at a rate of 1e-4).
+    """
+
+    lr: float = 1e-2
+    full_decoder: bool = False
+
+    def plan(self, network: nn.Module) -> TrainingPlan:
+        """Return one stage: biases and heads."""
+        return constant_plan(heads_and(network, lambda name, _: name.endswith("bias"), full_decoder=self.full_decoder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormAffine(ParameterEfficient):
+    """Train scale and shift of all norms, and the heads in full (FSEFT's "Affine", its learning rate; AC-Norm).
+
+    full_decoder: train the decoder in full besides (FSEFT does so for organs that are new, at a rate of 1e-4).
+    """
+
+    lr: float = 1e-2
+    full_decoder: bool = False
+
+    def plan(self, network: nn.Module) -> TrainingPlan:
+        """Return one stage: norms and heads."""
+        # By name: architectures bring norms of their own, such as the LayerNormNd of Primus, without a common base.
+        ids = {id(p) for m in network.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+        return constant_plan(heads_and(network, lambda _, p: id(p) in ids, full_decoder=self.full_decoder))

@@ -1,41 +1,51 @@
-"""Adapters: what a low-rank training changed, as a file of a few MB that knows which base it belongs to.
+"""Adapters: what a training of few numbers changed, as a small file that knows which base it belongs to.
 
-Format 1, a safetensors file: "<weight name>.lora_A" and ".lora_B" for adapted weights, "<name>" for tensors trained in
-full (norms, biases, stem, heads), and one metadata entry "nnunet_dante" with JSON. Names are the stock keys, the first
-of each set of aliases. The base is identified by the hash of its weights (`weights_sha256`), not of its file.
+Format 2, a safetensors file: "<weight name>.<factor>" for adapted weights, "<name>" for tensors trained in full (norms,
+biases, stem, heads), and one metadata entry "nnunet_dante" with JSON. There "updates" says for each adapted weight what
+makes it of its factors: kind "lora" (lora_A, lora_B), "dora" (these and magnitude) or "conv_adapter" (pointwise), and
+the arguments of that class. Names are the stock keys, the first of each set of aliases. The base is identified by the
+hash of its weights (`weights_sha256`), not of its file. Format 1 knew kind "lora" alone, with one rank for all.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from ..errors import AdapterError
+from ..errors import AdapterError, ConfigurationError
+from ..peft.decomposed import DecomposedLowRank
 from ..peft.low_rank import LowRankDelta
+from ..peft.pointwise import PointwiseDelta
+from ..peft.update import WeightUpdate
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 from .checkpoint import alias_sets, atomic_path, load_checkpoint_safely, save_atomically, weights_sha256
 
-FORMAT = 1
+FORMAT = 2
 _METADATA = "nnunet_dante"
-_IDENTITY = ("version", "method", "rank", "alpha", "factorisation", "base_sha256", "donor", "label_map", "start_dice")
+_IDENTITY = ("version", "method", "options", "base_sha256", "donor", "label_map", "start_dice")
+_LOW_RANK = ("rank", "alpha", "factorisation")
+_KINDS: dict[str, type[WeightUpdate]] = {c.KIND: c for c in (LowRankDelta, DecomposedLowRank, PointwiseDelta)}
 
 
 def extract(checkpoint: PathLike, output: PathLike) -> None:
-    """Write the adapter of a checkpoint that a LoRA trainer wrote.
+    """Write the adapter of a checkpoint that a trainer of few numbers wrote.
 
     Raises:
-        AdapterError: the checkpoint holds no low-rank factors.
+        AdapterError: the checkpoint holds no base beside its weights.
     """
     content, dante = _with_adapter(checkpoint)
     factors, weights = dante["adapter"]["factors"], content["network_weights"]
-    full = {name: weights[name] for name in dante["adapter"]["base"] if f"{name}.lora_A" not in factors}
+    updates = dante["adapter"].get("updates") or _updates_of_format_1(dante, factors)
+    full = {name: weights[name] for name in dante["adapter"]["base"] if name not in updates}
     init = content["init_args"]
-    metadata = {"format": FORMAT, **{key: dante.get(key) for key in _IDENTITY},
+    metadata = {"format": FORMAT, **{key: dante.get(key) for key in _IDENTITY}, "updates": updates,
                 "trainer_name": content["trainer_name"],
                 "inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"],
                 "init_args": {key: init[key] for key in ("plans", "configuration", "fold", "dataset_json")}}
@@ -59,11 +69,12 @@ def apply(base_checkpoint: PathLike, adapter: PathLike, output: PathLike) -> Non
         raise AdapterError(f"{Path(adapter).name} was trained on weights with sha256 {wanted[:12]}..., "
                            f"{Path(base_checkpoint).name} holds {found[:12]}.... Give the start weights of its own "
                            f"training: the same donor, transferred to the same labels and channels.")
-    factors = {k: v for k, v in tensors.items() if k.endswith((".lora_A", ".lora_B"))}
+    updates = metadata["updates"]
+    factors = {k: v for k, v in tensors.items() if k.rpartition(".")[0] in updates}
     changed = {k: v for k, v in tensors.items() if k not in factors}
-    changed |= _merged(weights, factors, metadata)
+    changed |= {name: _merged(weights[name], name, settings, factors) for name, settings in updates.items()}
     dante = {"format": 1, **{key: metadata[key] for key in _IDENTITY},
-             "adapter": {"base": {name: weights[name] for name in changed}, "factors": factors}}
+             "adapter": {"base": {name: weights[name] for name in changed}, "updates": updates, "factors": factors}}
     init_args = metadata["init_args"] | {"device": torch.device("cpu")}
     axes = metadata["inference_allowed_mirroring_axes"]
     save_atomically({"network_weights": _replaced(weights, changed), "init_args": init_args,
@@ -89,14 +100,15 @@ def remove(checkpoint: PathLike, output: PathLike) -> None:
 def info(adapter: PathLike) -> str:
     """Return what an adapter file is, in lines for a person."""
     metadata, tensors = read_adapter(adapter)
-    factors = sum(1 for name in tensors if name.endswith(".lora_A"))
+    updates = metadata["updates"]
+    full = sum(name.rpartition(".")[0] not in updates for name in tensors)
+    options = [f"{key} {metadata['options'][key]}" for key in _LOW_RANK if key in (metadata["options"] or {})]
     donor, init = metadata.get("donor") or {}, metadata["init_args"]
     return "\n".join([
         f"adapter of nnunet_dante {metadata['version']}, format {metadata['format']}, "
         f"{Path(adapter).stat().st_size / 2**20:.2f} MiB",
-        f"  method         {metadata['method']}, rank {metadata['rank']}, alpha {metadata['alpha']}, "
-        f"{metadata['factorisation']}",
-        f"  holds          factors of {factors} weights, {len(tensors) - 2 * factors} tensors trained in full",
+        f"  method         {', '.join([metadata['method'], *options])}",
+        f"  holds          factors of {len(updates)} weights, {full} tensors trained in full",
         f"  base           weights sha256 {metadata['base_sha256']}",
         f"  donor          {donor.get('source', 'unknown')} (file sha256 {donor.get('sha256', 'unknown')})",
         f"  trained on     {init['plans']['dataset_name']}, {init['configuration']}, fold {init['fold']}",
@@ -104,14 +116,14 @@ def info(adapter: PathLike) -> str:
 
 
 def read_adapter(path: PathLike) -> tuple[dict[str, Any], StateDict]:
-    """Return metadata and tensors of an adapter file.
+    """Return metadata and tensors of an adapter file; metadata of format 1 comes as that of format 2.
 
     Raises:
         AdapterError: the file is missing, damaged, of another kind or of a newer format.
     """
     path = Path(path)
     if not path.is_file():
-        raise AdapterError(f"adapter {path} does not exist; give an adapter.safetensors of a LoRA training.")
+        raise AdapterError(f"adapter {path} does not exist; give the adapter.safetensors of a training.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA, "null"))
@@ -120,31 +132,46 @@ def read_adapter(path: PathLike) -> tuple[dict[str, Any], StateDict]:
         raise AdapterError(f"{path.name} is damaged or no safetensors file ({error}); copy it again.") from error
     if metadata is None:
         raise AdapterError(f"{path.name} is a safetensors file, but none of nnunet_dante's adapters.")
-    if metadata.get("format") != FORMAT:
-        raise AdapterError(f"{path.name} has adapter format {metadata.get('format')!r}, this version reads {FORMAT}; "
-                           f"update nnunet-dante.")
+    if metadata.get("format") not in (1, FORMAT):
+        raise AdapterError(f"{path.name} has adapter format {metadata.get('format')!r}, this version reads 1 and "
+                           f"{FORMAT}; update nnunet-dante.")
+    if metadata["format"] == 1:
+        metadata |= {"updates": _updates_of_format_1(metadata, tensors),
+                     "options": {key: metadata[key] for key in _LOW_RANK}}
     return metadata, tensors
+
+
+def _updates_of_format_1(metadata: dict[str, Any], tensors: Iterable[str]) -> dict[str, dict[str, Any]]:
+    return {key.removesuffix(".lora_A"): {"kind": "lora", **{option: metadata[option] for option in _LOW_RANK}}
+            for key in tensors if key.endswith(".lora_A")}
 
 
 def _with_adapter(checkpoint: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     content = load_checkpoint_safely(checkpoint)
     dante = content.get("dante") or {}
     if not dante.get("adapter"):
-        raise AdapterError(f"{Path(checkpoint).name} holds no low-rank factors (method "
-                           f"{dante.get('method', 'stock')}); adapters come from nnUNetTrainerLoRA and "
-                           f"nnUNetTrainerLoRADecoder.")
+        raise AdapterError(f"{Path(checkpoint).name} holds no adapter (method {dante.get('method', 'stock')}); "
+                           f"adapters come from methods that train few numbers, such as nnUNetTrainerLoRA.")
     return content, dante
 
 
-def _merged(weights: ReadOnlyStateDict, factors: ReadOnlyStateDict, metadata: dict[str, Any]) -> StateDict:
-    """Return the adapted weights by the very arithmetic of the training, so that the result is the same bit for bit."""
-    merged = {}
-    for name in (key.removesuffix(".lora_A") for key in factors if key.endswith(".lora_A")):
-        delta = LowRankDelta(weights[name].shape, rank=metadata["rank"], alpha=metadata["alpha"],
-                             factorisation=metadata["factorisation"])
-        delta.load_state_dict({part: factors[f"{name}.{part}"] for part in ("lora_A", "lora_B")})
-        merged[name] = delta(weights[name]).detach()
-    return merged
+def _merged(weight: Tensor, name: str, settings: dict[str, Any], factors: ReadOnlyStateDict) -> Tensor:
+    """Return the adapted weight by the very arithmetic of the training, so that the result is the same bit for bit.
+
+    Raises:
+        AdapterError: settings or factors make no update of this weight.
+    """
+    arguments = dict(settings)
+    kind = arguments.pop("kind", None)
+    if kind not in _KINDS:
+        raise AdapterError(f"the adapter changes {name} by an update of kind {kind!r}, this version knows "
+                           f"{', '.join(_KINDS)}; update nnunet-dante.")
+    try:
+        update = _KINDS[kind](weight.shape, **arguments)
+        update.load_state_dict({factor: factors[f"{name}.{factor}"] for factor in update.FACTORS})
+    except (ConfigurationError, KeyError, RuntimeError, TypeError) as error:
+        raise AdapterError(f"the adapter's update of {name} is damaged ({error}); copy the file again.") from error
+    return update.merged(weight)
 
 
 def _replaced(weights: ReadOnlyStateDict, values: ReadOnlyStateDict) -> StateDict:

@@ -6,15 +6,15 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..methods import LoRA
-from ..peft.inject import factors
+from ..methods import ParameterEfficient
+from ..peft.inject import factors, settings
 
 if TYPE_CHECKING:
     from .trainer import DanteMixin
 
 
 def provenance(trainer: DanteMixin) -> dict:
-    """Return method, donor, label map, score before training, cost and, for low-rank methods, base and factors.
+    """Return method, donor, label map, score before training, cost and, for methods of few numbers, the adapter.
 
     Everything is a number, string, list, dict or tensor, so the checkpoint loads with weights_only=True.
     """
@@ -33,9 +33,9 @@ def provenance(trainer: DanteMixin) -> dict:
         "total_parameters": trainer.audit.total,
         "adapter": None,
     }
-    if isinstance(method, LoRA):
-        block |= {"rank": method.rank, "alpha": method.alpha, "factorisation": method.factorisation,
-                  "base_sha256": trainer.base_sha256,
-                  "adapter": {"base": trainer.base,
-                              "factors": {k: v.cpu().clone() for k, v in factors(trainer.bare_network).items()}}}
+    if isinstance(method, ParameterEfficient):
+        network = trainer.bare_network
+        block |= {"base_sha256": trainer.base_sha256,
+                  "adapter": {"base": trainer.base, "updates": settings(network),
+                              "factors": {k: v.cpu().clone() for k, v in factors(network).items()}}}
     return block

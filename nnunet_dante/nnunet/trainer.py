@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigurationError
 from ..freezing.groups import stem_modules
-from ..methods import LoRA, Method
+from ..methods import Method, ParameterEfficient
 from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, load_split
 from ..types import StateDict
@@ -123,7 +123,7 @@ class DanteMixin(_Base):
                 f"weights for configuration {self.configuration_name!r} and no -pretrained_weights was given. Run "
                 f"`nnunet-dante transfer MODEL -d {self.plans_manager.dataset_name} -c {self.configuration_name}` and "
                 f"train with -p nnUNetDantePlans, or train with nnUNetTrainerFromScratch.")
-        if isinstance(self.run_method, LoRA):
+        if isinstance(self.run_method, ParameterEfficient):
             self._remember_base()
         self._score_before_training()
 
@@ -220,5 +220,5 @@ class DanteMixin(_Base):
         """Write the adapter beside checkpoint_final."""
         super().on_train_end()
         final = Path(self.output_folder, "checkpoint_final.pth")
-        if isinstance(self.run_method, LoRA) and self.local_rank == 0 and not self.disable_checkpointing:
+        if isinstance(self.run_method, ParameterEfficient) and self.local_rank == 0 and not self.disable_checkpointing:
             extract(final, final.with_name("adapter.safetensors"))

@@ -5,14 +5,19 @@ from __future__ import annotations
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ..methods import (
+    LPFT,
     AdaptFormer,
+    BitFit,
+    ConvAdapter,
     DanteGradualUnfreezing,
     DecoderOnly,
+    DoRA,
     FineTune,
     FromScratch,
     GradualUnfreezing,
     HeadOnly,
     LoRA,
+    NormAffine,
     SpatialAdapter,
 )
 from .added import AddedModulesMixin
@@ -29,6 +34,42 @@ class nnUNetTrainerLoRADecoder(DanteMixin, nnUNetTrainer):
     """The same on the decoder alone: the encoder is frozen with its norms, backward stops at the bottleneck."""
 
     method = LoRA(encoder=False)
+
+
+class nnUNetTrainerLoRAFlat(DanteMixin, nnUNetTrainer):
+    """LoRA as for linear layers, each kernel as one matrix: fewer factors, and the form of Hugging Face PEFT."""
+
+    method = LoRA(factorisation="flat")
+
+
+class nnUNetTrainerDoRA(DanteMixin, nnUNetTrainer):
+    """LoRA of the weights' directions, and a magnitude an output channel."""
+
+    method = DoRA()
+
+
+class nnUNetTrainerLPFT(DanteMixin, nnUNetTrainer):
+    """The heads alone for a fifth of the epochs, then LoRA."""
+
+    method = LPFT()
+
+
+class nnUNetTrainerConvAdapter(DanteMixin, nnUNetTrainer):
+    """A parallel 1x1 convolution a convolution, merged into the kernel's centre; and the heads."""
+
+    method = ConvAdapter()
+
+
+class nnUNetTrainerBitFit(DanteMixin, nnUNetTrainer):
+    """All biases, and the heads."""
+
+    method = BitFit()
+
+
+class nnUNetTrainerNormAffine(DanteMixin, nnUNetTrainer):
+    """Scale and shift of all norms, and the heads."""
+
+    method = NormAffine()
 
 
 class nnUNetTrainerGradualUnfreezing(DanteMixin, nnUNetTrainer):

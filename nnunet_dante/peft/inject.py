@@ -1,4 +1,4 @@
-"""Adding low-rank factors to a network in place, and taking them away again.
+"""Adding mergeable updates to a network's weights in place, and taking them away again.
 
 Modules are changed by identity, through `torch.nn.utils.parametrize`: nnU-Net's networks register each convolution
 under up to four names, and replacing modules by name changes aliases that forward never uses. `state_dict()` keeps
@@ -8,7 +8,7 @@ become a no-op.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from torch.nn.utils import parametrize
 from ..errors import InjectionError
 from ..types import ReadOnlyStateDict, StateDict
 from .low_rank import LowRankDelta, capped_rank
+from .update import WeightUpdate
 
-_ORIGINAL = "parametrizations.weight.original"
-_FACTORS = ("lora_A", "lora_B")
-_OWN = ("bias", _ORIGINAL, *(f"parametrizations.weight.0.{name}" for name in _FACTORS))
+_PARAMETRIZATIONS = "parametrizations.weight."
+_ORIGINAL = f"{_PARAMETRIZATIONS}original"
 
 
 def inject(network: nn.Module, modules: Iterable[nn.Module], *, rank: int = 8, alpha: float = 16.0,
@@ -31,27 +31,44 @@ def inject(network: nn.Module, modules: Iterable[nn.Module], *, rank: int = 8, a
     A module whose factors would cost as much as its weight is left as it is. Nothing else is frozen.
 
     Raises:
+        InjectionError: as `attach`.
+    """
+    layers: Iterable[Any] = checked_layers(network, modules)
+    return attach(network, {layer: LowRankDelta(layer.weight.shape, rank=rank, alpha=alpha,
+                                                factorisation=factorisation, device=layer.weight.device)
+                            for layer in layers
+                            if capped_rank(layer.weight.shape, rank, factorisation=factorisation)})
+
+
+def attach(network: nn.Module, updates: Mapping[nn.Module, WeightUpdate]) -> tuple[str, ...]:
+    """Give the weight of each module its update, freeze the originals, and return the adapted weights' names.
+
+    Raises:
         InjectionError: the network is adapted already, or a module is not part of it or has no matrix as weight.
+    """
+    for module in checked_layers(network, updates):
+        parametrize.register_parametrization(module, "weight", updates[module])
+        original(module).requires_grad_(False)
+    network._update_hooks = (  # type: ignore[assignment]
+        network.register_state_dict_post_hook(_to_stock), network.register_load_state_dict_pre_hook(_from_stock))
+    return tuple(adapted(network))
+
+
+def checked_layers(network: nn.Module, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    """Return `modules`, all of them layers of a network without updates.
+
+    Raises:
+        InjectionError: as `attach`.
     """
     if adapted(network):
         raise InjectionError(f"this {type(network).__name__} is adapted already; call merge or remove first.")
-    inside = {id(module) for module in network.modules()}
-    chosen: list[Any] = []
+    inside, modules = {id(module) for module in network.modules()}, tuple(modules)
     for module in modules:
         weight = getattr(module, "weight", None)
         if id(module) not in inside or not isinstance(weight, nn.Parameter) or weight.ndim < 2:
             raise InjectionError(f"{module} is not a layer of this {type(network).__name__} with a weight of at least "
                                  f"two dimensions; choose from freezing.groups.low_rank_targets(network).")
-        if capped_rank(weight.shape, rank, factorisation=factorisation):
-            chosen.append(module)
-    for module in chosen:
-        factors = LowRankDelta(module.weight.shape, rank=rank, alpha=alpha, factorisation=factorisation,
-                               device=module.weight.device)
-        parametrize.register_parametrization(module, "weight", factors)
-        original(module).requires_grad_(False)
-    network._low_rank_hooks = (  # type: ignore[assignment]
-        network.register_state_dict_post_hook(_to_stock), network.register_load_state_dict_pre_hook(_from_stock))
-    return tuple(adapted(network))
+    return modules
 
 
 def adapted(network: nn.Module) -> dict[str, nn.Module]:
@@ -75,9 +92,14 @@ def base_weights(network: nn.Module) -> StateDict:
 
 
 def factors(network: nn.Module) -> StateDict:
-    """Return "<canonical weight name>.lora_A" and ".lora_B" -> factor of every adapted weight."""
-    return {f"{name}.{factor}": getattr(_delta(module), factor).detach()
-            for name, module in adapted(network).items() for factor in _FACTORS}
+    """Return "<canonical weight name>.<factor>", such as "....weight.lora_A" -> factor of every adapted weight."""
+    return {name: factor.detach() for name, factor in _factors(network).items()}
+
+
+def settings(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return canonical weight name -> {"kind": ..., and what its update was made with}, as JSON has it."""
+    return {name: {"kind": update(module).KIND, **update(module).settings()}
+            for name, module in adapted(network).items()}
 
 
 def load_split(network: nn.Module, *, base: ReadOnlyStateDict, factors: ReadOnlyStateDict) -> None:
@@ -86,25 +108,15 @@ def load_split(network: nn.Module, *, base: ReadOnlyStateDict, factors: ReadOnly
     Raises:
         InjectionError: keys or shapes differ from the network's; nothing was changed.
     """
-    targets = {name: original(module) for name, module in adapted(network).items()}
-    targets |= {f"{name}.{factor}": getattr(_delta(module), factor)
-                for name, module in adapted(network).items() for factor in _FACTORS}
+    targets = {name: original(module) for name, module in adapted(network).items()} | _factors(network)
     given = {**base, **factors}
     if wrong := sorted(targets.keys() ^ given.keys()) or [
             k for k in targets if targets[k].shape != given[k].shape]:
         raise InjectionError(f"base and factors do not belong to this network: {len(wrong)} tensors differ in name or "
-                             f"shape, first {wrong[0]!r}. Adapt it with the rank and factorisation of their making.")
+                             f"shape, first {wrong[0]!r}. Adapt it with the method and options of their making.")
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(given[name])
-
-
-def _is_adapted(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module, "weight") and isinstance(_delta(module), LowRankDelta)
-
-
-def _delta(module: Any) -> LowRankDelta:
-    return module.parametrizations["weight"][0]
 
 
 def original(module: Any) -> nn.Parameter:
@@ -112,8 +124,22 @@ def original(module: Any) -> nn.Parameter:
     return module.parametrizations["weight"].original
 
 
-def _weight(module: Any) -> torch.Tensor:
-    return module.weight
+def update(module: Any) -> WeightUpdate:
+    """Return the update of an adapted module's weight."""
+    return module.parametrizations["weight"][0]
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module, "weight") and isinstance(update(module), WeightUpdate)
+
+
+def _factors(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {f"{name}.{factor}": parameter for name, module in adapted(network).items()
+            for factor, parameter in update(module).factors().items()}
+
+
+def _merged(module: nn.Module) -> torch.Tensor:
+    return update(module).merged(original(module))
 
 
 def _by_prefix(network: nn.Module, prefix: str) -> dict[str, nn.Module]:
@@ -123,13 +149,15 @@ def _by_prefix(network: nn.Module, prefix: str) -> dict[str, nn.Module]:
 
 
 def _owner(key: str, modules: dict[str, nn.Module]) -> str | None:
-    return next((key[:-len(own)] for own in _OWN if key.endswith(own) and key[:-len(own)] in modules), None)
+    """Return the prefix of the adapted module whose bias, original or factor has this key."""
+    owner = key.removesuffix("bias") if key.endswith("bias") else key.partition(_PARAMETRIZATIONS)[0]
+    return owner if owner in modules else None
 
 
 def _to_stock(network: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     """Show the merged weight under the stock key, at the stock place (before the bias), one tensor for all aliases."""
     modules = _by_prefix(network, prefix)
-    merged = {id(module): _weight(module).detach() for module in set(modules.values())}
+    merged = {id(module): _merged(module) for module in set(modules.values())}
     items = list(state.items())
     state.clear()
     for key, value in items:
@@ -145,18 +173,19 @@ def _from_stock(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
     for owner, module in _by_prefix(network, prefix).items():
         if (key := f"{owner}weight") in state:
             state[f"{owner}{_ORIGINAL}"] = state.pop(key)
-            _delta(module).reset()
-            for factor in _FACTORS:
-                state[f"{owner}parametrizations.weight.0.{factor}"] = getattr(_delta(module), factor).detach()
+            update(module).reset()
+            for name, factor in update(module).factors().items():
+                state[f"{owner}{_PARAMETRIZATIONS}0.{name}"] = factor.detach()
 
 
 def _unparametrise(network: nn.Module, *, keep_update: bool) -> None:
     modules = adapted(network)
     if not modules:
-        raise InjectionError(f"this {type(network).__name__} holds no low-rank factors; call inject first.")
+        raise InjectionError(f"the weights of this {type(network).__name__} have no updates to merge or remove; "
+                             f"call inject first.")
     module: Any
     for module in modules.values():
-        weight = nn.Parameter(_weight(module).detach()) if keep_update else original(module)
+        weight = nn.Parameter(_merged(module)) if keep_update else original(module)
         weight.requires_grad_(True)
         # Not parametrize.remove_parametrizations: it deletes the property from a class that deep copies share.
         module.__class__ = parametrize.type_before_parametrizations(module)
@@ -164,6 +193,6 @@ def _unparametrise(network: nn.Module, *, keep_update: bool) -> None:
         bias = module._parameters.pop("bias", None)
         module.register_parameter("weight", weight)
         module.register_parameter("bias", bias)  # stock order: the weight before the bias
-    for handle in network._low_rank_hooks:  # type: ignore[union-attr]
+    for handle in network._update_hooks:  # type: ignore[union-attr]
         handle.remove()
-    del network._low_rank_hooks
+    del network._update_hooks

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import ConfigurationError
+from .update import WeightUpdate
 
 FACTORISATIONS = ("channel", "flat")
 
@@ -26,15 +29,15 @@ def capped_rank(shape: Sequence[int], rank: int, *, factorisation: str = "channe
     """
     if factorisation not in FACTORISATIONS:
         raise ConfigurationError(f"factorisation is {factorisation!r}; choose one of {', '.join(FACTORISATIONS)}.")
-    if rank < 1:
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ConfigurationError(f"rank is {rank!r}; give a whole number of at least 1.")
     rows, columns, kernel = shape[0], shape[1], math.prod(shape[2:])
     cost = kernel * (rows + columns) if factorisation == "channel" else rows + columns * kernel
     return min(rank, (rows * columns * kernel - 1) // cost)
 
 
-class LowRankDelta(nn.Module):
-    """Parametrisation W -> W + (alpha / rank) A B, for `torch.nn.utils.parametrize`.
+class LowRankDelta(WeightUpdate):
+    """W -> W + (alpha / rank) A B.
 
     "channel" (Dante, arXiv 2605.03602): for each of the K kernel offsets k, delta[:, :, k] = (alpha / rank) A_k B_k,
     lora_A: (K, out, r), lora_B: (K, r, in). "flat" (LoRA as for linear layers, Hu 2021): delta as (out, in * K) =
@@ -44,19 +47,31 @@ class LowRankDelta(nn.Module):
     Args:
         shape: of the weight, (out, in, *kernel).
         rank, alpha: as above. device: of the factors, which are always float32.
+        rank_stabilised: scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
+        dropout: in training mode each of the r rank-one parts of the delta is left out with this probability, the
+            others grow by 1 / (1 - dropout): the mean is the whole delta, which eval mode and files have. It acts on
+            the weight, so all voxels of a batch share one draw.
 
     Raises:
-        ConfigurationError: the factors would cost as much as the weight (see `capped_rank`).
+        ConfigurationError: the factors would cost as much as the weight (see `capped_rank`), or dropout is not in
+            [0, 1).
     """
 
+    KIND = "lora"
+    FACTORS = ("lora_A", "lora_B")
+
     def __init__(self, shape: Sequence[int], *, rank: int = 8, alpha: float = 16.0, factorisation: str = "channel",
-                 device: torch.device | None = None):
+                 rank_stabilised: bool = False, dropout: float = 0.0, device: torch.device | None = None):
         super().__init__()
         self.rank = capped_rank(shape, rank, factorisation=factorisation)
         if self.rank == 0:
             raise ConfigurationError(f"factors for a weight of shape {tuple(shape)} would cost as much as the weight; "
                                      f"train it in full.")
-        self.shape, self.factorisation, self.scale = tuple(shape), factorisation, alpha / rank
+        if not 0 <= dropout < 1:
+            raise ConfigurationError(f"dropout is {dropout!r}; give a probability from 0 to below 1.")
+        self.shape, self.factorisation, self.dropout = tuple(shape), factorisation, dropout
+        self.wanted_rank, self.alpha, self.rank_stabilised = rank, alpha, rank_stabilised
+        self.scale = alpha / (math.sqrt(rank) if rank_stabilised else rank)
         rows, columns, kernel = shape[0], shape[1], math.prod(shape[2:])
         a: tuple[int, ...]
         b: tuple[int, ...]
@@ -68,10 +83,18 @@ class LowRankDelta(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(b, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
+    def settings(self) -> dict[str, Any]:
+        """Return rank, alpha, factorisation and scaling; dropout is no part of the finished weight."""
+        return {"rank": self.wanted_rank, "alpha": self.alpha, "factorisation": self.factorisation,
+                "rank_stabilised": self.rank_stabilised}
+
     def delta(self) -> Tensor:
-        """Return the update, of the weight's shape, in float32 even under autocast."""
+        """Return the update, of the weight's shape, in float32 even under autocast; in training mode with dropout."""
+        b = self.lora_B
+        if self.training and self.dropout:
+            b = functional.dropout(b.new_ones(self.rank, 1), self.dropout) * b
         with torch.autocast(self.lora_A.device.type, enabled=False):
-            product = self.scale * (self.lora_A @ self.lora_B)
+            product = self.scale * (self.lora_A @ b)
         if self.factorisation == "channel":
             product = product.permute(1, 2, 0)
         return product.reshape(self.shape)

@@ -13,6 +13,7 @@ import torch
 from running import build, train
 
 from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.methods import ParameterEfficient
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.added import AddedModulesMixin
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
@@ -44,7 +45,7 @@ def test_every_trainer_leaves_a_stock_checkpoint(prepared, name):
         assert checkpoint["dante"]["method"] == type(trainer.run_method).__name__
         assert set(checkpoint["dante"]["start_dice"]) == {"organ", "lesion", "vessel"}
     assert not equal(weights(folder / "checkpoint_final.pth"), start)
-    assert (folder / "adapter.safetensors").is_file() == ("LoRA" in name)
+    assert (folder / "adapter.safetensors").is_file() == isinstance(trainer.run_method, ParameterEfficient)
 
 
 def test_stock_nnunet_predicts_with_it_and_gets_the_trained_networks_output(prepared):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 
 import pytest
 import tiny
@@ -12,7 +13,10 @@ from torch import nn
 
 from nnunet_dante.errors import InjectionError
 from nnunet_dante.freezing.groups import low_rank_targets
-from nnunet_dante.peft.inject import adapted, base_weights, factors, inject, load_split, merge, remove
+from nnunet_dante.peft.decomposed import DecomposedLowRank
+from nnunet_dante.peft.inject import adapted, attach, base_weights, factors, inject, load_split, merge, remove, settings
+from nnunet_dante.peft.low_rank import LowRankDelta, capped_rank
+from nnunet_dante.peft.pointwise import PointwiseDelta, has_centre
 
 NETWORKS = {
     "plain 3d": lambda: (tiny.plain_unet(3), (1, 1, 16, 16, 16)),
@@ -23,6 +27,7 @@ NETWORKS = {
                                             strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]]), (1, 1, 8, 16, 16)),
     "primus": lambda: (tiny.primus(), (1, 1, 16, 16, 16)),
 }
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = [
     *[(f"Conv{d}d", d, {"stride": s, "groups": g, "padding": 1, "padding_mode": m, "dilation": dil})
       for d in (1, 2, 3) for s, g, m, dil in [(1, 1, "zeros", 1), (2, 2, "reflect", 1), (1, 4, "replicate", 2)]],
@@ -55,21 +60,42 @@ def inject_all(network: nn.Module, **options) -> tuple[str, ...]:
     return inject(network, low_rank_targets(network), **({"rank": 2} | options))
 
 
-def test_injecting_changes_nothing_bit_for_bit(case):
+def update_of(kind: str, module: nn.Module, **options):
+    """The update of a layer, or None where it has none of this kind."""
+    shape = module.weight.shape
+    if kind == "conv_adapter":
+        return PointwiseDelta(shape) if has_centre(shape) and type(module) in CONVS else None
+    if not capped_rank(shape, options.get("rank", 2), **{k: v for k, v in options.items() if k == "factorisation"}):
+        return None
+    if kind == "dora":
+        options |= {"groups": getattr(module, "groups", 1), "transposed": "Transpose" in type(module).__name__}
+    return {"lora": LowRankDelta, "dora": DecomposedLowRank}[kind](shape, **({"rank": 2} | options))
+
+
+@pytest.fixture(params=["lora", "dora", "conv_adapter"])
+def add(request):
+    """What gives all layers of a network their update."""
+    def add_to(network: nn.Module) -> tuple[str, ...]:
+        updates = {m: u for m in low_rank_targets(network) if (u := update_of(request.param, m))}
+        return attach(network, updates) if updates else pytest.skip("no layer of this network has such an update")
+    return add_to
+
+
+def test_injecting_changes_nothing_bit_for_bit(case, add):
     network, stock, x = case
-    names = inject_all(network)
+    names = add(network)
     assert names and torch.equal(output(network, x), output(stock, x))
 
 
-def test_state_dict_has_the_stock_keys_in_the_stock_order(case):
+def test_state_dict_has_the_stock_keys_in_the_stock_order(case, add):
     network, stock, _ = case
-    inject_all(network)
+    add(network)
     assert list(network.state_dict()) == list(stock.state_dict())
 
 
-def test_a_stock_network_with_the_state_dict_computes_the_live_output(case):
+def test_a_stock_network_with_the_state_dict_computes_the_live_output(case, add):
     network, stock, x = case
-    inject_all(network)
+    add(network)
     stir(network)
     live = output(network, x)
     assert not torch.equal(live, output(stock, x))
@@ -77,29 +103,29 @@ def test_a_stock_network_with_the_state_dict_computes_the_live_output(case):
     assert torch.equal(output(stock, x), live)
 
 
-def test_loading_stock_weights_makes_the_factors_a_no_op(case):
+def test_loading_stock_weights_makes_the_factors_a_no_op(case, add):
     network, stock, x = case
-    inject_all(network)
+    add(network)
     stir(network)
     network.load_state_dict(stock.state_dict(), strict=True)
     assert torch.equal(output(network, x), output(stock, x))
     assert all(torch.equal(v, stock.state_dict()[k]) for k, v in base_weights(network).items())
 
 
-def test_aliases_stay_one_tensor_so_files_do_not_grow(case):
+def test_aliases_stay_one_tensor_so_files_do_not_grow(case, add):
     network, stock, _ = case
     sizes = []
     for n in (stock, network):
         if n is network:
-            inject_all(n)
+            add(n)
         torch.save(n.state_dict(), buffer := io.BytesIO())
         sizes.append(buffer.tell())
     assert sizes[1] < 1.2 * sizes[0]
 
 
-def test_merge_keeps_the_output_and_leaves_a_stock_network(case):
+def test_merge_keeps_the_output_and_leaves_a_stock_network(case, add):
     network, stock, x = case
-    inject_all(network)
+    add(network)
     stir(network)
     live = output(network, x)
     merge(network)
@@ -107,9 +133,9 @@ def test_merge_keeps_the_output_and_leaves_a_stock_network(case):
     assert is_stock(network, stock)
 
 
-def test_remove_restores_the_base_bit_for_bit(case):
+def test_remove_restores_the_base_bit_for_bit(case, add):
     network, stock, x = case
-    inject_all(network)
+    add(network)
     stir(network)
     remove(network)
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), stock.state_dict().values()))
@@ -123,9 +149,9 @@ def is_stock(network: nn.Module, stock: nn.Module) -> bool:
             and [type(m) for m in network.modules()] == [type(m) for m in stock.modules()])
 
 
-def test_a_deep_copy_is_independent(case):
+def test_a_deep_copy_is_independent(case, add):
     network, stock, x = case
-    inject_all(network)
+    add(network)
     stir(network)
     live, twin = output(network, x), copy.deepcopy(network)
     remove(twin)
@@ -133,9 +159,9 @@ def test_a_deep_copy_is_independent(case):
     assert torch.equal(output(network, x), live) and list(network.state_dict()) == list(stock.state_dict())
 
 
-def test_base_and_factors_restore_the_network_exactly(case):
+def test_base_and_factors_restore_the_network_exactly(case, add):
     network, _, x = case
-    inject_all(network)
+    add(network)
     stir(network)
     live = output(network, x)
     base, kept = ({k: v.clone() for k, v in d.items()} for d in (base_weights(network), factors(network)))
@@ -146,9 +172,23 @@ def test_base_and_factors_restore_the_network_exactly(case):
         load_split(network, base=base, factors=dict(list(kept.items())[1:]))
 
 
-def test_only_the_originals_are_frozen_and_a_step_moves_only_factors(case):
+def test_settings_make_the_same_updates_again(case, add):
     network, stock, x = case
-    names = inject_all(network)
+    add(network)
+    stir(network)
+    kinds = {c.KIND: c for c in (LowRankDelta, DecomposedLowRank, PointwiseDelta)}
+    said = json.loads(json.dumps(settings(network)))
+    merged = network.state_dict()
+    for name, options in said.items():
+        weight = base_weights(network)[name]
+        made = kinds[options.pop("kind")](weight.shape, **options)
+        made.load_state_dict({f: factors(network)[f"{name}.{f}"] for f in made.FACTORS})
+        assert torch.equal(made.merged(weight), merged[name])
+
+
+def test_only_the_originals_are_frozen_and_a_step_moves_only_factors(case, add):
+    network, stock, x = case
+    names = add(network)
     frozen = [n for n, p in network.named_parameters() if not p.requires_grad]
     assert len(frozen) == len(names) and all(n.endswith("original") for n in frozen)
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
@@ -159,16 +199,19 @@ def test_only_the_originals_are_frozen_and_a_step_moves_only_factors(case):
     assert all(torch.equal(v, stock.state_dict()[k]) for k, v in base_weights(network).items())
 
 
-@pytest.mark.parametrize("factorisation", ["channel", "flat"])
+@pytest.mark.parametrize("update", [("lora", "channel"), ("lora", "flat"), ("dora", "channel"), ("dora", "flat"),
+                                    ("conv_adapter",)], ids=" ".join)
 @pytest.mark.parametrize(("kind", "dim", "options"), LAYERS)
-def test_every_layer_kind(kind, dim, options, factorisation):
+def test_every_layer_kind(kind, dim, options, update):
     """Groups, linear layers and other padding modes crash or go wrong in Dante 1.0.3b3."""
     torch.manual_seed(0)
     layer = getattr(nn, kind)(8, 8, *([3] if dim else []), **options)
     network = nn.Sequential(layer)
     stock, x = copy.deepcopy(network), torch.rand(2, 8, *[9] * dim)
-    if not inject(network, [layer], rank=1, factorisation=factorisation):
-        pytest.skip("factors of this layer would cost as much as the layer")
+    made = update_of(update[0], layer, **({"rank": 1, "factorisation": update[1]} if update[1:] else {}))
+    if made is None:
+        pytest.skip("this layer has no such update")
+    attach(network, {layer: made})
     assert torch.equal(output(network, x), output(stock, x))
     stir(network)
     live = output(network, x)

@@ -1,0 +1,45 @@
+"""The base of the methods that train few numbers, and ways to choose these numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import ConfigurationError
+from ..freezing.groups import Group
+from ..peft.inject import adapted, update
+from .base import Method
+from .plan import trained_groups, without_encoder
+
+Choice = Callable[[str, nn.Parameter], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterEfficient(Method):
+    """Train few numbers, without weight decay; what was trained is also left as an adapter file."""
+
+    weight_decay: float = 0.0
+
+
+def heads_and(network: nn.Module, choice: Choice, *, full_decoder: bool = False) -> tuple[Group, ...]:
+    """Return the network's groups: head in full, of the others what `choice` takes, or all of the decoder.
+
+    Raises:
+        ConfigurationError: there is nothing to choose, or full_decoder, and the network has no decoder.
+    """
+    groups = trained_groups(network)
+    full = {g.name for g in without_encoder(groups)} if full_decoder else {"head"}
+    chosen = (Group(g.name, tuple((n, p) for n, p in g.parameters if g.name in full or choice(n, p))) for g in groups)
+    found = tuple(group for group in chosen if group.parameters)
+    if not any(choice(n, p) for g in groups for n, p in g.parameters):
+        raise ConfigurationError(f"this {type(network).__name__} has nothing that this method trains besides the head; "
+                                 f"use nnUNetTrainerHeadOnly or nnUNetTrainerLoRA.")
+    return found
+
+
+def is_factor(network: nn.Module) -> Choice:
+    """Return the choice of all factors of mergeable updates."""
+    ids = {id(p) for module in adapted(network).values() for p in update(module).factors().values()}
+    return lambda _, parameter: id(parameter) in ids

@@ -1,0 +1,68 @@
+"""Every trainer of few numbers: exact resume, and an adapter that is applied and removed bit for bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from running import build, train
+
+from nnunet_dante.methods import ParameterEfficient
+from nnunet_dante.nnunet import trainers
+from nnunet_dante.nnunet.adapter import apply, info, read_adapter, remove
+from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
+
+NAMES = [name for name in dir(trainers) if name.startswith("nnUNetTrainer")
+         and isinstance(getattr(getattr(trainers, name), "method", None), ParameterEfficient)]
+
+
+def weights(file: Path) -> dict:
+    return load_checkpoint_safely(file)["network_weights"]
+
+
+def same(a: dict, b: dict) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def _keep_first(on_epoch_end):
+    def wrapped(self):
+        self.save_every = 1
+        on_epoch_end(self)
+        if self.current_epoch == 1:
+            shutil.copy(Path(self.output_folder, "checkpoint_latest.pth"), Path(self.output_folder, "kept.pth"))
+    return wrapped
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resume_apply_and_remove_are_exact(prepared, monkeypatch, tmp_path, name):
+    cls = getattr(trainers, name)
+    monkeypatch.setattr(cls, "on_epoch_end", _keep_first(cls.on_epoch_end))
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    whole = train(cls, prepared)
+    folder = Path(whole.output_folder)
+    start = prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth"
+    final = weights(folder / "checkpoint_final.pth")
+    assert not same(final, weights(start))
+
+    apply(start, folder / "adapter.safetensors", tmp_path / "merged.pth")
+    assert same(weights(tmp_path / "merged.pth"), final)
+    for source in (folder / "checkpoint_final.pth", tmp_path / "merged.pth"):
+        remove(source, tmp_path / "removed.pth")
+        assert same(weights(tmp_path / "removed.pth"), weights(start))
+    assert type(cls.method).__name__ in info(folder / "adapter.safetensors")
+    kept, numbers = read_adapter(folder / "adapter.safetensors")
+    assert sum(t.numel() for t in numbers.values()) == whole.audit.trainable
+    assert kept["options"] == load_checkpoint_safely(folder / "checkpoint_final.pth")["dante"]["options"]
+
+    (folder / "kept.pth").rename(folder / "checkpoint_latest.pth")
+    (folder / "checkpoint_final.pth").unlink()
+    resumed = build(cls, prepared, resume=True)
+    assert resumed.current_epoch == 1
+    resumed.run_training()
+    assert same(weights(folder / "checkpoint_final.pth"), final)
+    assert resumed.logger.get_value("train_losses", None) == whole.logger.get_value("train_losses", None)
