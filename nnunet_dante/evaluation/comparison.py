@@ -108,6 +108,10 @@ def _facts(study: Study) -> str:
                          ("epochs", {len(r.curve) for r in study.runs})):
         if said := ", ".join(sorted(str(value) for value in values if value)):
             facts.append(f"{name} {said}")
+    for kind, name in (("scratch", "scratch"), ("full_fine_tuning", "full fine-tuning")):
+        several = [m for m in study.methods if any(getattr(r, f"is_{kind}") for r in study.of(m))]
+        if len(several) > 1:
+            facts.append(f"the reference for {name} is the first of {', '.join(several)}")
     warning = " The images of this experiment are simulated." if study.simulated else ""
     return "; ".join(facts) + "." + warning
 

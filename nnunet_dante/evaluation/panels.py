@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..types import PathLike
-from .plots import COLOURS, INK, new_figure, save
+from .plots import COLOURS, INK, new_figure, save, set_title
 from .results import RunResult
 from .speed import SHARE, median, peak, reached
 from .study import Shots, Study, mean_score
@@ -143,8 +143,9 @@ def _finish(figure: Any, axes: Sequence[Any], study: Study, title: str, x: str, 
         last = number + _COLUMNS >= len(axes)
         axis.tick_params(labelbottom=last)
         axis.set(xlabel=x if last else "", ylabel="" if number % _COLUMNS else y)
-    figure.suptitle(study.title(title), fontsize=12, color=INK, x=0.01, ha="left")
+    set_title(figure, study.title(title))
     handles = [Line2D([], [], label=name, **style) for name, style in {**references, **more}.items()]
     if handles:
-        figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), frameon=False, fontsize=10,
-                      labelcolor=INK)
+        fitting = int(figure.get_figwidth() / 2.3)
+        figure.legend(handles=handles, loc="outside lower right", ncols=min(len(handles), fitting), frameon=False,
+                      fontsize=10, labelcolor=INK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,9 +75,9 @@ def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike,
     low, high = np.percentile(image, (1, 99))
     # The square root lifts dark soft tissue, which a few very bright voxels (fluid, metal) would drown.
     grey = np.sqrt(np.clip((image - low) / max(high - low, 1e-9), 0, 1))
-    for column, (title, mask) in enumerate(columns.items()):
-        caption = (captions or {}).get(title, "")
-        axes[0][column].set_title(f"{title}\n{caption}", fontsize=11, color=INK)
+    for column, (name, mask) in enumerate(columns.items()):
+        caption = (captions or {}).get(name, "")
+        axes[0][column].set_title(f"{name}\n{caption}", fontsize=11, color=INK)
         for row, k in enumerate(slices):
             axis, extent = axes[row][column], (0, width, height, 0)
             axis.imshow(grey[:, :, k].T, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bicubic")
@@ -84,7 +85,7 @@ def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike,
                 _paint(axis, mask[:, :, k].T, colours, extent)
             axis.set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
+        set_title(figure, title)
     _legend(figure, {name: colours[value] for name, value in shown.items()})
     save(figure, file, dpi=130)
 
@@ -118,6 +119,11 @@ def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1, 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def set_title(figure: Any, text: str) -> None:
+    """Write a title over a whole figure, in as many lines as its width needs."""
+    figure.suptitle(textwrap.fill(text, int(9 * figure.get_figwidth())), fontsize=12, color=INK, x=0.01, ha="left")
 
 
 def save(figure: Any, file: PathLike, *, dpi: int = 130) -> None:

@@ -43,8 +43,8 @@ def _cases(study: Study, method: str, shots: Shots) -> dict[str, float]:
 def _cell(test: PairedTest | None, p: float) -> str:
     if test is None:
         return MISSING
-    number = f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
-    return f"{test.difference:+.3f}, {test.better}/{test.cases}, p {number}{' †' if p < LEVEL else ''}"
+    number = f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
+    return f"{test.difference:+.3f}, {test.better}/{test.cases}, {number}{' †' if p < LEVEL else ''}"
 
 
 def _power(tests: list[PairedTest]) -> list[str]:

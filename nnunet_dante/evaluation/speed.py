@@ -123,7 +123,7 @@ def _facts(study: Study, runs: Sequence[RunResult], scratch: str | None) -> dict
 
 def _cells(facts: dict[str, Value], to: str, runs: int) -> list[str]:
     never = [facts[f"never_{to}_{curve}"] for curve in CURVES]
-    cells = [_both(facts, f"{what}_{to}", ".3g" if what == "epochs" else ".0f") for what in ("epochs", "seconds")]
+    cells = [_both(facts, f"{what}_{to}", ".3g") for what in ("epochs", "seconds")]
     if any(never):
         cells[0] += f", never: {never[0]} ({never[1]}) of {runs}"
     return [*cells, _both(facts, f"fewer_{to}", ".0f", "%")]
@@ -138,4 +138,7 @@ def _number(value: Value, form: str = ".3f", unit: str = "") -> str:
     assert isinstance(value, int | float)
     if math.isnan(value):
         return MISSING
-    return "never" if math.isinf(value) else f"{value:{form}}{' ' if unit else ''}{unit}"
+    if math.isinf(value):
+        return "never"
+    form = ",.0f" if form == ".3g" and value >= 1000 else form  # no exponents
+    return f"{value:{form}}{' ' if unit else ''}{unit}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..types import PathLike
-from .plots import COLOURS, INK, new_figure, save
+from .plots import COLOURS, INK, new_figure, save, set_title
 from .results import RunResult
 from .study import Study
 
@@ -15,19 +15,19 @@ from .study import Study
 def unfreezing_timeline(study: Study, file: PathLike) -> bool:
     """Write groups (rows, the head on top) against epochs, coloured while trained; methods that do the same share one.
 
-    Returns whether there was anything to draw: results without stages have no timeline.
+    Returns whether there was anything to draw: not without stages, nor where every method trains the same throughout.
     """
     shown: dict[tuple, list[str]] = {}
     for method in study.methods:
         run = next((run for run in reversed(study.of(method)) if run.stages and run.curve), None)
         if run is not None:
             shown.setdefault((_key(run), len(run.curve)), []).append(method)
-    if not shown:
+    if not shown or all(len(stages) == 1 for stages, _ in shown) and len(shown) == 1:
         return False
     groups = _groups([key for key, _ in shown])
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, axes = new_figure(max(4.5, 3.2 * columns), (0.22 * len(groups) + 0.75) * rows + 0.8, rows=rows,
+    figure, axes = new_figure(max(6.5, 3.2 * columns), (0.22 * len(groups) + 0.75) * rows + 0.8, rows=rows,
                               columns=columns, sharey=True)
     for axis, ((key, epochs), methods) in zip(axes.flat, shown.items()):
         axis.pcolormesh(np.arange(epochs + 1), np.arange(len(groups) + 1), _open(key, groups, epochs), vmin=0, vmax=1,
@@ -41,7 +41,7 @@ def unfreezing_timeline(study: Study, file: PathLike) -> bool:
         axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     for axis in axes.flat[len(shown):]:
         axis.set_visible(False)
-    figure.suptitle(study.title("Trained groups by epoch"), fontsize=12, color=INK, x=0.01, ha="left")
+    set_title(figure, study.title("Trained groups by epoch"))
     figure.supxlabel("epochs done", fontsize=10, color=INK)
     save(figure, file)
     return True

@@ -43,6 +43,15 @@ def test_after_a_resume_the_later_log_wins_and_an_unfinished_epoch_does_not_coun
     assert log.seconds.tolist() == [9.5, 2.5]
 
 
+def test_stages_are_the_epochs_at_which_the_trained_groups_change(tmp_path):
+    lines = ["2026-01-01 00:00:00.1: Pseudo dice [0.5]", "2026-01-01 00:00:00.1: Epoch time: 1.0 s"]
+    opened = ["head ", "head ", "head, decoder.0 ", "head, decoder.0, stem "]
+    (tmp_path / "training_log_1.txt").write_text("\n".join(
+        f"2026-01-01 00:00:00.1: Epoch {epoch}\n2026-01-01 00:00:00.1: Trained groups: {groups}\n" + "\n".join(
+            lines if epoch < 3 else []) for epoch, groups in enumerate(opened)))
+    assert read_training_log(tmp_path).stages == ((0, ("head",)), (2, ("head", "decoder.0")))  # epoch 3 did not finish
+
+
 def test_a_folder_without_a_finished_epoch_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="no training_log"):
         read_training_log(tmp_path)

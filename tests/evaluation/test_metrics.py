@@ -129,3 +129,10 @@ def test_scoring_says_nothing_and_leaves_the_users_warnings_alone(recwarn):
 def test_a_tolerance_that_is_none_is_refused():
     with pytest.raises(ConfigurationError, match="tolerance_mm is -1"):
         surface_dice(block(2, 6), block(2, 6), spacing_mm=(1, 1, 1), tolerance_mm=-1)
+
+
+def test_voxels_that_the_truth_ignores_do_not_count():
+    truth, predicted = block(2, 6).astype(int), block(2, 8).astype(int)
+    truth[6:8] = 3
+    scores = score(truth, predicted, labels={"background": 0, "organ": 1, "ignore": 3}, spacing_mm=(1, 1, 1))
+    assert scores == {"organ": {"dice": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}}

@@ -1,0 +1,83 @@
+"""fold.py: a fold folder of nnU-Net as a result, with the truth from nnU-Net's folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import folds
+import pytest
+
+from nnunet_dante.compare.fold import read_fold
+from nnunet_dante.errors import ResultError
+
+
+@pytest.fixture
+def root(nnunet_paths, tmp_path):
+    folds.write_dataset(tmp_path)
+    return tmp_path
+
+
+def test_scores_cost_and_curve_are_read(root):
+    result = read_fold(folds.write_fold(root, "nnUNetTrainerLoRA"), tolerance_mm=1.0)
+    assert (result.experiment, result.method, result.trainer) == ("Dataset901_Tiny", "LoRA", "nnUNetTrainerLoRA")
+    assert (result.shots, result.all, result.seed, result.donor) == (2, True, 0, "CT")
+    assert result.cases["case_0"]["organ"] == {"dice": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}
+    moved = result.cases["case_1"]["lesion"]  # 3 x 3 x 2 voxels moved by one of three layers
+    assert moved["dice"] == pytest.approx(2 / 3) and moved["hd95_mm"] == 1.0 and moved["surface_dice"] == 1.0
+    assert (result.start_dice, result.curve, result.seconds) == (0.1, [0.5, 0.8], [2.0, 2.0])
+    assert result.stages == ((0, ("head",)), (1, ("head", "decoder.0")))
+    assert (result.trained_parameters, result.total_parameters, result.adapter_mib) == (7, 70, 0.5)
+    assert (result.iterations_per_epoch, result.machine, result.tolerance_mm) == (250, "cpu", 1.0)
+
+
+def test_spacing_lies_along_the_axes_of_the_mask(root):
+    folder = folds.write_fold(root, "nnUNetTrainerLoRA")
+    mask = folds.mask()
+    folds.write(mask[:, :, [5, 0, 1, 2, 3, 4]], folder / "validation" / "case_1.nii.gz")  # one thick slice up
+    assert read_fold(folder).cases["case_1"]["organ"]["hd95_mm"] == 3.0
+
+
+def test_shots_and_seed_of_a_drawn_fold_come_from_the_table_of_draws(root):
+    file = root / "nnUNet_preprocessed" / "Dataset901_Tiny" / "shots.json"
+    file.write_text(json.dumps({"folds": [{"fold": 1, "shots": 2, "all": False, "seed": 7,
+                                           "train": ["case_0", "case_1"]}]}))
+    result = read_fold(folds.write_fold(root, "nnUNetTrainerLoRA", fold=1))
+    assert (result.shots, result.all, result.seed) == (2, False, 7)
+
+
+def test_the_truth_beside_the_preprocessed_data_is_taken_where_there_is_one(root):
+    folder = folds.write_fold(root, "nnUNetTrainerLoRA")
+    raw = root / "nnUNet_raw" / "Dataset901_Tiny" / "labelsTr"
+    shutil.move(raw, root / "nnUNet_preprocessed" / "Dataset901_Tiny" / "gt_segmentations")
+    assert read_fold(folder).cases["case_0"]["organ"]["dice"] == 1
+
+
+@pytest.mark.parametrize(("remove", "said"), [
+    ("fold/checkpoint_final.pth", "no finished fold"), ("fold/validation", r"holds no predictions \*.nii.gz"),
+    ("raw/labelsTr", "truth of case_0.nii.gz is neither"), ("preprocessed/splits_final.json", "splits_final.json was"),
+    ("fold/../plans.json", "plans.json cannot be read")])
+def test_what_is_missing_is_named(root, remove, said):
+    folder = folds.write_fold(root, "nnUNetTrainerLoRA")
+    kind, _, below = remove.partition("/")
+    places = {"fold": folder, "raw": root / "nnUNet_raw" / "Dataset901_Tiny",
+              "preprocessed": root / "nnUNet_preprocessed" / "Dataset901_Tiny"}
+    victim = places[kind] / below
+    shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+    with pytest.raises(ResultError, match=said):
+        read_fold(folder)
+
+
+def test_a_fold_validated_on_its_training_cases_or_not_in_the_split_is_refused(root):
+    folder = folds.write_fold(root, "nnUNetTrainerLoRA", fold=3)
+    with pytest.raises(ResultError, match="fold 3 is not in"):
+        read_fold(folder)
+    with pytest.raises(ResultError, match="cases it was trained on"):
+        read_fold(folder.rename(folder.with_name("fold_all")))
+
+
+def test_masks_of_another_shape_are_refused(root):
+    folder = folds.write_fold(root, "nnUNetTrainerLoRA")
+    folds.write(folds.mask()[:10], folder / "validation" / "case_0.nii.gz")
+    with pytest.raises(ResultError, match="its truth"):
+        read_fold(folder)
