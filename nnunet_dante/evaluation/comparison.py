@@ -88,7 +88,7 @@ def _study_blocks(study: Study, out: Path, overlays: Overlays | None) -> list[Bl
             blocks.append(_picture(study, f"{prefix}_methods", "Dice with 95 % intervals over the test cases"))
         blocks.append(shots_table(study, "dice"))
     blocks += [Heading("Distances, surfaces, labels", 3), *(shots_table(study, m) for m in ("hd95_mm", "surface_dice")),
-               Folded("By label", [label_table(study, shots) for shots in study.shots])]
+               *([Folded("By label", labels)] if (labels := [label_table(study, s) for s in study.shots]) else [])]
     blocks += _speed(study, plots, prefix) + _cost(study, plots, prefix)
     if forgotten := forgetting_table(study):
         blocks += [Heading("What was forgotten", 3), forgotten]
@@ -109,9 +109,8 @@ def _facts(study: Study) -> str:
         if said := ", ".join(sorted(str(value) for value in values if value)):
             facts.append(f"{name} {said}")
     for kind, name in (("scratch", "scratch"), ("full_fine_tuning", "full fine-tuning")):
-        several = [m for m in study.methods if any(getattr(r, f"is_{kind}") for r in study.of(m))]
-        if len(several) > 1:
-            facts.append(f"the reference for {name} is the first of {', '.join(several)}")
+        if len(several := study.variants(kind)) > 1:
+            facts.append(f"the reference for {name} is {study.special(kind)}, the best of {', '.join(several)}")
     warning = " The images of this experiment are simulated." if study.simulated else ""
     return "; ".join(facts) + "." + warning
 

@@ -126,6 +126,7 @@ def _name_beside(figure: Any, axis: Any, points: Mapping[str, tuple[float, float
     figure.set_layout_engine("none")
     dots = {method: axis.transData.transform(point) for method, point in points.items()}
     taken = [Bbox.from_extents(*(dot - 7), *(dot + 7)) for dot in dots.values()]
+    taken += [thing.get_window_extent().padded(3) for thing in (*axis.lines[len(points):], *axis.texts)]  # zero-shot
     places = sorted(((side, line) for side in (1, -1) for line in range(-9, 10)), key=lambda p: (abs(p[1]), -p[0]))
     frame = axis.get_window_extent()
     for method in sorted(points, key=lambda m: -points[m][1]):

@@ -100,7 +100,8 @@ def speed_table(study: Study, shots: Shots | None = None) -> Table:
         notes=[f"Median over the runs; raw curve, in brackets nnU-Net's moving average. \"{MISSING}\": not defined. "
                "\"never\" counts as infinitely late in the median, and the number of such runs stands behind it. "
                "0 epochs: the score before training was there already. Fewer epochs: each run against the scratch run "
-               "with the same training cases and seed. Towards their own peak, runs with a low peak look quick.",
+               "with the same training cases and seed. Towards their own peak, runs with a low peak look quick; and "
+               "where scratch hardly learned, its peak says little.",
                "Pseudo Dice is nnU-Net's: of a few random patches of the validation cases, in the preprocessed space."])
 
 

@@ -85,8 +85,24 @@ class Study:
                 if run.method == method and (shots is None or run.is_zero_shot or shots_of(run) == shots)]
 
     def special(self, kind: str) -> str | None:
-        """Return the method that is "zero_shot", "scratch" or "full_fine_tuning" here, the first where several are."""
-        return next((m for m in self.methods if any(getattr(r, f"is_{kind}") for r in self.of(m))), None)
+        """Return the method that is "zero_shot", "scratch" or "full_fine_tuning" here, the best where several are."""
+        return self.references[kind]
+
+    @cached_property
+    def references(self) -> dict[str, str | None]:
+        """Kind of reference -> its method: of several variants the one with the highest mean Dice over all its runs.
+
+        A method must not look good because a weak variant of its reference was taken.
+        """
+        chosen = {}
+        for kind in ("zero_shot", "scratch", "full_fine_tuning"):
+            dice = {m: mean.value for m in self.variants(kind) if (mean := mean_score(self.of(m)))}
+            chosen[kind] = max(dice, key=lambda m: dice[m]) if dice else next(iter(self.variants(kind)), None)
+        return chosen
+
+    def variants(self, kind: str) -> list[str]:
+        """Return all methods that are "zero_shot", "scratch" or "full_fine_tuning"."""
+        return [m for m in self.methods if any(getattr(r, f"is_{kind}") for r in self.of(m))]
 
     def partner(self, run: RunResult, method: str | None) -> RunResult | None:
         """Return the run of `method` with the training cases and seed of `run`."""

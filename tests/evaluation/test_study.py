@@ -56,6 +56,14 @@ def test_methods_come_references_first_and_shots_ascend_with_all_last():
     assert study.cases_name(study.shots[0]) == "2 training cases"
 
 
+def test_of_several_variants_the_best_is_the_reference():
+    results = [dataclasses.replace(run("scratch", cases=cases(a=(0.2,))), method="scratch, low rate"),
+               run("scratch", cases=cases(a=(0.6,))), run("LoRA", cases=cases(a=(0.8,)))]
+    (study,) = studies(results)
+    assert study.special("scratch") == "scratch" and study.variants("scratch") == ["scratch, low rate", "scratch"]
+    assert study.special("zero_shot") is None
+
+
 def test_zero_shot_belongs_to_every_number_of_training_cases_and_failed_runs_to_none():
     results = [run("zero-shot", 0), run("LoRA", 2), run("LoRA", 4, error="out of memory")]
     (study,) = studies(results)
