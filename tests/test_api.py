@@ -24,7 +24,7 @@ ALLOWED = {
     "methods": {"methods", "peft", "freezing", "errors"},
     "nnunet": {"nnunet", "peft", "freezing", "methods", "errors", "types", "files", "dafne.importer"},
     "evaluation": {"evaluation", "errors", "types", "files"},
-    "dafne": {"dafne", "nnunet", "errors", "types"},
+    "dafne": {"dafne", "nnunet", "errors", "types", "files"},
     "demo": {"demo", "nnunet", "evaluation", "dafne", "errors", "types"},
     "compare": {"compare", "nnunet", "evaluation", "errors", "types"},
 }

@@ -16,13 +16,13 @@ from ..types import PathLike
 from .model_file import open_model
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "model.nnunet-dante")
-_MUST_AGREE = ("architecture", "spacing_mm", "transpose", "normalization", "orientation", "as_shown", "channels",
+MUST_AGREE = ("architecture", "spacing_mm", "transpose", "normalization", "orientation", "as_shown", "channels",
                "labels", "region_order")
 
 
 def structure_id(settings: Mapping[str, Any]) -> str:
     """UUID of all that must agree for two sets of weights to be averaged and still mean something."""
-    return str(uuid.uuid5(_NAMESPACE, json.dumps({key: settings[key] for key in _MUST_AGREE}, sort_keys=True)))
+    return str(uuid.uuid5(_NAMESPACE, json.dumps({key: settings[key] for key in MUST_AGREE}, sort_keys=True)))
 
 
 def model_id(donor: Donor, source: Path, settings: Mapping[str, Any], *, base: PathLike | None,
@@ -38,7 +38,7 @@ def model_id(donor: Donor, source: Path, settings: Mapping[str, Any], *, base: P
     structure = structure_id(settings)
     if base is not None:
         parent = open_model(base)
-        if differing := [key for key in _MUST_AGREE if settings[key] != parent.settings.get(key)]:
+        if differing := [key for key in MUST_AGREE if settings[key] != parent.settings.get(key)]:
             raise DafneError(
                 f"This model cannot be merged with {Path(base).name}: they differ in {', '.join(differing)} "
                 f"({differing[0]}: here {settings[differing[0]]}, there {parent.settings.get(differing[0])}). "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,11 +14,12 @@ import torch
 
 from .. import __version__
 from ..errors import ConfigurationError, DafneError
-from ..nnunet.checkpoint import alias_sets, save_atomically, weights_sha256, write_text_atomically
-from ..nnunet.network import build_network, differences
+from ..nnunet.checkpoint import save_atomically, weights_sha256, write_text_atomically
+from ..nnunet.network import build_network, differences, network_aliases
 from ..types import PathLike, StateDict
 from . import model_file
-from .identity import structure_id
+from .identity import MUST_AGREE, structure_id
+from .settings import FORMAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +52,9 @@ def import_model(source: PathLike, output_folder: PathLike) -> ImportReport:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DafneError(f"The output folder {folder} is not empty; give a new one.")
     origin = _origin(model, Path(source).name)
-    plans, dataset_json, configuration = origin["plans"], origin["dataset_json"], origin["configuration"]
+    dataset_json, configuration, axes = origin["dataset_json"], origin["configuration"], origin["mirroring_axes"]
     weights = _stock_weights(model, origin, Path(source).name)
-    plans = plans | {"dafne": {"model_id": model.model_id, "structure": structure_id(model.settings)}}
-    axes = origin["mirroring_axes"]
+    plans = origin["plans"] | {"dafne": {"model_id": model.model_id, "structure": structure_id(model.settings)}}
     checkpoint = folder / f"fold_{origin['fold']}" / "checkpoint_final.pth"
     save_atomically({
         "network_weights": weights, "optimizer_state": {"state": {}, "param_groups": []}, "grad_scaler_state": None,
@@ -76,22 +78,36 @@ def _fold(fold: str) -> int | str:
 
 
 def _origin(model: model_file.Model, name: str) -> dict[str, Any]:
-    origin = model.settings.get("origin")
-    needed = {"plans", "dataset_json", "configuration", "mirroring_axes", "trainer", "fold"}
-    if model.settings.get("format") != 1 or not isinstance(origin, dict) or not needed <= set(origin):
-        raise DafneError(f"{name} has format {model.settings.get('format')!r}; this version ({__version__}) reads "
-                         "format 1. Install a newer nnunet-dante.")
+    settings, origin = model.settings, model.settings.get("origin")
+    if settings.get("format") != FORMAT:
+        raise DafneError(f"{name} has format {settings.get('format')!r}; this version ({__version__}) reads "
+                         f"format {FORMAT}. Install a newer nnunet-dante.")
+    valid: dict[str, Callable[[Any], bool]] = {
+        "plans": lambda v: isinstance(v, dict), "dataset_json": lambda v: isinstance(v, dict),
+        "configuration": lambda v: isinstance(v, str), "trainer": lambda v: isinstance(v, str),
+        "fold": lambda v: bool(re.fullmatch(r"all|\d{1,4}", str(v))),  # a folder is named after it
+        "mirroring_axes": lambda v: v is None or isinstance(v, list) and all(axis in (0, 1, 2) for axis in v)}
+    wrong = [key for key, holds in valid.items() if not isinstance(origin, dict) or key not in origin
+             or not holds(origin[key])]
+    wrong += [key for key in MUST_AGREE if key not in settings]
+    labels = settings.get("labels")
+    if not isinstance(labels, list) or not all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in labels):
+        wrong.append("labels")
+    if wrong or not isinstance(origin, dict):
+        raise DafneError(f"The description of the network in {name} is damaged: {', '.join(wrong)} cannot be used. "
+                         "Copy or download it again and compare its size.")
     return origin
 
 
 def _stock_weights(model: model_file.Model, origin: dict[str, Any], name: str) -> StateDict:
     try:
-        network = build_network(origin["plans"], origin["dataset_json"], origin["configuration"],
-                                trainer_name=origin["trainer"])
+        with torch.device("meta"):  # the numbers come from the file, so none are needed here
+            network = build_network(origin["plans"], origin["dataset_json"], origin["configuration"],
+                                    trainer_name=origin["trainer"])
     except ConfigurationError as error:
         raise DafneError(f"The network of {name} cannot be built: {error}") from error
     expected = network.state_dict()
-    sets = alias_sets(expected)
+    sets = network_aliases(network)
     if found := differences(model.weights, {key: expected[key] for key in sets}):
         raise DafneError(f"The weights of {name} are not those of its network ({len(found)} differences; first: "
                          f"{found[0]}). The file was edited; get the original.")

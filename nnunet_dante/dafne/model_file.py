@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
-import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,53 +15,52 @@ import torch
 from torch import Tensor
 
 from ..errors import DafneError, UntrustedFileError
-from ..nnunet.checkpoint import atomic_path
+from ..files import atomic_path, bounded
+from ..nnunet.torch_file import BoundedUnpickler, Inert, check_tensors, foreign_names, load
 from ..types import PathLike, StateDict
 from .payload import settings_of
 
 TYPE = "DynamicTorchModel"
-_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-           RuntimeError, struct.error, MemoryError, OverflowError)
 
 
-def _storage(content: bytes) -> Any:
-    # What the pickle asks for is torch's own loader, which would unpickle `content` without any restriction.
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+class _Reader(BoundedUnpickler):
+    """Knows what weights are made of; all else that the file asks for is noted and replaced by `Inert`."""
 
-
-_ALLOWED = {("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # type: ignore[attr-defined]
-            ("torch.storage", "_load_from_bytes"): _storage}
-
-
-class _Inert:
-    """Stands for a foreign class or function: takes anything, does nothing."""
-
-    def __init__(self, *_: Any, **__: Any):
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-    def _nothing(self, *_: Any) -> None:
-        pass
-
-    append = extend = __setitem__ = _nothing
-
-
-class _Reader(pickle.Unpickler):
-    def __init__(self, stream: Any):
+    def __init__(self, stream: Any, size: int):
         super().__init__(stream)
         self.foreign: dict[str, None] = {}
+        self.left = size
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        self.foreign[f"{module}.{name}"] = None
-        return _Inert
+        known = {"collections.OrderedDict": _empty, "torch._utils._rebuild_tensor_v2": _tensor,
+                 "torch.storage._load_from_bytes": self._storage}
+        if (full := f"{module}.{name}") in known:
+            return known[full]
+        self.foreign[full] = None
+        return Inert
 
     def persistent_load(self, pid: Any) -> Any:
-        return _Inert()
+        return Inert()
+
+    def _storage(self, content: bytes) -> Any:
+        # What the pickle asks for is torch's own loader, which would unpickle `content` without any restriction.
+        self.left -= len(content)
+        if self.left < 0:
+            raise ValueError("its weights are larger than the file")
+        if names := foreign_names(io.BytesIO(content)):
+            raise ValueError(f"its weights ask for {names[0]}")
+        return load(io.BytesIO(content))
+
+
+def _empty() -> OrderedDict:
+    return OrderedDict()
+
+
+def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise ValueError("a tensor has no numbers")
+    rebuild = torch._utils._rebuild_tensor_v2  # type: ignore[attr-defined]
+    return rebuild(storage, offset, size, stride, False, OrderedDict())
 
 
 def read(path: PathLike) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -75,14 +74,15 @@ def read(path: PathLike) -> tuple[dict[str, Any], tuple[str, ...]]:
     path = Path(path)
     if not path.is_file():
         raise DafneError(f"{path} does not exist; give a .model file of Dafne.")
-    with path.open("rb") as stream:
-        reader = _Reader(stream)
-        try:
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            reader = _Reader(mapped, len(mapped))  # mapped, a claimed length allocates no more than there is
             content = reader.load()
-        except _DAMAGE as error:
-            raise DafneError(f"{path.name} ({path.stat().st_size} bytes) is damaged or no .model file of Dafne "
-                             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Copy or "
-                             "download it again and compare its size.") from error
+        check_tensors([leaf for leaf in bounded(content) if isinstance(leaf, Tensor)])
+    except Exception as error:  # whatever the unpickler and torch raise on damaged and hostile files
+        raise DafneError(f"{path.name} ({path.stat().st_size} bytes) is damaged or no .model file of Dafne "
+                         f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Copy or "
+                         "download it again and compare its size.") from error
     if not isinstance(content, dict) or "model_id" not in content:
         raise DafneError(f"{path.name} holds a {type(content).__name__} that is no model of Dafne.")
     return content, tuple(reader.foreign)
@@ -116,12 +116,14 @@ def open_model(path: PathLike) -> Model:
     settings = settings_of(str(source))
     if content.get("is_delta"):
         raise DafneError(f"{path.name} holds the difference of two models. Add it to its base in Dafne first.")
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not isinstance(weights, dict) or not weights or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         raise DafneError(f"{path.name} holds no weights; it was not written completely. Get it again.")
     if bad := [k for k, v in weights.items() if not torch.isfinite(v).all()]:
         raise DafneError(f"{path.name} holds NaN or infinite numbers in {bad[0]}; take an older version of the model.")
-    return Model(model_id=str(content["model_id"]), timestamp=int(content.get("timestamp_id") or 0),
-                 weights=dict(weights), settings=settings, metadata=dict(content.get("metadata") or {}))
+    timestamp, metadata = content.get("timestamp_id"), content.get("metadata")
+    return Model(model_id=str(content["model_id"]), timestamp=timestamp if isinstance(timestamp, int) else 0,
+                 weights=dict(weights), settings=settings, metadata=metadata if isinstance(metadata, dict) else {})
 
 
 def kind_of(content: Mapping[str, Any], foreign: tuple[str, ...]) -> str:

@@ -17,21 +17,25 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import json
 import pprint
 import re
 import textwrap
+import tokenize
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from .. import __version__
 from ..errors import DafneError
+from ..files import MAX_JSON_BYTES, bounded, parse_json
 from . import payload_apply, payload_cases, payload_geometry, payload_learn, payload_network, payload_weights
 
 _HEADER = f"# nnunet-dante {__version__}, Apache License 2.0\n"
 _APPLY = (payload_geometry, payload_apply)
 _LEARN = (*_APPLY, payload_cases, payload_learn)
+_LITERAL = ("{", "}", "[", "]", ":", ",", "-", "True", "False", "None")
 _REWRITTEN = re.compile(r"(from|import) dl")  # Dafne replaces these words wherever they stand
 
 
@@ -109,12 +113,33 @@ def settings_of(source: str) -> dict[str, Any]:
     """Read the settings back from the source of an init function, running nothing.
 
     Raises:
-        DafneError: there are none.
+        DafneError: there are none, or they are no JSON values.
     """
+    _, found, text = source.partition("\n    SETTINGS = ")
+    if not found:
+        raise DafneError("The .model file was not written by nnunet-dante: its network has no SETTINGS to read.")
     try:
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == ["SETTINGS"]:
-                return ast.literal_eval(node.value)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise DafneError(f"The network's description in the .model file is damaged ({error}).") from error
-    raise DafneError("The .model file was not written by nnunet-dante: its network has no SETTINGS to read.")
+        settings = ast.literal_eval(_first_literal(text))
+        bounded(settings)
+        return parse_json(json.dumps(dict(settings)))
+    except Exception as error:  # whatever tokenize, ast and json raise on damaged text
+        raise DafneError(f"The network's description in the .model file is damaged ({type(error).__name__}: "
+                         f"{error}).") from error
+
+
+def _first_literal(text: str) -> str:
+    """Return the dict at the start of `text`, and nothing but brackets, strings, numbers, True, False and None.
+
+    Python's parser itself must not see more of a foreign source: 3.10 crashes on a long chain of names or sums.
+    """
+    words, depth = list[str](), 0
+    for token in tokenize.generate_tokens(io.StringIO(text[:MAX_JSON_BYTES]).readline):
+        if token.type in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
+            continue
+        if token.type not in (tokenize.STRING, tokenize.NUMBER) and token.string not in _LITERAL:
+            raise ValueError(f"{token.string[:20]!r} is no part of it")
+        words.append(token.string)
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token.string, 0)
+        if depth == 0:
+            break
+    return " ".join(words)

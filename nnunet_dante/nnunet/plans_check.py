@@ -60,7 +60,7 @@ def check_plans(plans: Plans, *, trust: bool = False) -> None:
     if not isinstance(configurations, dict) or not all(isinstance(c, dict) for c in configurations.values()):
         raise _wrong("configurations", configurations, "an object of configurations, such as 3d_fullres")
     axes = plans.get("transpose_forward")
-    if axes not in map(list, permutations(range(3))):
+    if axes not in [list(p) for p in permutations(range(3))]:
         raise _wrong("transpose_forward", axes, "an order of the axes 0, 1 and 2")
     for name, config in configurations.items():
         if not re.fullmatch(r"\w[\w.-]*", str(name)):  # file and folder names are made of it

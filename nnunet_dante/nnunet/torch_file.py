@@ -12,8 +12,9 @@ import re
 import struct
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -53,8 +54,23 @@ class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
     Not the one in C: five bytes make its table of known objects 64 GB large.
     """
 
-    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
-                if bytes([code]) not in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4)}
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+        if bytes([code]) not in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4)}
+
+    def load_build(self) -> None:
+        """Let a state change no function, class or tensor; an OrderedDict drops it, since it could replace methods."""
+        state, built = self.stack.pop(), self.stack[-1]
+        if isinstance(built, OrderedDict):
+            if not isinstance(state, dict) or set(state) - {"_metadata"}:
+                raise ValueError("an OrderedDict has a state")
+        elif isinstance(built, (Inert, _Mark)):
+            built.__setstate__(state)
+        else:
+            raise ValueError(f"a {type(built).__name__} has a state")
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 class Inert:
@@ -70,14 +86,6 @@ class Inert:
         pass
 
     append = extend = __setitem__ = _nothing
-
-
-class Fields(dict):
-    """Stands for an OrderedDict; drops the metadata of a state dict, since a state could replace methods."""
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, dict) or set(state) - {"_metadata"}:
-            raise ValueError("an OrderedDict has a state")
 
 
 class _UnusualCall(ValueError):
@@ -99,7 +107,7 @@ class _Mark:
         sized = (str, bytes, list, tuple, dict)
         if not _CALLS[self.name](arguments) or any(len(a) > _MAX_ARGUMENT for a in arguments if isinstance(a, sized)):
             raise _UnusualCall(f"{self.name}{arguments!r:.80}")
-        return Fields() if self.name == "collections.OrderedDict" else _Mark(f"{self.name}()")
+        return OrderedDict() if self.name == "collections.OrderedDict" else _Mark(f"{self.name}()")
 
     def __setstate__(self, state: Any) -> None:
         if self.name != "numpy.dtype()" or state[2:] != _DTYPE_STATE:

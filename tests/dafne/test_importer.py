@@ -14,6 +14,7 @@ import torch
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.dafne.importer import describe, import_model
 from nnunet_dante.dafne.model_file import read, write
+from nnunet_dante.dafne.payload import settings_of
 from nnunet_dante.errors import DafneError, DanteError, UntrustedFileError
 from nnunet_dante.nnunet.donor import open_donor
 from nnunet_dante.nnunet.inspect import inspect_path
@@ -70,6 +71,40 @@ def test_the_imported_model_keeps_its_model_id_when_it_is_exported_again(exporte
     edited(exported, model_id="given-by-a-server")
     import_model(exported, tmp_path / "back")
     assert export_model(tmp_path / "back", tmp_path / "Again.model").model_id == "given-by-a-server"
+
+
+def with_settings(path: Path, change) -> Path:
+    """The file with change(settings) made to its description of the network."""
+    source = read(path)[0]["init_model_function"]
+    settings = settings_of(source)
+    change(settings)
+    return edited(path, init_model_function=f"# nnunet-dante\ndef f():\n    SETTINGS = {settings!r}\n")
+
+
+@pytest.mark.parametrize("fold", ["0/../../../outside", "../x", "/x", "", "0 ", None])
+def test_a_fold_cannot_lead_out_of_the_folder(exported, tmp_path, fold):
+    with pytest.raises(DafneError, match="damaged: fold"):
+        import_model(with_settings(exported, lambda s: s["origin"].update(fold=fold)), tmp_path / "back")
+    assert not (tmp_path / "back").exists() and not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("change", [
+    lambda s: s.pop("architecture"), lambda s: s.update(labels="organ"), lambda s: s["origin"].update(plans=[]),
+    lambda s: s["origin"].update(mirroring_axes=[7]), lambda s: s["origin"].update(mirroring_axes="012"),
+    lambda s: s["origin"].pop("trainer"), lambda s: s.update(origin=None)])
+def test_a_damaged_description_is_refused(exported, tmp_path, change):
+    with pytest.raises(DafneError, match="is damaged"):
+        import_model(with_settings(exported, change), tmp_path / "back")
+
+
+def test_the_plans_in_a_model_run_no_code(exported, tmp_path):
+    def change(settings):
+        arguments = settings["origin"]["plans"]["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        arguments |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(tmp_path / "executed")]}}
+
+    with pytest.raises(UntrustedFileError, match="nonlin of the plans"):
+        import_model(with_settings(exported, change), tmp_path / "back")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_learned_weights_come_back(exported, tmp_path):

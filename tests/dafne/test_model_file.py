@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import uuid
@@ -15,6 +16,7 @@ from shipped import settings_of
 
 from nnunet_dante.dafne.importer import describe
 from nnunet_dante.dafne.model_file import open_model, read, write
+from nnunet_dante.dafne.payload import settings_of as payload_settings_of
 from nnunet_dante.dafne.payload import sources
 from nnunet_dante.errors import DafneError, DanteError, UntrustedFileError
 from nnunet_dante.nnunet.checkpoint import unique_tensors
@@ -98,6 +100,43 @@ def test_dantes_files_are_untrusted_because_of_what_they_ask_for(content, path):
     with pytest.raises(UntrustedFileError, match=r"uuid\.UUID\. Nothing was executed"):
         open_model(path)
     assert "a MONAI model that Dante wrote" in describe(path)
+
+
+def test_a_pickle_cannot_change_the_functions_it_calls(content, path):
+    function = torch._utils._rebuild_tensor_v2
+    before = function.__defaults__
+    state = b"N}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b"  # (None, {"__defaults__": (1,)})
+    path.write_bytes(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state + b".")
+    with pytest.raises(DafneError, match="a function has a state"):
+        read(path)
+    assert function.__defaults__ == before
+
+
+def test_weights_cannot_be_read_over_and_over(content, path):
+    class Often:
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (stored,)
+
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(1000).storage(), buffer, _use_new_zipfile_serialization=False)
+    stored = buffer.getvalue()
+    write(path, content | {"more": [Often() for _ in range(1000)]})
+    with pytest.raises(DafneError, match="larger than the file"):
+        read(path)
+
+
+def test_claims_of_the_pickle_format_take_no_memory(path):
+    for claim in (pickle.LONG_BINPUT + b"\xff" * 4, pickle.BYTEARRAY8 + b"\0" * 5 + b"\1\0\0", pickle.BINBYTES8 + b"\0" * 5 + b"\1\0\0"):
+        path.write_bytes(b"\x80\x05K\x01" + claim + b".")
+        with pytest.raises(DafneError):
+            read(path)
+
+
+@pytest.mark.parametrize("source", ["+1" * 500_000, ".a" * 500_000, "()" * 300_000, "-" * 100_000 + "1", "{'a': {1, 2}}",
+                                    "{'a': b'c'}", "{'a': open}", "[" * 10_000, "{'a': 1" + "0" * 5000 + "}", ""])
+def test_a_description_that_is_no_json_is_refused_without_parsing_it(source):
+    with pytest.raises(DafneError, match="description"):
+        payload_settings_of(f"# nnunet-dante\ndef f():\n    SETTINGS = {source}\n")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:40], lambda b: b"", lambda b: b"\x80\x04N.",
