@@ -25,6 +25,7 @@ ALLOWED = {
     "nnunet": {"nnunet", "peft", "freezing", "methods", "errors", "types", "files", "dafne.importer"},
     "evaluation": {"evaluation", "errors", "types", "files"},
     "dafne": {"dafne", "nnunet", "errors", "types", "files"},
+    "protocol": {"protocol", "nnunet", "evaluation", "errors", "files", "types"},
     "demo": {"demo", "nnunet", "evaluation", "dafne", "errors", "types"},
     "compare": {"compare", "nnunet", "evaluation", "errors", "types"},
 }

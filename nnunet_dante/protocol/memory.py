@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 
 import torch
@@ -17,6 +20,9 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif _RESET.exists():
+            gc.collect()
+            with contextlib.suppress(OSError, AttributeError):  # another C library than glibc keeps its free memory
+                ctypes.CDLL("libc.so.6").malloc_trim(0)  # else an earlier run's free memory hides what this one takes
             _RESET.write_text("5")  # proc(5): sets the high-water mark back to what is resident now
         self.start_kib = _resident_kib("VmRSS")
 

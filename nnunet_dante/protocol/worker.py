@@ -91,7 +91,8 @@ def _train_and_score(job: Job) -> RunResult:
         facts["donor_cases"] = score_cases(predictor, test, cases, None, tolerance_mm=job.protocol.tolerance_mm)
     if job.run.fold is not None:
         training = read_training_log(folder)
-        facts |= {"curve": training.mean_dice.tolist(), "seconds": training.seconds.tolist()}
+        facts |= {"curve": training.mean_dice.tolist(), "seconds": training.seconds.tolist(),
+                  "stages": training.stages}
         with contextlib.suppress(FileNotFoundError):
             facts["adapter_mib"] = (folder / "adapter.safetensors").stat().st_size / 2**20
     if not job.protocol.keep_checkpoints:
