@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import low_rank_targets, parameter_groups
-from ..freezing.schedule import Schedule, Stage
+from ..freezing.groups import Group, low_rank_targets, parameter_groups
+from ..freezing.schedule import Schedule, Stage, constant
 from ..peft.decomposed import DecomposedLowRank
 from ..peft.inject import attach, checked_layers
 from ..peft.low_rank import LowRankDelta, capped_rank
 from .efficient import ParameterEfficient
-from .plan import TrainingPlan, constant_plan, trained_groups, without_encoder
+from .patterns import matching, weight_names
+from .plan import TrainingPlan, trained_groups, without_encoder
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -26,39 +27,94 @@ class LoRA(ParameterEfficient):
     """Low-rank adaptation of convolutions, transposed convolutions and linear layers (Hu 2021; Dante, 2605.03602).
 
     Norm affine, biases, stem and heads are trained in full: together they cost little, and norm affine carries the
-    domain (AC-Norm). encoder=False freezes the encoder with its norms, so that backward stops at the bottleneck.
+    domain (AC-Norm). encoder=False freezes the encoder with its norms, so that backward stops at the bottleneck;
+    full_decoder trains the decoder in full instead of low-rank.
+
+    rank, alpha, factorisation, rank_stabilised, dropout: see `LowRankDelta`. ranks: pattern of weight names -> rank,
+    the first that matches counts, others have `rank`; as {"decoder.*": 16, "encoder.stages.0*": 4}. targets: patterns
+    of the weights to adapt; of those that are left out the weights stay frozen.
+    lr_ratio: learning rate of lora_B, which starts as zero, over that of everything else (LoRA+, Hayou 2024, arXiv
+    2402.12354). There the matrix on the output side is the faster one, here that is lora_A: LoRA+ is a ratio below 1.
     """
 
     rank: int = 8
     alpha: float = 16.0
     factorisation: str = "channel"
     encoder: bool = True
+    full_decoder: bool = False
+    rank_stabilised: bool = False
+    dropout: float = 0.0
+    lr_ratio: float = 1.0
+    ranks: dict[str, int] | None = None
+    targets: tuple[str, ...] = ("*",)
 
-    def low_rank_modules(self, network: nn.Module) -> Iterable[nn.Module]:
-        """Return all convs, transposed convs and linears except stem and heads (of the decoder, without encoder)."""
-        targets = low_rank_targets(network)
-        if self.encoder:
-            return targets
-        trained = {id(p) for g in without_encoder(parameter_groups(network)) for _, p in g.parameters}
-        return tuple(m for m in targets if id(m.weight) in trained)
+    def __post_init__(self):
+        super().__post_init__()
+        name = type(self).__name__
+        if isinstance(self.targets, str) or not self.targets:
+            raise ConfigurationError(f"{name}: targets is {self.targets!r}; give a list of patterns, such as "
+                                     f'["decoder.*"].')
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if not 0 < self.lr_ratio < math.inf or not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"{name}: lr_ratio is {self.lr_ratio!r}, dropout {self.dropout!r}; lr_ratio must "
+                                     f"be above 0, dropout a probability below 1.")
+        if self.full_decoder and not self.encoder:
+            raise ConfigurationError(f"{name}: full_decoder=True with encoder=False leaves nothing to adapt; use "
+                                     f"nnUNetTrainerDecoderOnly.")
+
+    def _candidates(self, network: nn.Module) -> dict[str, nn.Module]:
+        """Return weight name -> layer of what can be adapted: all but stem and heads, of encoder or decoder alone."""
+        modules = low_rank_targets(network)
+        if not self.encoder or self.full_decoder:
+            decoder = {id(p) for g in without_encoder(parameter_groups(network)) for _, p in g.parameters}
+            modules = tuple(m for m in modules if self.full_decoder != any(id(p) in decoder for p in m.parameters()))
+        return weight_names(network, modules)
+
+    def low_rank_modules(self, network: nn.Module) -> dict[nn.Module, int]:
+        """Return layer -> wanted rank of all that is adapted, layers whose factors would cost too much included.
+
+        Raises:
+            ConfigurationError: a pattern in targets or ranks matches no weight.
+        """
+        candidates = self._candidates(network)
+        chosen = matching(candidates, dict.fromkeys(self.targets, True), option="targets")
+        ranks = dict.fromkeys(chosen, self.rank) | matching(chosen, self.ranks or {}, option="ranks")
+        return {candidates[name]: ranks[name] for name in chosen}
 
     def adapt(self, network: nn.Module) -> None:
         """Add the factors; the weights under them are frozen, and layers that factors cannot spare are left in full."""
-        modules: Any = checked_layers(network, self.low_rank_modules(network))
-        attach(network, {m: self._update(m) for m in modules
-                         if capped_rank(m.weight.shape, self.rank, factorisation=self.factorisation)})
+        ranks = self.low_rank_modules(network)
+        modules: Any = checked_layers(network, ranks)
+        attach(network, {m: self._update(m, ranks[m]) for m in modules
+                         if capped_rank(m.weight.shape, ranks[m], factorisation=self.factorisation)})
 
-    def _update(self, module: Any) -> LowRankDelta:
-        return LowRankDelta(module.weight.shape, **self._options(module))
+    def _update(self, module: Any, rank: int) -> LowRankDelta:
+        return LowRankDelta(module.weight.shape, **self._options(module, rank))
 
-    def _options(self, module: Any) -> dict[str, Any]:
-        return {"rank": self.rank, "alpha": self.alpha, "factorisation": self.factorisation,
-                "device": module.weight.device}
+    def _options(self, module: Any, rank: int) -> dict[str, Any]:
+        return {"rank": rank, "alpha": self.alpha, "factorisation": self.factorisation, "dropout": self.dropout,
+                "rank_stabilised": self.rank_stabilised, "device": module.weight.device}
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return one stage: factors and small tensors of all groups, or of head and decoder."""
         groups = trained_groups(network)
-        return constant_plan(groups if self.encoder else without_encoder(groups))
+        groups = groups if self.encoder else without_encoder(groups)
+        adapted = self.low_rank_modules(network)
+        frozen = {id(m.weight) for m in self._candidates(network).values() if m not in adapted}
+        groups = tuple(Group(g.name, tuple((n, p) for n, p in g.parameters if id(p) not in frozen)) for g in groups)
+        return self._with_ratio(groups)
+
+    def _with_ratio(self, groups: tuple[Group, ...]) -> TrainingPlan:
+        """Return one stage of the groups, in which lora_B has groups of its own where it has its own rate."""
+        split, scales = [], []
+        for group in groups:
+            own = tuple(entry for entry in group.parameters if self.lr_ratio != 1 and entry[0].endswith(".lora_B"))
+            rest = tuple(entry for entry in group.parameters if entry not in own)
+            for name, part, scale in ((group.name, rest, 1.0), (f"{group.name} lora_B", own, self.lr_ratio)):
+                if part:
+                    split.append(Group(name, part))
+                    scales.append(scale)
+        return TrainingPlan(groups=tuple(split), lr_scales=tuple(scales), schedule=constant([g.name for g in split]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +125,9 @@ class DoRA(LoRA):
     convolutions; elsewhere the affine scale of the norm, which LoRA trains too, has their part.
     """
 
-    def _update(self, module: Any) -> LowRankDelta:
+    def _update(self, module: Any, rank: int) -> LowRankDelta:
         return DecomposedLowRank(module.weight.shape, groups=getattr(module, "groups", 1),
-                                 transposed=isinstance(module, _TRANSPOSED), **self._options(module))
+                                 transposed=isinstance(module, _TRANSPOSED), **self._options(module, rank))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +147,8 @@ class LPFT(LoRA):
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return two stages: the heads, then everything that LoRA trains."""
-        groups = super().plan(network).groups
-        names = tuple(group.name for group in groups)
+        plan = super().plan(network)
+        names = tuple(group.name for group in plan.groups)
         switch = min(math.ceil(self.head_share * self.epochs), self.epochs - 1)
         stages = (Stage(0, names[:1]), Stage(switch, names)) if switch else (Stage(0, names),)
-        return TrainingPlan(groups=groups, lr_scales=(1.0,) * len(groups), schedule=Schedule(stages))
+        return dataclasses.replace(plan, schedule=Schedule(stages))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class LowRankDelta(WeightUpdate):
     """
 
     KIND = "lora"
-    FACTORS = ("lora_A", "lora_B")
+    FACTORS: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
 
     def __init__(self, shape: Sequence[int], *, rank: int = 8, alpha: float = 16.0, factorisation: str = "channel",
                  rank_stabilised: bool = False, dropout: float = 0.0, device: torch.device | None = None):
@@ -90,7 +90,7 @@ class LowRankDelta(WeightUpdate):
 
     def delta(self) -> Tensor:
         """Return the update, of the weight's shape, in float32 even under autocast; in training mode with dropout."""
-        b = self.lora_B
+        b: Tensor = self.lora_B
         if self.training and self.dropout:
             b = functional.dropout(b.new_ones(self.rank, 1), self.dropout) * b
         with torch.autocast(self.lora_A.device.type, enabled=False):

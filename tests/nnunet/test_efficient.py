@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -11,13 +12,28 @@ import pytest
 import torch
 from running import build, train
 
-from nnunet_dante.methods import ParameterEfficient
+from nnunet_dante.methods import LoRA, ParameterEfficient
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, info, read_adapter, remove
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 
-NAMES = [name for name in dir(trainers) if name.startswith("nnUNetTrainer")
-         and isinstance(getattr(getattr(trainers, name), "method", None), ParameterEfficient)]
+
+class nnUNetTrainerAllOptions(trainers.DanteMixin, trainers.nnUNetTrainer):  # noqa: N801
+    """Every option of LoRA at once."""
+
+    method = LoRA(factorisation="flat", rank_stabilised=True, dropout=0.5, lr_ratio=0.25, ranks={"encoder.*": 1},
+                  targets=("encoder.*", "decoder.stages.1*"))
+
+
+class nnUNetTrainerFullDecoder(trainers.DanteMixin, trainers.nnUNetTrainer):  # noqa: N801
+    """LoRA on the encoder, the decoder in full."""
+
+    method = LoRA(full_decoder=True)
+
+
+TRAINERS = [cls for name, cls in vars(trainers).items() if name.startswith("nnUNetTrainer")
+            and isinstance(getattr(cls, "method", None), ParameterEfficient)] + [
+                nnUNetTrainerAllOptions, nnUNetTrainerFullDecoder]
 
 
 def weights(file: Path) -> dict:
@@ -37,9 +53,8 @@ def _keep_first(on_epoch_end):
     return wrapped
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_resume_apply_and_remove_are_exact(prepared, monkeypatch, tmp_path, name):
-    cls = getattr(trainers, name)
+@pytest.mark.parametrize("cls", TRAINERS)
+def test_resume_apply_and_remove_are_exact(prepared, monkeypatch, tmp_path, cls):
     monkeypatch.setattr(cls, "on_epoch_end", _keep_first(cls.on_epoch_end))
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
@@ -57,7 +72,8 @@ def test_resume_apply_and_remove_are_exact(prepared, monkeypatch, tmp_path, name
     assert type(cls.method).__name__ in info(folder / "adapter.safetensors")
     kept, numbers = read_adapter(folder / "adapter.safetensors")
     assert sum(t.numel() for t in numbers.values()) == whole.audit.trainable
-    assert kept["options"] == load_checkpoint_safely(folder / "checkpoint_final.pth")["dante"]["options"]
+    options = load_checkpoint_safely(folder / "checkpoint_final.pth")["dante"]["options"]
+    assert kept["options"] == json.loads(json.dumps(options))
 
     (folder / "kept.pth").rename(folder / "checkpoint_latest.pth")
     (folder / "checkpoint_final.pth").unlink()

@@ -222,6 +222,23 @@ def test_every_layer_kind(kind, dim, options, update):
     assert torch.equal(output(network, x), live)
 
 
+@pytest.mark.parametrize("update", [LowRankDelta, DecomposedLowRank])
+def test_dropout_acts_in_training_only_and_never_on_the_stock_weights(update):
+    torch.manual_seed(0)
+    network = tiny.plain_unet(2)
+    stock, x = copy.deepcopy(network), torch.rand(1, 1, 16, 16)
+    bottleneck = network.encoder.stages[2][0].convs[0].conv
+    attach(network, {bottleneck: update(bottleneck.weight.shape, rank=2, dropout=0.5)})
+    stir(network)
+    live = output(network, x)
+    drawn = {network.train()(x)[0].sum().item() for _ in range(20)}
+    assert 1 < len(drawn) <= 4  # two rank-one parts, each there or not
+    stock.load_state_dict(network.state_dict())
+    assert torch.equal(output(stock, x), live)
+    merge(network)
+    assert torch.equal(output(network, x), live)
+
+
 def test_nnunets_own_loader_of_pretrained_weights(tmp_path):
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 

@@ -63,3 +63,42 @@ def test_delta_is_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert delta.delta().dtype == torch.float32
         assert (delta.lora_A[0] @ delta.lora_B[0]).dtype == torch.bfloat16  # what autocast would have made of it
+
+
+@pytest.mark.parametrize("factorisation", ["channel", "flat"])
+def test_dropout_leaves_out_whole_rank_one_parts_in_training_alone(factorisation):
+    torch.manual_seed(0)
+    delta = LowRankDelta((8, 8, 3), rank=2, factorisation=factorisation, dropout=0.5)
+    torch.nn.init.normal_(delta.lora_B)
+    weight, seen = torch.zeros(8, 8, 3), set()
+    whole = delta.eval()(weight)
+    parts = []
+    for r in range(2):
+        one = LowRankDelta((8, 8, 3), rank=2, factorisation=factorisation)
+        one.load_state_dict(delta.state_dict())
+        with torch.no_grad():
+            one.lora_A[..., 1 - r] = 0
+        parts.append(one(weight))
+    delta.train()
+    for _ in range(50):
+        drawn = delta(weight)
+        kept = [m for m in [(0, 0), (0, 1), (1, 0), (1, 1)]
+                if torch.allclose(drawn, 2 * (m[0] * parts[0] + m[1] * parts[1]), atol=1e-5)]
+        assert len(kept) == 1
+        seen |= set(kept)
+        assert torch.equal(delta.merged(weight), whole) and delta.training
+    assert len(seen) == 4
+    assert torch.equal(delta.eval()(weight), whole) and torch.allclose(whole, parts[0] + parts[1], atol=1e-6)
+
+
+def test_the_stabilised_scale_is_part_of_the_settings():
+    delta = LowRankDelta((32, 32, 3), rank=9, alpha=6.0, rank_stabilised=True)
+    assert delta.scale == 2.0
+    assert LowRankDelta((32, 32, 3), **delta.settings()).scale == 2.0
+    assert LowRankDelta((32, 32, 3), rank=9, alpha=6.0).scale == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_a_dropout_that_is_no_probability_is_refused(dropout):
+    with pytest.raises(ConfigurationError, match="dropout"):
+        LowRankDelta((8, 8, 3), rank=1, dropout=dropout)
