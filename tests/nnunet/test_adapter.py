@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from running import train
+from safetensors.torch import save_file
 
 from nnunet_dante.errors import AdapterError
 from nnunet_dante.nnunet import trainers
@@ -77,6 +79,52 @@ def test_another_base_is_refused_and_nothing_is_written(trained, tmp_path):
     assert not (tmp_path / "merged.pth").exists()
 
 
+def rewritten(source: Path, target: Path, change) -> Path:
+    """The adapter after change(metadata, tensors), without checksum as older files are."""
+    metadata, tensors = read_adapter(source)
+    change(metadata, tensors)
+    save_file(tensors, target, metadata={"nnunet_dante": json.dumps(metadata)})
+    return target
+
+
+def test_a_changed_number_or_word_is_noticed(trained, tmp_path):
+    content = (trained / "adapter.safetensors").read_bytes()
+    for place in (len(content) - 2, content.find(b"vessel")):
+        (tmp_path / "flipped").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        with pytest.raises(AdapterError, match="does not hold what was written"):
+            read_adapter(tmp_path / "flipped")
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (lambda m, t: m["updates"].popitem(), "changes .*lora_A"),
+    (lambda m, t: next(iter(m["updates"].values())).update(rank=10**9, factorisation="none"), "is damaged"),
+    (lambda m, t: next(iter(m["updates"].values())).update(kind="dora", groups=10**9, transposed=True), "is damaged"),
+    (lambda m, t: next(iter(m["updates"].values())).update(alpha="a"), "is damaged"),
+    (lambda m, t: t.update({"decoder.seg_layers.0.bias": torch.zeros(9)}), "another shape"),
+    (lambda m, t: t["decoder.seg_layers.0.bias"].fill_(float("nan")), "infinite"),
+    (lambda m, t: t.update(unknown=torch.zeros(1)), "changes unknown"),
+    (lambda m, t: m.pop("init_args"), "damaged: init_args"), (lambda m, t: m.update(method=3), "damaged: method"),
+    (lambda m, t: m.update(inference_allowed_mirroring_axes=[[0]]), "damaged: inference_allowed_mirroring_axes")])
+def test_a_damaged_adapter_is_refused_and_nothing_is_written(trained, tmp_path, change, match):
+    adapter = rewritten(trained / "adapter.safetensors", tmp_path / "a.safetensors", change)
+    with pytest.raises(AdapterError, match=match):
+        apply(trained / "start.pth", adapter, tmp_path / "merged.pth")
+    assert not (tmp_path / "merged.pth").exists()
+
+
+@pytest.mark.parametrize("change", [lambda c: c["dante"].update(adapter=[1]), lambda c: c["dante"]["adapter"].pop("base"),
+                                    lambda c: c.pop("init_args"), lambda c: c.update(network_weights=[]),
+                                    lambda c: c["dante"]["adapter"]["base"].update(x=torch.zeros(1))])
+def test_a_damaged_checkpoint_gives_no_adapter_and_no_base(trained, tmp_path, change):
+    content = load_checkpoint_safely(trained / "checkpoint_final.pth")
+    change(content)
+    torch.save(content, tmp_path / "c.pth")
+    for command in (extract, remove):
+        with pytest.raises(AdapterError, match="damaged"):
+            command(tmp_path / "c.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_that_hold_no_adapter_are_refused(trained, tmp_path):
     with pytest.raises(AdapterError, match="holds no adapter"):
         extract(trained / "start.pth", tmp_path / "a.safetensors")
@@ -85,8 +133,6 @@ def test_files_that_hold_no_adapter_are_refused(trained, tmp_path):
         info(tmp_path / "cut")
     with pytest.raises(AdapterError, match="does not exist"):
         info(tmp_path / "missing")
-    from safetensors.torch import save_file
-
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
     with pytest.raises(AdapterError, match="none of nnunet_dante's"):
         info(tmp_path / "foreign")
