@@ -3,7 +3,9 @@
 Rules for what the donor does not know, chosen so that what it does know is untouched:
 
 - softmax head, new label: the mean of the rows kept. Softmax only sees differences between logits, so the mean row is
-  the zero row: at the start a new label never wins against the known ones, and their ranking does not change.
+  the zero row: at the start a new label never wins against the known ones, and their ranking does not change. Where
+  background alone is kept, that mean would be background's row: all rows alike let no gradient through to the network.
+  Then it is the mean of all the donor's rows, so that the new labels start where the donor saw any structure.
 - sigmoid head (regions), new region: zero weights and bias log(p / (1 - p)) with p = 0.1: absent everywhere at the
   start (the prior of Lin et al. 2017, Focal Loss, section 3.3, larger so that few steps suffice).
 - label of a softmax donor -> region: its row minus the background row, which for a donor of one foreground label is
@@ -85,7 +87,9 @@ def head_surgery(weights: ReadOnlyStateDict, *, heads: Mapping[str, int], donor:
         new = _head_rows(rows, donor, target, is_bias=rows.ndim == 1)
         changed[key] = new.movedim(0, dim).contiguous()
     rule = (f"absent at first: zero weights, probability {NEW_REGION_PROBABILITY}" if target.regions
-            else "mean of the known rows: never wins at the start, known labels keep their ranking")
+            else "mean of the known rows: never wins at the start, known labels keep their ranking"
+            if _structure_known(donor, target)
+            else "no label is known: mean of all the donor's rows, so they start where it saw any structure")
     # Where only one side is a softmax head, its background row has no counterpart; the rules above account for it.
     one_sided = {"background"} if donor.regions != target.regions else set()
     kept, known = (tuple(n for n in rows.names if n not in one_sided) for rows in (target, donor))
@@ -103,8 +107,14 @@ def _head_rows(rows: Tensor, donor: Rows, target: Rows, *, is_bias: bool) -> Ten
         prior = math.log(NEW_REGION_PROBABILITY / (1 - NEW_REGION_PROBABILITY))
         new = torch.full_like(rows[0], prior if is_bias else 0.0)
     else:
-        new = torch.stack(list(known.values())).mean(0)
+        unknown = [] if _structure_known(donor, target) else [
+            row for row, i in zip(rows, match(donor.names, target.names)) if i is None]
+        new = torch.stack([*known.values(), *unknown]).mean(0)
     return torch.stack([known.get(name, new) for name in target.names])
+
+
+def _structure_known(donor: Rows, target: Rows) -> bool:
+    return any(i is not None for n, i in zip(target.names, match(target.names, donor.names)) if n != "background")
 
 
 def stem_surgery(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], donor: tuple[str, ...],

@@ -67,11 +67,24 @@ def test_dropped_labels_leave_the_others_unchanged():
         assert torch.equal(after, before[:, [0, 2]])
 
 
-def test_no_known_foreground_starts_undecided():
-    state = tiny.plain_unet().state_dict()
-    moved, _ = head_surgery(state, heads=head_keys(state), donor=DONOR, target=Rows(names=("background", "a", "b")))
-    probability = outputs(tiny.plain_unet, moved, torch.randn(1, 1, 16, 16, 16))[0].softmax(1)
-    assert torch.allclose(probability, torch.full_like(probability, 1 / 3))
+@pytest.mark.parametrize("donor_regions", [False, True])
+def test_where_no_structure_is_known_new_labels_start_where_the_donor_saw_any_and_let_gradients_through(donor_regions):
+    donor = Rows(names=("organ",), regions=True) if donor_regions else Rows(names=("background", "organ"))
+    state = tiny.plain_unet(classes=len(donor.names)).state_dict()
+    x = torch.randn(1, 1, 16, 16, 16)
+    moved, report = head_surgery(state, heads=head_keys(state), donor=donor, target=Rows(names=("background", "a", "b")))
+    before = outputs(tiny.plain_unet, state, x, classes=len(donor.names))[0]
+    saw = before[:, 0] > 0 if donor_regions else before[:, 1] > before[:, 0]
+    after = outputs(tiny.plain_unet, moved, x)[0]
+    assert 0 < saw.float().mean() < 1
+    assert torch.equal(after.argmax(1) > 0, saw)
+    assert torch.equal(after[:, 1], after[:, 2])
+    assert "any structure" in report.rule
+
+    network = tiny.plain_unet()
+    network.load_state_dict(moved)
+    torch.nn.functional.cross_entropy(network(x)[0], torch.zeros(1, 16, 16, 16, dtype=torch.long)).backward()
+    assert next(network.encoder.parameters()).grad.abs().max() > 0
 
 
 def test_new_regions_start_absent_and_known_ones_are_unchanged():
