@@ -15,7 +15,9 @@ import torch
 from running import build, train
 
 from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.methods import AdaptFormer
 from nnunet_dante.nnunet import trainers
+from nnunet_dante.nnunet.added import AddedModulesMixin
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet.donor import open_donor
 from nnunet_dante.nnunet.launch import VARIABLE, trainers_folder
@@ -156,3 +158,18 @@ def test_other_trainers_refuse_a_start_with_added_modules_and_name_the_right_one
     with pytest.raises(ConfigurationError, match="Train with -tr nnUNetTrainerSpatialAdapter"):
         build(cls, prepared, plans=transferred[2]).initialize()
     assert "-tr nnUNetTrainerSpatialAdapter" in str(transferred[1])
+
+
+def test_any_stock_trainer_can_stand_under_the_mixin():
+    """What the trainer replaces is built first, then the modules are added."""
+    from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import nnUNet_Primus_S_Trainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    class Mine(AddedModulesMixin, nnUNet_Primus_S_Trainer):
+        method = AdaptFormer()
+
+    manager = PlansManager(tiny.plans("D"))
+    with torch.device("meta"):
+        network = Mine.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, False)
+    assert len(added_modules(network)) == len(network.eva.blocks)
+    assert Mine.__new__(Mine).stock_trainer_name == "Mine"
