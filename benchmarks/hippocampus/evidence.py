@@ -1,0 +1,30 @@
+"""The rows that `nnunet-dante suggest` rests on, from the results of the hippocampus benchmark.
+
+    python benchmarks/hippocampus/evidence.py benchmarks/results/hippocampus/results.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from nnunet_dante.evaluation.evidence import evidence_rows
+from nnunet_dante.evaluation.results import read_results
+from nnunet_dante.nnunet.evidence import FILE
+
+NEW_LABELS = {"task shift"}  # the donor knows neither Anterior nor Posterior
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    rows = [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+            | {"dice_interval": [round(bound, 4) for bound in row["dice_interval"]],
+               "new_labels": row["experiment"] in NEW_LABELS, "source": "docs/few-shot.md"}
+            for row in evidence_rows(read_results(file))]
+    FILE.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    print(f"{len(rows)} rows in {FILE.name}")
+
+
+if __name__ == "__main__":
+    main()
