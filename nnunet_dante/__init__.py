@@ -16,6 +16,7 @@ _HOME = {
     "merge": "peft.inject",
     "remove": "peft.inject",
     "audit_gradients": "peft.audit",
+    "drop_aliases": "nnunet.peft_folder",
     "parameter_groups": "freezing.groups",
     "Schedule": "freezing.schedule",
     "Stage": "freezing.schedule",

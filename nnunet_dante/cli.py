@@ -213,12 +213,15 @@ def adapter() -> None:
 
 @adapter.command("extract")
 @click.argument("checkpoint", type=_EXISTING)
-@click.option("-o", "--output", type=_FILE, required=True, help="The adapter.safetensors to write.")
-def adapter_extract(checkpoint: Path, output: Path) -> None:
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="The adapter.safetensors to write; with --format peft, the folder.")
+@click.option("--format", "form", type=click.Choice(["file", "peft"]), default="file", show_default=True,
+              help="peft: a folder for Hugging Face PEFT, of nnUNetTrainerLoRAFlat's checkpoints alone.")
+def adapter_extract(checkpoint: Path, output: Path, form: str) -> None:
     """Write what was trained in CHECKPOINT as an adapter."""
     from .nnunet.adapter import extract, info
 
-    extract(checkpoint, output)
+    extract(checkpoint, output, form=form)
     click.echo(info(output))
 
 
@@ -227,7 +230,7 @@ def adapter_extract(checkpoint: Path, output: Path) -> None:
 @click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
 @click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
 def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
-    """Merge ADAPTER into the checkpoint BASE that it was trained on."""
+    """Merge ADAPTER, a file or a folder of PEFT, into the checkpoint BASE that it was trained on."""
     from .nnunet.adapter import apply
 
     apply(base, adapter_file, output)

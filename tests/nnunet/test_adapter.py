@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 
 from nnunet_dante.errors import AdapterError
 from nnunet_dante.nnunet import trainers
-from nnunet_dante.nnunet.adapter import apply, extract, info, read_adapter, remove
+from nnunet_dante.nnunet.adapter import apply, extract, info, remove
+from nnunet_dante.nnunet.adapter_file import read_adapter
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 
 
@@ -136,3 +138,27 @@ def test_files_that_hold_no_adapter_are_refused(trained, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
     with pytest.raises(AdapterError, match="none of nnunet_dante's"):
         info(tmp_path / "foreign")
+
+
+def test_a_file_of_format_1_gives_the_same_checkpoint(trained, tmp_path):
+    """Rank, alpha and factorisation stood in the metadata once for all; there were no other updates and no checksum."""
+    metadata, tensors = read_adapter(trained / "adapter.safetensors")
+    old = {k: v for k, v in metadata.items() if k not in ("updates", "options")}
+    old |= {"format": 1, **{k: metadata["options"][k] for k in ("rank", "alpha", "factorisation")}}
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "old.safetensors", metadata={"nnunet_dante": json.dumps(old)})
+    apply(trained / "start.pth", tmp_path / "old.safetensors", tmp_path / "merged.pth")
+    assert same(tmp_path / "merged.pth", trained / "checkpoint_final.pth")
+    assert "LoRA, rank 2, alpha 4.0, channel" in info(tmp_path / "old.safetensors").replace("factorisation ", "")
+
+
+def test_a_checkpoint_from_before_format_2_can_be_extracted(trained, tmp_path):
+    content = load_checkpoint_safely(trained / "checkpoint_final.pth")
+    options = content["dante"]["options"]
+    del content["dante"]["adapter"]["updates"]
+    content["dante"] |= {k: options[k] for k in ("rank", "alpha", "factorisation")}
+    torch.save(content, tmp_path / "old.pth")
+    extract(tmp_path / "old.pth", tmp_path / "a.safetensors")
+    apply(trained / "start.pth", tmp_path / "a.safetensors", tmp_path / "merged.pth")
+    assert same(tmp_path / "merged.pth", trained / "checkpoint_final.pth")

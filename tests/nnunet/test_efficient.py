@@ -14,7 +14,8 @@ from running import build, train
 
 from nnunet_dante.methods import LoRA, ParameterEfficient
 from nnunet_dante.nnunet import trainers
-from nnunet_dante.nnunet.adapter import apply, info, read_adapter, remove
+from nnunet_dante.nnunet.adapter import apply, info, remove
+from nnunet_dante.nnunet.adapter_file import read_adapter
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 
 

@@ -1,0 +1,122 @@
+"""Adapters: what a training of few numbers changed, as a small file that knows which base it belongs to.
+
+Format 2, a safetensors file: "<weight name>.<factor>" for adapted weights, "<name>" for tensors trained in full (norms,
+biases, stem, heads), and one metadata entry "nnunet_dante" with JSON. There "updates" says for each adapted weight what
+makes it of its factors: kind "lora" (lora_A, lora_B), "dora" (these and magnitude) or "conv_adapter" (pointwise), and
+the arguments of that class. Names are the stock keys, the first of each set of aliases. The base is identified by the
+hash of its weights (`weights_sha256`), not of its file. "sha256" there is over all else of the file, which has no
+checksum of its own; older files lack it. Format 1 knew kind "lora" alone, with one rank for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import AdapterError
+from ..files import parse_json
+from ..types import PathLike, ReadOnlyStateDict, StateDict
+from .checkpoint import atomic_path, weights_sha256
+
+FORMAT = 2
+IDENTITY = ("version", "method", "options", "base_sha256", "donor", "label_map", "start_dice")
+LOW_RANK = ("rank", "alpha", "factorisation")
+_METADATA = "nnunet_dante"
+
+
+def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) -> None:
+    """Write an adapter file: whole, or not at all."""
+    metadata = {**metadata, "sha256": _checksum(metadata, tensors)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA: json.dumps(metadata)})
+
+
+def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple[dict[str, Any], StateDict]:
+    """Return metadata and tensors of an adapter file; metadata of format 1 comes as that of format 2.
+
+    path: may be a folder of PEFT, too; base is the checkpoint that it is for, which gives the names (`read_folder`).
+
+    Raises:
+        AdapterError: the file is missing, damaged, of another kind or of a newer format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        from .peft_folder import read_folder
+
+        metadata, tensors = read_folder(path, base)
+        check(metadata, _NEEDED, path)
+        return metadata, tensors
+    if not path.is_file():
+        raise AdapterError(f"adapter {path} does not exist; give the adapter.safetensors of a training.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = parse_json((file.metadata() or {}).get(_METADATA, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except Exception as error:  # whatever safetensors raises on damaged and odd files
+        raise AdapterError(f"{path.name} is damaged or no safetensors file ({error}); copy it again.") from error
+    if not isinstance(metadata, dict):
+        raise AdapterError(f"{path.name} is a safetensors file, but none of nnunet_dante's adapters.")
+    if (checksum := metadata.pop("sha256", None)) not in (None, _checksum(metadata, tensors)):
+        raise AdapterError(f"{path.name} does not hold what was written into it (checksum {str(checksum)[:12]}...); "
+                           "copy it again.")
+    if metadata.get("format") not in (1, FORMAT):
+        raise AdapterError(f"{path.name} has adapter format {metadata.get('format')!r}, this version reads 1 and "
+                           f"{FORMAT}; update nnunet-dante.")
+    if metadata["format"] == 1:
+        metadata |= {"updates": updates_of_format_1(metadata, tensors),
+                     "options": {key: metadata.get(key) for key in LOW_RANK}}
+    check(metadata, _NEEDED, path)
+    return metadata, tensors
+
+
+def _checksum(metadata: dict[str, Any], tensors: ReadOnlyStateDict) -> str:
+    return hashlib.sha256(f"{json.dumps(metadata)}{weights_sha256(tensors)}".encode()).hexdigest()
+
+
+def updates_of_format_1(metadata: dict[str, Any], tensors: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the settings of the updates of format 1, which stood in the metadata once for all."""
+    return {key.removesuffix(".lora_A"): {"kind": "lora", **{option: metadata.get(option) for option in LOW_RANK}}
+            for key in tensors if key.endswith(".lora_A")}
+
+
+def check(content: dict[str, Any], needed: dict[str, Callable[[Any], bool]], path: PathLike) -> None:
+    """Refuse content in which a needed key is missing, or its value is not what its test asks for.
+
+    Raises:
+        AdapterError: with the keys.
+    """
+    if wrong := [key for key, holds in needed.items() if key not in content or not holds(content[key])]:
+        raise AdapterError(f"{Path(path).name} is damaged: {', '.join(wrong)} cannot be used. Copy it again, or make "
+                           "it again from the checkpoint of its training.")
+
+
+def _is_init(value: Any) -> bool:
+    return isinstance(value, dict) and {"plans", "configuration", "fold", "dataset_json"} <= set(value) and (
+        isinstance(value["plans"], dict) and "dataset_name" in value["plans"]
+        and isinstance(value["dataset_json"], dict) and isinstance(value["dataset_json"].get("labels"), dict))
+
+
+def are_tensors(value: Any) -> bool:
+    """Whether a value maps names to tensors."""
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def are_updates(value: Any) -> bool:
+    """Whether a value maps names to settings."""
+    return isinstance(value, dict) and all(isinstance(settings, dict) for settings in value.values())
+
+
+STOCK: dict[str, Callable[[Any], bool]] = {
+    "init_args": _is_init, "trainer_name": lambda v: isinstance(v, str),
+    "inference_allowed_mirroring_axes": lambda v: v is None or isinstance(v, (list, tuple)) and all(
+        axis in (0, 1, 2) for axis in v)}
+_NEEDED = {**STOCK, **dict.fromkeys(IDENTITY, lambda _: True), "updates": are_updates,
+           "base_sha256": lambda v: isinstance(v, str), "method": lambda v: isinstance(v, str),
+           "options": lambda v: v is None or isinstance(v, dict), "donor": lambda v: v is None or isinstance(v, dict)}

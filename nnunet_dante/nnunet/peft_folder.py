@@ -1,0 +1,210 @@
+"""Adapters of flat factors as folders of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors.
+
+PEFT finds layers by name and replaces them, and a stock nnU-Net network has up to four names for one layer, of which
+forward uses one. So the files say the names that forward uses, and a network must be left with these alone before PEFT
+sees it (`drop_aliases`); on another network PEFT does not find the layers and says so. PEFT has low-rank factors for
+plain convolutions and linear layers only: transposed, dilated, grouped and reflecting ones are stored in full.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import __version__
+from ..errors import AdapterError
+from ..files import atomic_path, parse_json, read_json, write_text_atomically
+from ..types import PathLike, ReadOnlyStateDict, StateDict
+from .checkpoint import alias_sets, weights_sha256
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_METADATA = "nnunet_dante"
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NOT_READ = ("use_dora", "lora_bias", "use_qalora", "fan_in_fan_out", "target_parameters", "layer_replication")
+
+
+def drop_aliases(network: nn.Module) -> None:
+    """Leave each layer of a stock network, in place, the one name that forward uses; load stock weights before.
+
+    `model = PeftModel.from_pretrained(network, folder)` then works, and so does training with PEFT.
+    """
+    taken: set[int] = set()
+    for module in list(network.modules()):
+        run = {id(layer) for layer in getattr(module, "all_modules", ())}
+        for name, child in list(module._modules.items()):
+            if child is not None and id(child) in taken | run:
+                del module._modules[name]
+                object.__setattr__(module, name, child)  # still there, but no part of the names
+            taken.add(id(child))
+        taken -= run
+
+
+def write_folder(folder: PathLike, metadata: Mapping[str, Any], tensors: ReadOnlyStateDict,
+                 weights: ReadOnlyStateDict, network: nn.Module) -> None:
+    """Write an adapter as `adapter.contents` returns it, of a checkpoint with `weights` of the stock `network`.
+
+    Raises:
+        AdapterError: factors are not flat ones of LoRA, or something was trained that PEFT's files have no place for.
+    """
+    kinds = {(settings["kind"], settings.get("factorisation")) for settings in metadata["updates"].values()}
+    if kinds != {("lora", "flat")}:
+        raise AdapterError(f"PEFT's format holds flat LoRA factors, and the method {metadata['method']} left "
+                           f"{', '.join(sorted(f'{kind} {form or str()}'.strip() for kind, form in kinds)) or 'none'}; "
+                           f"train with nnUNetTrainerLoRAFlat, or write an adapter.safetensors.")
+    config, content = _to_peft(metadata["updates"], tensors, weights, network)
+    kept = {key: value for key, value in metadata.items() if key not in ("updates", "sha256")}
+    kept["tensors_sha256"] = weights_sha256(content)
+    with atomic_path(Path(folder, WEIGHTS)) as temporary:
+        save_file(content, temporary, metadata={"format": "pt", _METADATA: json.dumps(kept)})
+    write_text_atomically(json.dumps(config, indent=2), Path(folder, CONFIG))
+
+
+def _to_peft(updates: Mapping[str, dict[str, Any]], tensors: ReadOnlyStateDict, weights: ReadOnlyStateDict,
+             network: nn.Module) -> tuple[dict[str, Any], StateDict]:
+    layers = dict(network.named_modules())
+    used = {first: next((key for key in keys if ".all_modules." in key), first)
+            for first, keys in alias_sets(weights).items()}
+    low_rank = [name for name in updates if _fits(layers[name.removesuffix(".weight")])]
+    content, ranks = dict[str, Tensor](), dict[str, tuple[int, dict[str, Any]]]()
+    for name in low_rank:
+        layer, a, b = used[name].removesuffix(".weight"), tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
+        kernel = weights[name].shape[2:]
+        content[f"{_PREFIX}{layer}.lora_A.weight"] = b.reshape(b.shape[0], -1, *kernel)
+        content[f"{_PREFIX}{layer}.lora_B.weight"] = a.reshape(*a.shape, *[1] * len(kernel))
+        ranks[layer] = b.shape[0], updates[name]
+    in_full = set[str]()
+    others = [n for n in (*tensors, *updates) if n not in low_rank and n.rpartition(".")[0] not in updates]
+    for name in others:
+        owner, _, part = name.rpartition(".")
+        layer = used[name].rpartition(".")[0]
+        if f"{owner}.weight" in low_rank:
+            content[f"{_PREFIX}{layer}.base_layer.{part}"] = weights[name]
+            continue
+        if list(layers[owner].children()):
+            raise AdapterError(f"{name} was trained in full and belongs to no layer of its own, so PEFT's format has "
+                               f"no place for it; write an adapter.safetensors.")
+        in_full.add(layer)  # PEFT exchanges whole layers, with all that they hold
+        content |= {f"{_PREFIX}{layer}.{key}": weights[f"{owner}.{key}"] for key in layers[owner].state_dict()}
+    return _config(ranks, sorted(in_full)), {k: v.detach().clone().contiguous() for k, v in content.items()}
+
+
+def _fits(layer: Any) -> bool:
+    """Whether PEFT's low-rank layer computes what a flat update of this layer's weight does."""
+    return type(layer) is nn.Linear or type(layer) in _CONVS and (
+        layer.groups == 1 and layer.padding_mode == "zeros" and set(layer.dilation) == {1})
+
+
+def _config(layers: Mapping[str, tuple[int, dict[str, Any]]], in_full: list[str]) -> dict[str, Any]:
+    """Return PEFT's LoraConfig. A layer's scale is alpha / rank of that layer, so a capped rank has its own alpha."""
+    stabilised = any(s.get("rank_stabilised") for _, s in layers.values())
+    root = math.sqrt if stabilised else float
+    alphas = {name: s["alpha"] if rank == s["rank"] else s["alpha"] / root(s["rank"]) * root(rank)
+              for name, (rank, s) in layers.items()}
+    ranks = {name: rank for name, (rank, _) in layers.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True,
+            "r": rank, "lora_alpha": alpha, "use_rslora": stabilised, "lora_dropout": 0.0,
+            # Biases of layers with factors are trained, too; PEFT has them under "all" alone.
+            "bias": "all", "target_modules": sorted(layers), "modules_to_save": in_full,
+            "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+            "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha}}
+
+
+def read_folder(folder: PathLike, base: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], StateDict]:
+    """Return metadata and tensors of a folder as `adapter_file.read_adapter` returns those of a file.
+
+    base: the checkpoint that it is for; names become those of its weights. A folder that PEFT itself has written does
+    not say what it belongs to: then the base's labels, plans and trainer count.
+
+    Raises:
+        AdapterError: a file is missing or damaged, or holds more than LoRA, or does not fit the base.
+    """
+    folder = Path(folder)
+    try:
+        config = read_json(folder / CONFIG)
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            metadata = parse_json((file.metadata() or {}).get(_METADATA, "null"))
+            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        if isinstance(metadata, dict) and metadata.pop("tensors_sha256", None) != weights_sha256(content):
+            raise AdapterError(f"{folder.name} does not hold what was written into it; copy it again.")
+        updates, tensors = _from_peft(config, content)
+        names = _canonical((base or {}).get("network_weights", {}))
+        updates = {names.get(name, name): settings for name, settings in updates.items()}
+        tensors = {_renamed(name, names): tensor for name, tensor in tensors.items()}
+    except AdapterError:
+        raise
+    except Exception as error:  # whatever damaged and odd files raise
+        raise AdapterError(f"{folder.name} is no folder of PEFT with {CONFIG} and {WEIGHTS}, or is damaged "
+                           f"({type(error).__name__}: {error}).") from error
+    return {**(metadata or _identity_of(base, folder)), "updates": updates}, tensors
+
+
+def _from_peft(config: Mapping[str, Any], content: ReadOnlyStateDict) -> tuple[dict[str, dict[str, Any]], StateDict]:
+    if config["peft_type"] != "LORA" or (more := [key for key in _NOT_READ if config.get(key)]):
+        raise AdapterError(f"only plain LoRA of PEFT can be read; {CONFIG} has peft_type {config['peft_type']!r}, "
+                           f"{', '.join(more) if config['peft_type'] == 'LORA' else 'another method'}.")
+    updates: dict[str, dict[str, Any]] = {}
+    tensors: StateDict = {}
+    for key, tensor in _own_keys(content):
+        owner, factor = key.removesuffix(".weight"), key.rsplit(".", 2)[-2]
+        if factor == "lora_A":
+            layer = owner.removesuffix(".lora_A")
+            tensors[f"{layer}.weight.lora_B"] = tensor.flatten(1).float()
+            updates[f"{layer}.weight"] = {
+                "kind": "lora", "factorisation": "flat", "rank": tensor.shape[0],
+                "alpha": _of_layer(config.get("alpha_pattern"), layer, config["lora_alpha"]),
+                "rank_stabilised": bool(config.get("use_rslora"))}
+        elif factor == "lora_B":
+            tensors[f"{owner.removesuffix('.lora_B')}.weight.lora_A"] = tensor.flatten(1).float()
+        else:
+            tensors[key.replace(".base_layer.", ".")] = tensor
+    return updates, tensors
+
+
+def _own_keys(content: ReadOnlyStateDict) -> Iterator[tuple[str, Tensor]]:
+    """With bias "all" PEFT writes biases once more under names of its own wrappers, trained and untrained."""
+    for key, tensor in content.items():
+        if ".original_module." not in key and ".modules_to_save." not in key:
+            yield key.removeprefix(_PREFIX), tensor
+
+
+def _of_layer(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
+    """Return what PEFT takes for a layer: the value of the first pattern that matches the end of its name.
+
+    Patterns are regular expressions; only names are read, as an expression of unknown origin may take for ever.
+    """
+    for pattern, value in (patterns or {}).items():
+        name = pattern.replace("\\.", ".")
+        if not re.fullmatch(r"[\w.]+", name):
+            raise AdapterError(f"{CONFIG} has the alpha_pattern {pattern!r}; only names of layers can be read.")
+        if f".{layer}".endswith(f".{name}"):
+            return value
+    return default
+
+
+def _canonical(weights: ReadOnlyStateDict) -> dict[str, str]:
+    return {key: first for first, keys in alias_sets(weights).items() for key in keys}
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    weight, _, factor = name.rpartition(".")
+    return f"{names.get(weight, weight)}.{factor}" if factor in ("lora_A", "lora_B") else names.get(name, name)
+
+
+def _identity_of(base: Mapping[str, Any] | None, folder: Path) -> dict[str, Any]:
+    if base is None or "init_args" not in base:
+        raise AdapterError(f"{folder.name} was written by PEFT itself and does not say which plans and labels it "
+                           f"belongs to; give a whole checkpoint_final.pth as its base.")
+    return {"format": 2, "version": __version__, "method": "PEFT", "options": None, "donor": None, "label_map": None,
+            "start_dice": {}, "base_sha256": weights_sha256(base["network_weights"]),
+            **{key: base[key] for key in ("trainer_name", "init_args", "inference_allowed_mirroring_axes")}}
