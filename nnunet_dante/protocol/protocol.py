@@ -139,10 +139,11 @@ def _tables(content: Mapping[str, Any], key: str, path: Path) -> list[dict]:
 
 def _entry(kind: type, values: Mapping[str, Any], path: Path) -> Any:
     known = {f.name: f for f in dataclasses.fields(kind)}
-    needed = [n for n, f in known.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    needed = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
     if wrong := [*(k for k in values if k not in known), *(n for n in needed if n not in values)]:
         raise ConfigurationError(f"{path.name}: {wrong[0]!r} is unknown or missing in {kind.__name__.lower()} "
-                                 f"{values.get('name', '')!r}; it knows {', '.join(known)} and needs {', '.join(needed)}.")
+                                 f"{values.get('name', '')!r}; it knows {', '.join(known)} and needs "
+                                 f"{', '.join(needed)}.")
     entry = kind(**values)
     for name, value in values.items():
         if not _fits(value, getattr(kind(**{n: values[n] for n in needed}), name), name):
@@ -152,7 +153,7 @@ def _entry(kind: type, values: Mapping[str, Any], path: Path) -> Any:
 
 
 def _fits(value: object, default: object, name: str) -> bool:
-    """Whether a value is of the kind of its default; required and optional texts are texts, a data set also a number."""
+    """Whether a value is of the kind of its default; without one it is a text, and a data set may be a number."""
     if name == "dataset":
         return isinstance(value, int | str) and not isinstance(value, bool)
     if name in ("shots", "seeds"):
@@ -166,7 +167,7 @@ def _fits(value: object, default: object, name: str) -> bool:
 
 
 def _located(experiment: Experiment, path: Path) -> Experiment:
-    places = {key: str((path.parent / Path(value).expanduser()).resolve())
+    places: dict[str, Any] = {key: str((path.parent / Path(value).expanduser()).resolve())
               for key, value in (("donor", experiment.donor), ("donor_test", experiment.donor_test)) if value}
     for key, place in places.items():
         if not Path(place).exists():

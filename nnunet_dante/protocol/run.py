@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from ..nnunet.launch import VARIABLE, search_path
 from ..nnunet.target import open_target
 from ..nnunet.transfer import transfer
 from ..types import PathLike
+from .processes import cores, execute_all
 from .protocol import PlannedRun, Protocol, planned_runs, read_protocol, settings_digest
 
 
@@ -43,14 +41,12 @@ def run_protocol(file: PathLike, out: PathLike, *, jobs: int = 1) -> tuple[RunRe
     todo = _without_results(runs, protocol, tables, out)
     os.environ |= {"nnUNet_results": str(out / "nnUNet_results"), "nnUNet_n_proc_DA": "0", VARIABLE: search_path()}
     targets = {e.name: _prepare(e, out) for e in protocol.experiments} if todo else {}
-    threads = max(1, _cores() // jobs)
+    threads = max(1, cores() // jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", smoothing=0, file=sys.stderr) as progress:
         for phase in ([r for r in todo if r.fold is None], [r for r in todo if r.fold is not None]):
-            from .worker import Job
-            made = [Job(run=run, protocol=protocol, out=out, threads=threads, test=tuple(tables[run.experiment.name]["test"]),
-                        donor_before=_donor_before(run, out), **targets[run.experiment.name]) for run in phase]
-            for result, run in _execute(made, jobs):
+            made = [_job(run, protocol, tables[run.experiment.name], out, threads, targets) for run in phase]
+            for result, run in execute_all(made, jobs):
                 write_result(result, out / "runs" / f"{run.id}.json")
                 tqdm.write(_line(result), file=sys.stderr)
                 progress.update()
@@ -77,7 +73,7 @@ def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, tables: dic
     digests = {}
     for run in runs:
         table = tables[run.experiment.name]
-        train = next((f["train"] for f in table["folds"] if f["fold"] == run.fold), [])
+        train: list[str] = next((f["train"] for f in table["folds"] if f["fold"] == run.fold), [])
         digests[run.id] = settings_digest(run, protocol, {"train": train, "val": table["val"], "test": table["test"]})
     done = {r.id for r in runs if (out / "runs" / f"{r.id}.json").is_file()}
     if changed := sorted(i for i in done if known.get(i) != digests[i]):
@@ -107,35 +103,19 @@ def _prepare(experiment: Any, out: Path) -> dict[str, Any]:
             "raw": target.raw}
 
 
+def _job(run: PlannedRun, protocol: Protocol, table: dict, out: Path, threads: int, targets: dict) -> Any:
+    from .worker import Job
+
+    return Job(run=run, protocol=protocol, out=out, threads=threads, test=tuple(table["test"]),
+               donor_before=_donor_before(run, out), **targets[run.experiment.name])
+
+
 def _donor_before(run: PlannedRun, out: Path) -> Any:
     """Return what the zero-shot run of the experiment scored on the donor's own cases."""
     if run.fold is None or not run.experiment.donor_test:
         return {}
     zero_shot = next(r for r in read_results(out) if r.experiment == run.experiment.name and r.is_zero_shot)
     return zero_shot.donor_cases
-
-
-def _execute(made: Sequence[Any], jobs: int) -> Iterator[tuple[RunResult, PlannedRun]]:
-    """Yield results as they come; each process loads nnU-Net once and takes one run after the other."""
-    if not made:
-        return
-    from .worker import execute
-
-    with ProcessPoolExecutor(min(jobs, len(made)), mp_context=get_context("spawn")) as pool:
-        try:
-            futures = {pool.submit(execute, job): job.run for job in made}
-            for future in as_completed(futures):
-                yield future.result(), futures[future]
-        except BrokenProcessPool as error:
-            raise ConfigurationError("a process of the protocol was killed, most often because memory ran out. What is "
-                                     "done is saved: run the same command again, with fewer --jobs.") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _line(result: RunResult) -> str:

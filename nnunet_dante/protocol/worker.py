@@ -9,7 +9,6 @@ import random
 import shutil
 import traceback
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -138,7 +137,7 @@ def _predictor(job: Job, fold: Path, checkpoint: str, device: torch.device) -> n
 
 
 def score_cases(predictor: nnUNetPredictor, folder: Path, cases: tuple[str, ...] | list[str], masks: Path | None, *,
-                tolerance_mm: float) -> dict[str, Mapping[str, Mapping[str, float]]]:
+                tolerance_mm: float) -> CaseScores:
     """Predict cases of `folder`/imagesTr as nnU-Net predicts, and score them against labelsTr.
 
     masks: folder for the predicted masks; None: not kept. Returns case -> label -> scores.

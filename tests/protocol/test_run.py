@@ -58,7 +58,7 @@ def here(made, jobs):
 
 
 def test_a_protocol_scores_every_run_records_failures_and_goes_on_where_it_was(protocol, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_execute", here)
+    monkeypatch.setattr(module, "execute_all", here)
     out = tmp_path / "out"
     results = {r.method: r for r in run_protocol(protocol, out)}
     assert set(results) == {"zero-shot", "LoRA", "broken"}
@@ -76,7 +76,7 @@ def test_a_protocol_scores_every_run_records_failures_and_goes_on_where_it_was(p
     assert not list((out / "nnUNet_results").rglob("*.pth")), "checkpoints are kept only where the protocol asks"
 
     made = []
-    monkeypatch.setattr(module, "_execute", lambda jobs, n: made.extend(j.run.method.name for j in jobs) or here(jobs, n))
+    monkeypatch.setattr(module, "execute_all", lambda jobs, n: made.extend(j.run.method.name for j in jobs) or here(jobs, n))
     run_protocol(protocol, out)
     assert made == ["broken"], "what has a result is not run again, what failed is"
 
