@@ -16,6 +16,7 @@ from .. import __version__
 from ..errors import ConfigurationError, DafneError
 from ..nnunet.checkpoint import save_atomically, weights_sha256, write_text_atomically
 from ..nnunet.network import build_network, differences, network_aliases
+from ..nnunet.plans_check import check_donor
 from ..types import PathLike, StateDict
 from . import model_file
 from .identity import MUST_AGREE, structure_id
@@ -101,6 +102,7 @@ def _origin(model: model_file.Model, name: str) -> dict[str, Any]:
 
 def _stock_weights(model: model_file.Model, origin: dict[str, Any], name: str) -> StateDict:
     try:
+        check_donor(origin["plans"], origin["dataset_json"], origin["configuration"])
         with torch.device("meta"):  # the numbers come from the file, so none are needed here
             network = build_network(origin["plans"], origin["dataset_json"], origin["configuration"],
                                     trainer_name=origin["trainer"])

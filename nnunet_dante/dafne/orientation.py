@@ -14,6 +14,7 @@ import SimpleITK
 
 from ..errors import ConfigurationError
 from ..nnunet.donor import Donor
+from ..nnunet.names import file_ending
 from ..types import PathLike
 
 _PAIRS = ("RL", "AP", "SI")
@@ -67,10 +68,11 @@ def _checked(codes: str) -> str:
 
 
 def _examples(donor: Donor, source: Path) -> Iterator[tuple[str, list[Path]]]:
-    ending = str(donor.dataset_json.get("file_ending", ".nii.gz"))
+    ending = file_ending({"file_ending": ".nii.gz"} | donor.dataset_json)
     if source.is_dir():
         yield "the model's validation", sorted(source.rglob(f"fold_*/validation/*{ending}"))[:_SAMPLE]
-    if raw := os.environ.get("nnUNet_raw"):  # noqa: SIM112 nnU-Net spells it so
+    raw = os.environ.get("nnUNet_raw")  # noqa: SIM112 nnU-Net spells it so
+    if raw and Path(donor.dataset_name).name == donor.dataset_name:  # a foreign name must not lead out of it
         images = Path(raw, donor.dataset_name, "imagesTr")
         yield f"{donor.dataset_name}/imagesTr", sorted(images.glob(f"*{ending}"))[:_SAMPLE]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import ResultError
-from ..files import write_text_atomically
+from ..files import parse_json, write_text_atomically
 
 CaseScores: TypeAlias = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Case -> label -> {"dice", "hd95_mm", "surface_dice"}, of predictions on the voxel grid of the original image."""
@@ -107,7 +107,7 @@ def _read_file(file: Path) -> list[RunResult]:
     try:
         text = file.read_text(encoding="utf-8")
         lines = [line for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else [text]
-        content = [json.loads(line) for line in lines]
+        content = [parse_json(line) for line in lines]
     except (OSError, ValueError) as error:
         raise ResultError(f"{file} cannot be read as JSON ({error}). It is damaged or no result: remove it and run its "
                           f"part of the protocol again.") from error

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..files import parse_json
 from ..types import PathLike
 
 
@@ -24,7 +24,7 @@ def read_groups(path: PathLike) -> dict[str, list[str]]:
         if isinstance(groups, dict) and all(isinstance(v, list) for v in groups.values()):
             return {str(group): list(map(str, cases)) for group, cases in groups.items()}
         raise ConfigurationError(f'--groups {path.name} must hold {{"group": ["case", ...], ...}}.')
-    for row in csv.reader(text.splitlines()):
+    for row in _rows(text, path):
         cells = [cell.strip() for cell in row]
         if any(cells) and (len(cells) != 2 or not all(cells)):
             raise ConfigurationError(f"--groups {path.name} holds the line {','.join(row)!r}; each must be case,group. "
@@ -50,6 +50,14 @@ def read_cases(path: PathLike) -> list[str]:
     raise ConfigurationError(f'--test {path.name} must hold a list of cases: ["case", ...].')
 
 
+def _rows(text: str, path: Path) -> list[list[str]]:
+    try:
+        return list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise ConfigurationError(f"--groups {path.name} is no CSV file ({error}); each line must be "
+                                 "case,group.") from error
+
+
 def _text(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -60,6 +68,6 @@ def _text(path: Path, option: str) -> str:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return None

@@ -62,6 +62,11 @@ def read_dante_block(plans: Plans) -> dict[str, Any]:
                                  f"version ({__version__}) reads format {FORMAT}. Install a newer nnunet-dante, or run "
                                  "`nnunet-dante transfer` again.")
     entries = block.get("start_weights", {})
+    parts = (entries, *(entries.values() if isinstance(entries, dict) else ()), block.get("overrides", {}),
+             block.get("options", {}))
+    if not all(isinstance(part, dict) for part in parts):
+        raise ConfigurationError(f'The "dante" block of plans {plans.get("plans_name")!r} is damaged. Run '
+                                 "`nnunet-dante transfer` again, into plans of another name (-p).")
     for configuration, entry in entries.items():
         file, sha256 = str(entry.get("file", "")), str(entry.get("sha256", ""))
         # Plans travel inside checkpoints: a file name from elsewhere must not lead out of the data set's folder.

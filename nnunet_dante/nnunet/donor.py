@@ -17,7 +17,7 @@ from ..files import MAX_JSON_BYTES, read_json
 from ..types import DatasetJson, PathLike, Plans, StateDict
 from .checkpoint import file_sha256, load_checkpoint_safely
 from .network import build_network, differences, network_aliases
-from .plans_check import check_plans
+from .plans_check import check_donor
 
 _MAX_INFLATION = 100  # weights compress to about 0.9 of their size; a hundredfold is an attack, not a model
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -66,6 +66,7 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
 
     Raises:
         DonorError: nothing usable there, or plans and weights disagree.
+        ConfigurationError, TransferError: plans or dataset.json lack an entry, or it cannot be used.
         UntrustedFileError: the checkpoint, or building the network of the plans, would execute code that is neither
             nnU-Net's nor torch's, and `trust` is False.
     """
@@ -186,7 +187,7 @@ def _donor(content: dict[str, Any], path: Path, plans: Plans | None, dataset_jso
         raise DonorError(f"{path.name} was trained for configuration {trained_for!r}; -c asks for {configuration!r}. "
                          "A network cannot change its configuration: leave -c out, or choose another model.")
     plans, dataset_json = plans or init["plans"], dataset_json or init["dataset_json"]
-    check_plans(plans, trust=trust)
+    check_donor(plans, dataset_json, trained_for, trust=trust)
     state, builder = _matched(_stock_keys(weights), plans, dataset_json, trained_for,
                               str(content.get("trainer_name")), path.name, trust)
     axes = content.get("inference_allowed_mirroring_axes")

@@ -7,6 +7,7 @@ background included; with regions it has one row per entry of "labels" in the or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,13 +32,34 @@ def channel_names(dataset_json: DatasetJson) -> tuple[str, ...]:
     return tuple(by_number[i] for i in range(len(named)))
 
 
+def file_ending(dataset_json: DatasetJson) -> str:
+    """Return the ending of the image files, such as ".nii.gz"; files are searched by it.
+
+    Raises:
+        TransferError: it is none.
+    """
+    ending = dataset_json.get("file_ending")
+    if not isinstance(ending, str) or not re.fullmatch(r"(\.[A-Za-z0-9]+)+", ending):
+        raise TransferError(f"file_ending of dataset.json is {ending!r:.80}; it must be one such as .nii.gz.")
+    return ending
+
+
 def _values(value: Any) -> frozenset[int]:
-    return frozenset(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
+    values = value if isinstance(value, (list, tuple)) else [value]
+    try:
+        numbers = frozenset(int(v) for v in values)
+        if not numbers or any(float(v) not in numbers for v in values):
+            raise ValueError("no whole numbers")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TransferError(f'"labels" of dataset.json holds {value!r:.80}; it must be a whole number, or a list of '
+                            "these.") from error
+    return numbers
 
 
 def _labels(dataset_json: DatasetJson) -> dict[str, Any]:
     labels = dataset_json.get("labels")
-    if not isinstance(labels, dict) or _values(labels.get("background", -1)) != {0}:
+    if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels) or _values(
+            labels.get("background", -1)) != {0}:
         raise TransferError(f"dataset.json needs \"labels\" as names with numbers and background 0, such as "
                             f'{{"background": 0, "liver": 1}}; it has {labels!r}.')
     return labels

@@ -28,7 +28,8 @@ from torch import nn
 
 from ..errors import ConfigurationError, UntrustedFileError
 from ..files import bounded
-from ..types import Plans
+from ..types import DatasetJson, Plans
+from .names import channel_names, head_names
 
 _PACKAGES = ("torch.nn.", "dynamic_network_architectures.")
 _FOLDERS: dict[str, tuple[str, type | None]] = {  # key of the plans -> where nnU-Net looks, what it expects
@@ -67,6 +68,7 @@ def check_plans(plans: Plans, *, trust: bool = False) -> None:
             raise _wrong("configurations", name, "names of letters, digits, '_', '-' and '.'")
         _check_geometry(config)
         _check_numbers(config)
+        _check_links(config)
     if not trust:
         for entry in (plans, *configurations.values()):
             _check_names(entry)
@@ -89,6 +91,48 @@ def _check_geometry(config: dict[str, Any]) -> None:
     for key, kind in (("normalization_schemes", str), ("use_mask_for_norm", bool)):
         if not isinstance(given := config.get(key, []), list) or not all(isinstance(v, kind) for v in given):
             raise _wrong(key, given, "a list with an entry for each channel")
+
+
+def _check_links(config: dict[str, Any]) -> None:
+    stages = config.get("next_stage")
+    for key, value in (*((key, config.get(key)) for key in ("inherits_from", "previous_stage", "data_identifier")),
+                       *(("next_stage", stage) for stage in (stages if isinstance(stages, list) else [stages]))):
+        if value is not None and not isinstance(value, str):
+            raise _wrong(key, value, "a name")
+
+
+def check_donor(plans: Plans, dataset_json: DatasetJson, configuration: str, *, trust: bool = False) -> None:
+    """`check_plans`, and refuse a configuration that lacks, with what it inherits, what a transfer needs.
+
+    Raises:
+        UntrustedFileError, ConfigurationError: as `check_plans`.
+        TransferError: dataset.json names no channels or labels.
+    """
+    check_plans(plans, trust=trust)
+    if not isinstance(dataset_json, dict):
+        raise ConfigurationError(f"dataset.json of the model holds a {type(dataset_json).__name__}, not an object.")
+    channels, _ = len(channel_names(dataset_json)), head_names(dataset_json)
+    known = plans["configurations"]
+    if configuration not in known:
+        raise _wrong("configurations", sorted(known), f"such that {configuration!r} is among them")
+    entry, seen = dict(known[configuration]), {configuration}
+    while (parent := entry.pop("inherits_from", None)) is not None:
+        if parent not in known or parent in seen:
+            raise _wrong("inherits_from", parent, "another configuration of these plans")
+        seen.add(parent)
+        entry = known[parent] | entry
+    for key in ("spacing", "patch_size", "batch_size", "normalization_schemes", "use_mask_for_norm"):
+        if key not in entry:
+            raise _wrong(key, None, f"given for {configuration}")
+    for name, config in known.items():
+        for key in ("normalization_schemes", "use_mask_for_norm"):
+            if key in config and len(config[key]) != channels:
+                raise _wrong(f"{key} of {name}", config[key], f"a list of {channels} entries, one for each channel")
+    for key in ("foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality"):
+        statistics = plans.get(key)
+        if statistics and not (isinstance(statistics, dict) and all(
+                isinstance(statistics.get(str(i)), dict) for i in range(channels))):
+            raise _wrong(key, statistics, f"an object with an entry for each of {channels} channels")
 
 
 def _are(values: Any, kind: type) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -14,29 +13,18 @@ from typing import Any
 import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.imageio.reader_writer_registry import (
-    determine_reader_writer_from_dataset_json,
-    recursive_find_reader_writer_by_name,
-)
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from ..errors import TransferError
+from ..files import read_json, write_text_atomically
 from ..types import DatasetJson
-from .checkpoint import write_text_atomically
-from .names import channel_names, head_names
+from .image_check import Case, check_channels, check_masks, reader_for, reading
+from .names import channel_names, file_ending, head_names
 
 INTENSITY = "foreground_intensity_properties_per_channel"
-_MAX_MASKS_READ = 50  # reading masks finds wrong label numbers before training does; hundreds would take minutes
 _SHOWN = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """The files of one training case."""
-
-    images: tuple[Path, ...]
-    mask: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +49,7 @@ class Target:
                 known = recursive_find_reader_writer_by_name(donor_reader)
                 if self.dataset_json["file_ending"].lower() in known.supported_file_endings:
                     return donor_reader
-        return _own_reader(self.dataset_json, self.cases).__name__
+        return reader_for(self.dataset_json, self.cases).__name__
 
     def fingerprint(self, *, num_processes: int | None = None) -> dict[str, Any]:
         """Return nnU-Net's dataset fingerprint; extracted where it is missing or of another number of cases."""
@@ -71,7 +59,7 @@ class Target:
             try:
                 extractor = DatasetFingerprintExtractor(self.name, num_processes or default_num_processes)
                 extractor.run(overwrite_existing=True)
-                found = json.loads(path.read_text())
+                found = read_json(path)
             except Exception as error:  # whatever a reader raises on a damaged image
                 raise TransferError(f"nnU-Net could not extract the fingerprint of {self.name} "
                                     f"({type(error).__name__}: {error}). Run `nnUNetv2_extract_fingerprint -d "
@@ -103,9 +91,13 @@ class Target:
 
 
 def _read_fingerprint(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_text())
-        return content if isinstance(content, dict) and {"spacings", INTENSITY} <= set(content) else None
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        content = read_json(path)
+        sizes = [np.asarray(content[key], float) for key in ("spacings", "shapes_after_crop")]
+        statistics = [float(v) for channel in content[INTENSITY].values() for v in channel.values()]
+        if statistics and all(s.ndim == 2 and s.shape[1] == 3 and np.isfinite(s).all() and (s > 0).all()
+                              for s in sizes):
+            return content
     return None
 
 
@@ -119,7 +111,7 @@ def open_target(dataset: str | int) -> Target:
     raw = _find(dataset, raw_root)
     content = _dataset_json(raw)
     cases = _cases(raw, content)
-    warnings = _check_masks(cases, content)
+    warnings = check_masks(cases, content)
     return Target(name=raw.name, raw=raw, preprocessed=preprocessed_root / raw.name, dataset_json=content, cases=cases,
                   warnings=tuple(warnings))
 
@@ -148,28 +140,32 @@ def _find(dataset: str | int, root: Path) -> Path:
 
 def _dataset_json(raw: Path) -> DatasetJson:
     try:
-        content = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+        content = read_json(raw / "dataset.json")
     except (OSError, ValueError) as error:
         raise TransferError(f"{raw.name}/dataset.json cannot be read ({error}); nnU-Net needs it with channel_names, "
                             "labels, numTraining and file_ending.") from error
+    if not isinstance(content, dict):
+        raise TransferError(f"{raw.name}/dataset.json holds a {type(content).__name__}, not an object.")
     if missing := [k for k in ("labels", "file_ending") if k not in content]:
         raise TransferError(f"{raw.name}/dataset.json lacks {' and '.join(missing)}; it has {sorted(content)}.")
     channel_names(content)
     head_names(content)
+    file_ending(content)
     try:
         LabelManager(content["labels"], content.get("regions_class_order"))
-    except (AssertionError, RuntimeError) as error:
+    except Exception as error:  # nnU-Net asserts, raises, or stumbles
         raise TransferError(f"nnU-Net refuses the labels of {raw.name}/dataset.json: {error}") from error
     return content
 
 
 def _cases(raw: Path, content: DatasetJson) -> dict[str, Case]:
     if "dataset" in content:
-        listed = get_filenames_of_train_images_and_targets(str(raw), json.loads(json.dumps(content)))
+        with reading(raw, "dataset.json"):
+            listed = get_filenames_of_train_images_and_targets(str(raw), json.loads(json.dumps(content)))
         cases = {name: Case(images=tuple(map(Path, files["images"])), mask=Path(files["label"]))
                  for name, files in listed.items()}
     else:
-        ending: str = content["file_ending"]
+        ending = file_ending(content)
         images: dict[str, list[Path]] = {}
         pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
         for path in sorted((raw / "imagesTr").glob(f"*{ending}")):
@@ -183,56 +179,17 @@ def _cases(raw: Path, content: DatasetJson) -> dict[str, Case]:
     if missing := [case.mask.name for case in cases.values() if not case.mask.is_file()]:
         raise TransferError(f"{raw.name}: {len(missing)} of {len(cases)} cases have no label file: labelsTr lacks "
                             f"{', '.join(missing[:_SHOWN])}. Add them, or take these cases out of imagesTr.")
-    _check_channels(raw, content, cases)
+    check_channels(raw, content, cases)
     return cases
-
-
-def _check_channels(raw: Path, content: DatasetJson, cases: dict[str, Case]) -> None:
-    named, counts = channel_names(content), {name: len(case.images) for name, case in cases.items()}
-    first = next(iter(cases))
-    # Files are not channels: one RGB image has three. So one case is read, and the others must have as many files.
-    images, _ = _own_reader(content, cases)().read_images([str(p) for p in cases[first].images])
-    if len(images) != len(named):
-        raise TransferError(f"{raw.name}: dataset.json names {len(named)} channels ({', '.join(named)}), but case "
-                            f"{first} has {len(images)} in {counts[first]} files. Correct channel_names or the files "
-                            "(_0000, _0001, ...).")
-    if odd := [f"{name} ({n})" for name, n in counts.items() if n != counts[first]]:
-        raise TransferError(f"{raw.name}: case {first} has {counts[first]} image files, but {', '.join(odd[:_SHOWN])} "
-                            "not; every case needs all channels.")
-
-
-def _own_reader(content: DatasetJson, cases: dict[str, Case]) -> type:
-    example = str(next(iter(cases.values())).images[0])
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints a traceback for each reader that does not fit
-            return determine_reader_writer_from_dataset_json(content, example, verbose=False)
-    except RuntimeError as error:
-        raise TransferError(f"No reader of nnU-Net opens {Path(example).name}: {error}") from error
-
-
-def _check_masks(cases: dict[str, Case], content: DatasetJson) -> list[str]:
-    manager = LabelManager(content["labels"], content.get("regions_class_order"))
-    allowed = {*map(int, manager.all_labels), *([] if manager.ignore_label is None else [manager.ignore_label])}
-    reader, used = _own_reader(content, cases)(), set()
-    for case in list(cases.values())[:_MAX_MASKS_READ]:
-        values = {float(v) for v in np.unique(reader.read_seg(str(case.mask))[0])}
-        if unknown := sorted(values - allowed):
-            raise TransferError(f"Mask {case.mask.name} holds the values {[f'{v:g}' for v in unknown][:5]}, which "
-                                f"dataset.json does not name; it has {content['labels']}. Add the labels, or correct "
-                                "the masks.")
-        used |= values
-    unused = sorted(v for v in manager.foreground_labels if v not in used)
-    if len(cases) > _MAX_MASKS_READ or not unused:
-        return []
-    names = [n for n, v in content["labels"].items() if set(np.ravel(v)) <= set(unused)]
-    return [f"no case holds {', '.join(names)}: what the donor knows of it may be forgotten"] if names else []
 
 
 def _describe_split(path: Path, cases: list[str]) -> str:
     try:
-        folds = json.loads(path.read_text())
+        folds = read_json(path)
         named = {case for fold in folds for part in ("train", "val") for case in fold[part]}
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(case, str) for case in named):
+            raise TypeError("a case is no name")
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise TransferError(f"{path.name} in nnUNet_preprocessed cannot be read ({error!r}); correct or delete it.") \
             from error
     if unknown := sorted(named - set(cases)):

@@ -197,7 +197,8 @@ def extractions(monkeypatch):
 
 
 def fingerprint(n, mean=1.0):
-    return {"spacings": [[1.0, 1.0, 1.0]] * n, "foreground_intensity_properties_per_channel": {"0": {"mean": mean}}}
+    return {"spacings": [[1.0, 1.0, 1.0]] * n, "shapes_after_crop": [[20, 24, 18]] * n,
+            "foreground_intensity_properties_per_channel": {"0": {"mean": mean}}}
 
 
 def test_fingerprint_is_extracted_once_and_again_when_cases_came(dataset, extractions):
@@ -207,6 +208,36 @@ def test_fingerprint_is_extracted_once_and_again_when_cases_came(dataset, extrac
     (target.preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint(2)))
     extractions.append(fingerprint(3, mean=7.0))
     assert target.fingerprint() == fingerprint(3, mean=7.0)
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, "[]", "null", json.dumps(fingerprint(3) | {"spacings": [[0, 0, 0]] * 3}),
+                                    json.dumps(fingerprint(3) | {"shapes_after_crop": "x"}), json.dumps({"spacings": []})])
+def test_a_damaged_fingerprint_is_extracted_again(dataset, extractions, damage):
+    target = open_target(901)
+    target.preprocessed.mkdir()
+    (target.preprocessed / "dataset_fingerprint.json").write_text(damage)
+    extractions.append(fingerprint(3))
+    assert target.fingerprint() == fingerprint(3)
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    ({"file_ending": "/../../**/*"}, "file_ending"), ({"file_ending": 3}, "file_ending"),
+    ({"labels": {"background": 0, "a": "x"}}, "whole number"), ({"labels": {"background": 0, "a": []}}, "whole number"),
+    ({"labels": {"background": 0, "a": 0.5}}, "whole number"), ({"labels": {"background": 0, "a": float("nan")}}, "whole number"),
+    ({"overwrite_image_reader_writer": "np"}, "no reader of nnU-Net"), ({"overwrite_image_reader_writer": 3}, "No reader"),
+    ({"dataset": 5}, "dataset.json cannot be read")])
+def test_entries_of_dataset_json_that_cannot_be_are_named(dataset, change, match):
+    edit_json(dataset, **change)
+    with pytest.raises(TransferError, match=match):
+        open_target(901)
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_a_damaged_image_is_named(dataset, folder):
+    path = sorted((dataset / folder).iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(TransferError, match="case_000"):
+        open_target(901)
 
 
 def test_what_the_extractor_cannot_read_is_named(dataset, extractions):
