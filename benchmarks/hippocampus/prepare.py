@@ -1,8 +1,9 @@
 """Data sets, donors and shots for the hippocampus benchmark, from a folder of the Decathlon's Task04.
 
-    python benchmarks/hippocampus/prepare.py TASK04 OUT
+    python benchmarks/hippocampus/prepare.py TASK04 OUT [--train-donors]
 
-Writes nnU-Net's three folders below OUT. Cases are split by runs of consecutive ids, because neighbours may be the two
+The donors lie beside this file (donors/, pretrained with stock nnU-Net by --train-donors, weights without optimiser
+state), so that all results are of the same ones. Writes nnU-Net's three folders below OUT. Cases are split by runs of consecutive ids, because neighbours may be the two
 sides of one person. Source acquisition: float files; target acquisition: uint8 files, which are measurably smoother.
 
     841 source     donor cases, Anterior and Posterior          842 merged     the same cases, both labels merged
@@ -123,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="Task04_Hippocampus of the Medical Segmentation Decathlon")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--train-donors", action="store_true", help="pretrain new donors instead of the ones kept here")
     options = parser.parse_args()
     steps = Steps(options.out.resolve(), total=4)
     steps.announce("Write the data sets")
@@ -139,7 +141,9 @@ def main() -> None:
         for kind, name in (("imagesTr", f"{case}_0000"), ("labelsTr", case)):
             (held_out / kind).mkdir(parents=True, exist_ok=True)
             (held_out / kind / f"{name}.nii.gz").write_bytes((options.data / kind / f"{case}.nii.gz").read_bytes())
-    for number in (841, 842):
+    if not options.train_donors:
+        shutil.copytree(Path(__file__).parent / "donors", steps.out / "donors", dirs_exist_ok=True)
+    for number in (841, 842) if options.train_donors else ():
         steps.announce(f"Train the donor {NAMES[number]} with stock nnU-Net")
         prepare_donor(steps, number, {"train": training, "val": validation})
         steps.run("nnUNetv2_train", number, "3d_fullres", 0, "-p", PLANS, "-tr", TRAINER, "-device", "cpu", epochs=10)
