@@ -2,9 +2,10 @@
 
     python benchmarks/hippocampus/prepare.py TASK04 OUT [--train-donors]
 
-The donors lie beside this file (donors/, pretrained with stock nnU-Net by --train-donors, weights without optimiser
-state), so that all results are of the same ones. Writes nnU-Net's three folders below OUT. Cases are split by runs of consecutive ids, because neighbours may be the two
-sides of one person. Source acquisition: float files; target acquisition: uint8 files, which are measurably smoother.
+The donors lie beside this file in donors/, so that all results are of the same ones; --train-donors pretrains new ones
+with stock nnU-Net. Writes nnU-Net's three folders below OUT. Cases are split by runs of consecutive ids, because
+neighbours may be the two sides of one person. Source acquisition: float files; target acquisition: uint8 files, which
+are measurably smoother.
 
     841 source     donor cases, Anterior and Posterior          842 merged     the same cases, both labels merged
     843 target     target acquisition                           844 virtual    the same through the virtual scanner
@@ -141,8 +142,6 @@ def main() -> None:
         for kind, name in (("imagesTr", f"{case}_0000"), ("labelsTr", case)):
             (held_out / kind).mkdir(parents=True, exist_ok=True)
             (held_out / kind / f"{name}.nii.gz").write_bytes((options.data / kind / f"{case}.nii.gz").read_bytes())
-    if not options.train_donors:
-        shutil.copytree(Path(__file__).parent / "donors", steps.out / "donors", dirs_exist_ok=True)
     for number in (841, 842) if options.train_donors else ():
         steps.announce(f"Train the donor {NAMES[number]} with stock nnU-Net")
         prepare_donor(steps, number, {"train": training, "val": validation})
@@ -156,6 +155,8 @@ def main() -> None:
         steps.run("nnunet-dante", "shots", "-d", number, "-k", "1", "-k", "2", "-k", "4", "-k", "8", "-k", "all",
                   "--seeds", 3, "--val", VALIDATION, "--groups", steps.out / f"groups_{number}.json",
                   "--test", steps.out / f"test_{number}.json")
+    if not options.train_donors:
+        shutil.copytree(Path(__file__).parent / "donors", steps.out / "donors", dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Everything of the hippocampus benchmark from a data folder: prepare, run a protocol, compare.
 
-    python benchmarks/hippocampus/run.py TASK04 OUT [--protocol search.toml] [--jobs 2]
+    python benchmarks/hippocampus/run.py TASK04 OUT [--protocol search.toml] [--jobs 2] [--go-on]
 
 OUT/<protocol>/ holds the results, OUT/<protocol>/report the report. Stopped at any moment, the same command goes on.
+--go-on starts from the results in benchmarks/results/hippocampus instead of from none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nnunet_dante.evaluation.results import read_results, write_result
+from nnunet_dante.protocol.protocol import slug
+
 HERE = Path(__file__).parent
+KEPT = HERE.parent / "results" / "hippocampus"
+
+
+def unpack(results: Path, name: str) -> None:
+    """Give `results` the runs that are kept in the repository."""
+    shutil.copytree(KEPT / name, results, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs.json"))
+    for run in read_results(KEPT / name / "runs.json"):
+        file = f"{slug(run.experiment)}__{slug(run.method)}__k{run.shots:03d}__s{run.seed}"
+        write_result(run, results / "runs" / f"{file}.json")
 
 
 def main() -> None:
@@ -23,14 +36,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--protocol", default="protocol.toml", help="search.toml tunes on development cases")
     parser.add_argument("--jobs", default="1")
+    parser.add_argument("--go-on", action="store_true", help="from the results kept in the repository")
     options = parser.parse_args()
     out = options.out.resolve()
-    if not (out / "donors" / "merged" / "fold_0" / "checkpoint_final.pth").is_file():
+    if not (out / "donors").is_dir():
         subprocess.run([sys.executable, HERE / "prepare.py", options.data, out], check=True)
     shutil.copy(HERE / options.protocol, out / options.protocol)
     folders = {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     environment = os.environ | folders | {"nnUNet_compile": "f", "nnUNet_def_n_proc": "1"}
     results = out / Path(options.protocol).stem
+    if options.go_on and not results.exists():
+        unpack(results, results.name)
     for command in (["benchmark", out / options.protocol, "-o", results, "--jobs", options.jobs],
                     ["compare", results, "-o", results / "report"]):
         subprocess.run([sys.executable, "-m", "nnunet_dante.cli", *command], check=True, env=environment)
