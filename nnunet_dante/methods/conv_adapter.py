@@ -11,7 +11,7 @@ from ..errors import ConfigurationError
 from ..freezing.groups import low_rank_targets, stem_modules
 from ..peft.inject import attach
 from ..peft.pointwise import PointwiseDelta, has_centre
-from .efficient import ParameterEfficient, heads_and, is_factor
+from .efficient import ParameterEfficient, heads_and, is_factor, outside_decoder
 from .plan import TrainingPlan, constant_plan
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -23,14 +23,18 @@ class ConvAdapter(ParameterEfficient):
 
     It is linear, so it is trained as an update of the kernel's centre and is gone after training. Convolutions with an
     even kernel size have no centre, and transposed convolutions are none of the source's: both stay frozen.
+
+    full_decoder: train the decoder in full instead (FSEFT does so for organs that are new, at a rate of 1e-4).
     """
 
     lr: float = 1e-2
+    full_decoder: bool = False
 
     def adapt(self, network: nn.Module) -> None:
         """Add the updates; the weights under them are frozen."""
-        convs: list[Any] = [m for m in (*stem_modules(network), *low_rank_targets(network))
-                            if isinstance(m, _CONVS) and has_centre(m.weight.shape)]
+        layers: tuple[Any, ...] = (*stem_modules(network), *low_rank_targets(network))
+        layers = outside_decoder(network, layers) if self.full_decoder else layers
+        convs = [m for m in layers if isinstance(m, _CONVS) and has_centre(m.weight.shape)]
         if not convs:
             raise ConfigurationError(f"this {type(network).__name__} has no convolutions whose kernel sizes are all "
                                      f"odd, so none can have a parallel 1x1 convolution; use nnUNetTrainerLoRA.")
@@ -38,4 +42,4 @@ class ConvAdapter(ParameterEfficient):
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return one stage: updates and heads."""
-        return constant_plan(heads_and(network, is_factor(network)))
+        return constant_plan(heads_and(network, is_factor(network), full_decoder=self.full_decoder))

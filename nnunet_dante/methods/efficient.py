@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import Group
+from ..freezing.groups import Group, parameter_groups
 from ..peft.inject import adapted, update
 from .base import Method
 from .plan import trained_groups, without_encoder
@@ -37,6 +37,16 @@ def heads_and(network: nn.Module, choice: Choice, *, full_decoder: bool = False)
         raise ConfigurationError(f"this {type(network).__name__} has nothing that this method trains besides the head; "
                                  f"use nnUNetTrainerHeadOnly or nnUNetTrainerLoRA.")
     return found
+
+
+def outside_decoder(network: nn.Module, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    """Return those of `modules` that are no part of head and decoder.
+
+    Raises:
+        ConfigurationError: the network has no decoder apart from its head.
+    """
+    decoder = {id(p) for g in without_encoder(parameter_groups(network)) for _, p in g.parameters}
+    return tuple(m for m in modules if not any(id(p) in decoder for p in m.parameters()))
 
 
 def is_factor(network: nn.Module) -> Choice:

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import Group, low_rank_targets, parameter_groups
+from ..freezing.groups import Group, low_rank_targets
 from ..freezing.schedule import Schedule, Stage, constant
 from ..peft.decomposed import DecomposedLowRank
 from ..peft.inject import attach, checked_layers
 from ..peft.low_rank import LowRankDelta, capped_rank
-from .efficient import ParameterEfficient
+from .efficient import ParameterEfficient, outside_decoder
 from .patterns import matching, weight_names
 from .plan import TrainingPlan, trained_groups, without_encoder
 
@@ -66,8 +66,8 @@ class LoRA(ParameterEfficient):
         """Return weight name -> layer of what can be adapted: all but stem and heads, of encoder or decoder alone."""
         modules = low_rank_targets(network)
         if not self.encoder or self.full_decoder:
-            decoder = {id(p) for g in without_encoder(parameter_groups(network)) for _, p in g.parameters}
-            modules = tuple(m for m in modules if self.full_decoder != any(id(p) in decoder for p in m.parameters()))
+            outside = outside_decoder(network, modules)
+            modules = outside if self.full_decoder else tuple(m for m in modules if m not in outside)
         return weight_names(network, modules)
 
     def low_rank_modules(self, network: nn.Module) -> dict[nn.Module, int]:

@@ -131,8 +131,10 @@ class DanteMixin(_Base):
         """Keep the start values of everything that will change, for the adapter."""
         state = self.bare_network.state_dict()
         trained = [name for group in self.training_plan.groups for name, _ in group.parameters]
+        statistics = [f"{prefix}.{name}" for prefix, module in self.bare_network.named_modules()
+                      if isinstance(module, _NormBase) for name, _ in module.named_buffers(recurse=False)]
         self.base = {name: state[name].detach().cpu().clone()
-                     for name in [*adapted(self.bare_network), *trained] if name in state}
+                     for name in [*adapted(self.bare_network), *trained, *statistics] if name in state}
         self.base_sha256 = weights_sha256(state)
 
     def _score_before_training(self) -> None:

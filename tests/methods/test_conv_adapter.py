@@ -32,3 +32,13 @@ def test_even_kernels_stay_frozen():
 def test_a_network_without_odd_kernels_is_refused():
     with pytest.raises(ConfigurationError, match="nnUNetTrainerLoRA"):
         ConvAdapter().adapt(tiny.primus())
+
+
+def test_full_decoder_trains_the_decoder_as_it_is():
+    network = tiny.residual_unet()
+    method = ConvAdapter(full_decoder=True)
+    method.adapt(network)
+    method.plan(network).restrict(network)
+    assert adapted(network) and all(n.startswith("encoder") for n in adapted(network))
+    assert {n for n, p in network.named_parameters() if n.startswith("decoder")} == {
+        n for n, p in network.named_parameters() if p.requires_grad and not n.endswith("pointwise")}

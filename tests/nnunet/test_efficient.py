@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from running import build, train
+from running import build, prepare, train
 
 from nnunet_dante.methods import LoRA, ParameterEfficient
 from nnunet_dante.nnunet import trainers
@@ -83,3 +84,27 @@ def test_resume_apply_and_remove_are_exact(prepared, monkeypatch, tmp_path, cls)
     resumed.run_training()
     assert same(weights(folder / "checkpoint_final.pth"), final)
     assert resumed.logger.get_value("train_losses", None) == whole.logger.get_value("train_losses", None)
+
+
+@pytest.mark.slow
+def test_running_statistics_of_batch_norms_are_part_of_the_adapter(tmp_path, monkeypatch):
+    plain = tiny.plans
+
+    def with_batch_norm(*arguments, **options):
+        plans = plain(*arguments, **options)
+        for dim, name in ((2, "2d"), (3, "3d_fullres"), (3, "3d_lowres")):
+            network = plans["configurations"][name]["architecture"]["arch_kwargs"]
+            network["norm_op"] = f"torch.nn.modules.batchnorm.BatchNorm{dim}d"
+        return plans
+
+    monkeypatch.setattr(tiny, "plans", with_batch_norm)
+    ready = prepare(tmp_path).activate(monkeypatch)
+    trainer = train(trainers.nnUNetTrainerNormAffine, ready)
+    folder, start = Path(trainer.output_folder), ready.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth"
+    final = weights(folder / "checkpoint_final.pth")
+    moved = [k for k in final if k.endswith("running_mean") and not torch.equal(final[k], weights(start)[k])]
+    assert moved
+    apply(start, folder / "adapter.safetensors", tmp_path / "merged.pth")
+    assert same(weights(tmp_path / "merged.pth"), final)
+    remove(tmp_path / "merged.pth", tmp_path / "removed.pth")
+    assert same(weights(tmp_path / "removed.pth"), weights(start))

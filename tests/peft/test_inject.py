@@ -259,9 +259,9 @@ def test_state_dict_keys_below_a_wrapper():
     wrapped.load_state_dict(wrapped.state_dict(), strict=True)
 
 
-def test_it_compiles_to_one_graph_and_keeps_its_keys():
+def test_it_compiles_to_one_graph_and_keeps_its_keys(add):
     network = tiny.plain_unet(2)
-    inject_all(network)
+    add(network)
     stir(network)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     x = torch.rand(1, 1, 16, 16)
