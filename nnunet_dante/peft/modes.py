@@ -1,0 +1,32 @@
+"""Borrowing a network for a moment: as in prediction, then again as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Norms and dropout as in prediction; afterwards the mode of each module as it was, frozen norms included."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def all_requiring_gradients(network: nn.Module) -> Iterator[None]:
+    """Every parameter requires a gradient; afterwards each as it was."""
+    required = {p: p.requires_grad for p in network.parameters()}
+    network.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in required.items():
+            parameter.requires_grad_(requires_grad)
