@@ -58,17 +58,24 @@ def demo(out: Path, data: Path | None) -> None:
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.")
 @click.option("--rank", type=click.IntRange(1), help="Rank of the low-rank factors.")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Scale of the low-rank delta: alpha / rank.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Any option of any method, such as l2_sp=0.01; repeatable.")
 @click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
-def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, **options) -> None:
+def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, settings,
+             **options) -> None:
     """Make a pretrained nnU-Net the start of a training on your data set.
 
     SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, or a bare checkpoint.
     """
+    from .nnunet.overrides import parse_overrides
     from .nnunet.transfer import transfer as run
 
-    overrides = {"epochs": epochs, "iterations": iterations, "val_iterations": val_iterations, "lr": lr, "rank": rank,
-                 "alpha": alpha}
-    report = run(source, dataset, overrides={k: v for k, v in overrides.items() if v is not None}, **options)
+    flags = {"epochs": epochs, "iterations": iterations, "val_iterations": val_iterations, "lr": lr, "rank": rank,
+             "alpha": alpha}
+    overrides = {k: v for k, v in flags.items() if v is not None}
+    if twice := overrides.keys() & (parsed := parse_overrides(settings)).keys():
+        raise click.BadParameter(f"{min(twice)} has a flag of its own here; give one of them.", param_hint="--set")
+    report = run(source, dataset, overrides=overrides | parsed, **options)
     click.echo(str(report))
 
 

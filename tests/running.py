@@ -47,6 +47,15 @@ def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str 
     return Prepared(root, dataset, donor)
 
 
+def with_overrides(prepared, **overrides) -> dict:
+    """Return the plans with further overrides, as `transfer` writes them."""
+    from nnunet_dante.nnunet import dante_block
+
+    plans = json.loads((prepared.preprocessed / "nnUNetDantePlans.json").read_text())
+    block = dante_block.read_dante_block(plans)
+    return plans | {"dante": dante_block.with_overrides(block, block["overrides"] | overrides)}
+
+
 def build(trainer, prepared, *, plans=None, configuration="3d_fullres", fold=0, resume=False, pretrained=None):
     """Return the trainer, with checkpoint or pretrained weights loaded as `nnUNetv2_train` loads them."""
     from nnunetv2.run.run_training import maybe_load_checkpoint

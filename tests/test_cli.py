@@ -27,6 +27,14 @@ def test_bad_options_are_named_before_anything_is_done(option, value, tmp_path):
     assert done.exit_code == 2 and option in done.output and value in done.output
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    (["--set", "l2sp=1"], "'l2sp' is unknown; allowed are"), (["--set", "l2_sp"], "is not KEY=VALUE"),
+    (["--set", "lr=0.1", "--lr", "0.2"], "lr has a flag of its own")])
+def test_bad_settings_are_named_before_anything_is_done(options, message, tmp_path):
+    done = run("transfer", tmp_path, "-d", "1", *options)
+    assert done.exit_code in (1, 2) and message in done.output
+
+
 def test_env_prints_a_line_for_the_shell(monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", "/mine")
     said = run("env").output

@@ -1,9 +1,12 @@
-"""The "dante" block of a plans file: where a training starts, and the numbers it overrides.
+"""The "dante" block of a plans file: where a training starts, and the numbers and options it overrides.
 
     {"format": 1, "version": "...",
      "start_weights": {configuration: {"file", "sha256", "donor": {...}, "label_map", "channel_map",
                                        "mirroring_axes"}},
-     "overrides": {"epochs", "iterations", "val_iterations", "lr", "rank", "alpha"}}   # only those given
+     "overrides": {"epochs", "iterations", "val_iterations", "lr", "rank", "alpha"},   # only those given
+     "options": {...}}                                                                  # the others, only if given
+
+Options stand apart because version 0.1.0 refuses overrides that it does not know; it reads these plans without them.
 """
 
 from __future__ import annotations
@@ -15,40 +18,30 @@ from typing import Any
 from .. import __version__
 from ..errors import ConfigurationError
 from ..types import Plans
+from .overrides import OVERRIDES, checked_overrides, known_overrides
 
 FORMAT = 1
-OVERRIDES = {"epochs": int, "iterations": int, "val_iterations": int, "lr": float, "rank": int, "alpha": float}
 
 
 def new_dante_block(configuration: str, entry: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the block for one configuration's start weights."""
-    return {"format": FORMAT, "version": __version__, "start_weights": {configuration: dict(entry)},
-            "overrides": checked_overrides(overrides)}
+    return with_overrides({"format": FORMAT, "version": __version__, "start_weights": {configuration: dict(entry)}},
+                          checked_overrides(overrides))
 
 
-def checked_overrides(overrides: Mapping[str, Any]) -> dict[str, int | float]:
-    """Return the given numbers (None counts as not given), positive and of the right kind.
-
-    Raises:
-        ConfigurationError: an unknown name or a value out of range.
-    """
-    checked: dict[str, int | float] = {}
-    for name, value in overrides.items():
-        if name not in OVERRIDES:
-            raise ConfigurationError(f"Override {name!r} is unknown; allowed are {sorted(OVERRIDES)}.")
-        if value is None:
-            continue
-        kind = OVERRIDES[name]
-        valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-        if not valid or kind(value) != value:
-            raise ConfigurationError(f"Override {name} is {value!r}; it must be a positive "
-                                     f"{'whole number' if kind is int else 'number'}.")
-        checked[name] = kind(value)
-    return checked
+def with_overrides(block: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the block with exactly these overrides."""
+    options = {name: value for name, value in overrides.items() if name not in OVERRIDES}
+    block = {name: value for name, value in block.items() if name != "options"}
+    return {**block, "overrides": {name: value for name, value in overrides.items() if name in OVERRIDES},
+            **({"options": options} if options else {})}
 
 
 def read_dante_block(plans: Plans) -> dict[str, Any]:
     """Return the plans' "dante" block, validated; without one, empty "start_weights" and "overrides".
+
+    Its "overrides" hold the options, too. Names that no method of this version has are kept, unchecked: they may belong
+    to a later version, or to a method of the user's own.
 
     Raises:
         ConfigurationError: the block is damaged or of a newer format.
@@ -73,4 +66,8 @@ def read_dante_block(plans: Plans) -> dict[str, Any]:
         if not re.fullmatch(r"[^/\\]+\.pth", file) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise ConfigurationError(f'The "dante" block names the start weights {file!r} (sha256 {sha256!r}) for '
                                      f"{configuration!r}; it needs a .pth file name without folders and 64 hex digits.")
-    return {**block, "start_weights": entries, "overrides": checked_overrides(block.get("overrides", {}))}
+    overrides = {**block.get("options", {}), **block.get("overrides", {})}
+    unknown = {name: value for name, value in overrides.items() if name not in known_overrides()}
+    known = checked_overrides({name: value for name, value in overrides.items() if name not in unknown})
+    return {**{name: value for name, value in block.items() if name != "options"}, "start_weights": entries,
+            "overrides": known | unknown}

@@ -12,7 +12,7 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 
 from ..errors import ConfigurationError
 from ..types import Plans
-from .dante_block import read_dante_block
+from .dante_block import read_dante_block, with_overrides
 from .names import match
 
 __all__ = ["ChannelPlan", "PlansReport", "merge_plans", "read_dante_block", "retarget_plans"]
@@ -185,5 +185,5 @@ def merge_plans(existing: Plans, new: Plans, *, configuration: str) -> Plans:
     merged = deepcopy(existing)
     merged["configurations"] |= new["configurations"]
     merged["dante"]["start_weights"] |= new["dante"]["start_weights"]
-    merged["dante"]["overrides"] = block["overrides"] | new["dante"]["overrides"]
+    merged["dante"] = with_overrides(merged["dante"], block["overrides"] | read_dante_block(new)["overrides"])
     return merged

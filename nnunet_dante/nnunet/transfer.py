@@ -19,10 +19,11 @@ from ..peft.bottleneck import is_added
 from ..types import PathLike, Plans, StateDict
 from .checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
 from .compatibility import TransferReport
-from .dante_block import checked_overrides, new_dante_block
+from .dante_block import new_dante_block, read_dante_block
 from .donor import Donor, open_donor
 from .names import channel_names, has_regions, head_names, match, previous_stage_names
 from .network import build_network, head_rows, stem_weights
+from .overrides import checked_overrides
 from .plans import PlansReport, merge_plans, retarget_plans
 from .surgery import NameReport, Rows, head_surgery, stem_surgery
 from .target import Target, open_target
@@ -31,13 +32,13 @@ from .target import Target, open_target
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
              plans_name: str = "nnUNetDantePlans", checkpoint: str = "checkpoint_final.pth",
              batch_size: int | None = None, intensity: str = "donor", preprocess: bool = False,
-             overrides: Mapping[str, int | float] | None = None, trust: bool = False,
+             overrides: Mapping[str, Any] | None = None, trust: bool = False,
              num_processes: int | None = None) -> TransferReport:
     """Write plans, dataset.json, fingerprint, start weights and a report for `dataset` into nnUNet_preprocessed.
 
     source: model folder, zip of `nnUNetv2_export_model_to_zip`, or checkpoint. configuration and fold choose among
-    what the source holds. intensity: whose statistics CT normalisation uses, "donor" or "target". overrides: numbers
-    for the trainings (epochs, iterations, val_iterations, lr, rank, alpha). num_processes: default nnU-Net's.
+    what the source holds. intensity: whose statistics CT normalisation uses, "donor" or "target". overrides: of
+    the trainings: iterations and val_iterations, and any option of any method. num_processes: default nnU-Net's.
     Fingerprint and preprocessing start processes, so a script that calls this needs `if __name__ == "__main__":`.
 
     Raises:
@@ -61,7 +62,7 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
         plans_file=file.name, start_weights=entry["file"], start_weights_sha256=entry["sha256"], plans=plans_report,
         intensity=intensity, reader=plans["image_reader_writer"], cases=len(target.cases), split=target.write_split(),
         batch_size=PlansManager(plans).get_configuration(donor.configuration).batch_size,
-        mirroring_axes=donor.mirroring_axes, overrides=plans["dante"]["overrides"],
+        mirroring_axes=donor.mirroring_axes, overrides=read_dante_block(plans)["overrides"],
         fold="all" if len(target.cases) == 1 else "0", **facts,
         preprocess="" if preprocess else _preprocess_command(target, plans, donor.configuration),
         notes=(*target.warnings, *_trainer_note(donor), *(stale if not preprocess else ())))
@@ -105,6 +106,9 @@ def _check_dimensions(donor: Donor, plans: Plans, target: Target) -> None:
 def _trainer_note(donor: Donor) -> tuple[str, ...]:
     if donor.network_trainer == "nnUNetTrainer":
         return ()
+    if any(map(is_added, donor.weights)):
+        return (f"the donor's network holds modules that {donor.network_trainer} added: train it further with -tr "
+                f"{donor.network_trainer}, as no other trainer builds this network",)
     return (f"the donor's network is built by its trainer {donor.network_trainer}, not by the plans: train it with "
             f"`class MyTrainer(DanteMixin, {donor.network_trainer})`, not with the trainers that come along",)
 
@@ -118,9 +122,6 @@ def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dic
         torch.random.default_generator.manual_seed(0)
         network = build_network(plans, new, donor.configuration, trainer_name=donor.network_trainer, trust=donor.trust)
     old_rows, new_rows = (Rows(names=head_names(d), regions=has_regions(d)) for d in (old, new))
-    if any(map(is_added, donor.weights)):
-        return (f"the donor's network holds modules that {donor.network_trainer} added: train it further with -tr "
-                f"{donor.network_trainer}, as no other trainer builds this network",)
     weights, labels = head_surgery(donor.weights, heads=head_rows(network), donor=old_rows, target=new_rows)
     stems = stem_weights(plans, new, donor.configuration, trainer_name=donor.network_trainer, trust=donor.trust)
     weights, channels, previous = stem_surgery(
@@ -166,7 +167,7 @@ def _shared_slices(tensor: Tensor, old: Tensor, dim: int) -> int:
 
 
 def _write(donor: Donor, target: Target, plans: Plans, weights: StateDict,
-           overrides: Mapping[str, int | float]) -> tuple[tuple[str, ...], Plans, Path]:
+           overrides: Mapping[str, Any]) -> tuple[tuple[str, ...], Plans, Path]:
     """Write weights, dataset.json, plans (last: they name the weights); warn of data preprocessed by older plans."""
     folder = target.preprocessed
     file = folder / f"{plans['plans_name']}.json"
