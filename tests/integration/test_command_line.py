@@ -124,6 +124,26 @@ def test_pretrained_weights_option_of_nnunet_works(shell):
     assert "Loading pretrained weights" in log and "Mean Validation Dice" in log
 
 
+def test_added_modules_train_validate_and_predict_where_their_trainer_is_found(shell):
+    name = "nnUNetTrainerAdaptFormer"
+    found = shell("nnunet-dante", "env").strip().split("=", 1)[1].strip('"')
+    words = [*TRAIN[:-3], name, *TRAIN[-2:]]
+    assert "cannot be merged into its weights" in shell("nnunet-dante", "train", *words)
+    for more in (["--c"], ["--val", "--val_best"]):
+        assert "Mean Validation Dice" in shell("nnUNetv2_train", *words, *more, nnUNet_extTrainer=found)
+    raw, out = shell.root / "nnUNet_raw/Dataset901_Tiny/imagesTr", shell.root / "predicted_added"
+    options = ["-i", raw, "-o", out, "-d", "901", "-c", "3d_fullres", "-f", "0", "-p", "nnUNetDantePlans",
+               "-tr", name, "-device", "cpu", "-npp", "1", "-nps", "1"]
+    assert name in shell("nnUNetv2_predict", *options, fails=True)
+    shell("nnUNetv2_predict", *options, nnUNet_extTrainer=found)
+    assert len(list(out.glob("*.nii.gz"))) == 5
+    file = shell.root / "added.model"
+    fold = Path(str(shell.fold).replace("nnUNetTrainerLoRA", name))
+    shell("nnunet-dante", "export", fold.parent, "-o", file)
+    for path in (fold / "checkpoint_final.pth", file):
+        assert name in shell("nnunet-dante", "inspect", path)
+
+
 def test_own_trainer_from_the_examples(shell):
     examples = Path(__file__).parents[2] / "examples/own_trainers"
     log = shell("nnunet-dante", "train", *TRAIN[:2], "2", *TRAIN[3:-4], "-tr", "nnUNetTrainerInputFirst", "-device", "cpu",
