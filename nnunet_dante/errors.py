@@ -29,6 +29,10 @@ class GradientAuditError(DanteError):
     """A parameter that should be trained receives no gradient."""
 
 
+class NonFiniteError(DanteError):
+    """A training has produced NaN or infinite numbers; the checkpoints on disk are from before."""
+
+
 class AdapterError(DanteError):
     """An adapter file is damaged, or does not belong to this base."""
 

@@ -31,6 +31,8 @@ def provenance(trainer: DanteMixin) -> dict:
         "label_map": entry.get("label_map"),
         "trainable_parameters": trainer.audit.trainable,
         "total_parameters": trainer.audit.total,
+        **trainer.steps,
+        "penalty": None if trainer.start_penalty is None else trainer.start_penalty.state(),
         "adapter": None,
     }
     if isinstance(method, ParameterEfficient):

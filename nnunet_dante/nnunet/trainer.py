@@ -8,6 +8,9 @@ Each override is short and calls super(): network, data, losses, validation and 
     on_train_epoch_start   the stage of this epoch
     save_checkpoint        stock keys, the stock trainer's name, provenance under "dante", written atomically
     load_checkpoint        base and factors apart again, random state: as if the training had never stopped
+
+Two more mixins under it serve the options of any method: further terms of the loss (objective.py), and the early end of
+a training (stopping.py).
 """
 
 from __future__ import annotations
@@ -34,14 +37,15 @@ from .adapter import extract
 from .checkpoint import load_checkpoint_safely, save_atomically, weights_sha256
 from .dante_block import read_dante_block
 from .lr import WarmupPolyLR
+from .objective import ObjectiveMixin
 from .provenance import provenance
 from .random_state import random_state, restore_random_state
+from .resume import refuse_changes
 from .start import load_start_weights
+from .stopping import StoppingMixin
 
-_Base: Any = object  # the stock trainer to the right of the mixin provides everything else
 
-
-class DanteMixin(_Base):
+class DanteMixin(StoppingMixin, ObjectiveMixin):
     """Fine-tune with `method`; stands left of a stock trainer: `class X(DanteMixin, nnUNetTrainer): method = LoRA()`.
 
     Start weights and overrides of the numbers come from the "dante" block of the plans, which `nnunet-dante
@@ -71,7 +75,16 @@ class DanteMixin(_Base):
         self.num_val_iterations_per_epoch = overrides.get("val_iterations", self.num_val_iterations_per_epoch)
         self.initial_lr, self.weight_decay = self.run_method.lr, self.run_method.weight_decay
         self.save_every = 10
+        used = {k: v for k, v in overrides.items() if k in self.run_method.known_overrides() | {*self.steps}}
+        if overrides:
+            self.print_to_log_file("Overrides in the plans:", used, "Not options of this trainer, ignored:",
+                                   {k: v for k, v in overrides.items() if k not in used})
         super().initialize()
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """The steps of an epoch, by the names of their overrides."""
+        return {"iterations": self.num_iterations_per_epoch, "val_iterations": self.num_val_iterations_per_epoch}
 
     @property
     def bare_network(self) -> nn.Module:
@@ -96,7 +109,7 @@ class DanteMixin(_Base):
         self.training_plan.set_stage(0)
         network.register_load_state_dict_post_hook(self._weights_were_loaded)
         optimizer = torch.optim.AdamW(self.training_plan.optimiser_groups(), lr=method.lr,
-                                      weight_decay=method.weight_decay)
+                                      weight_decay=0.0 if method.l2_sp else method.weight_decay)
         return optimizer, WarmupPolyLR(optimizer, initial_lr=method.lr, epochs=method.epochs,
                                        warmup_epochs=method.warmup_epochs)
 
@@ -197,6 +210,7 @@ class DanteMixin(_Base):
             return
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        self.refuse_not_finite(checkpoint["network_weights"], filename)
         checkpoint["trainer_name"] = self.stock_trainer_name
         checkpoint["dante"] = provenance(self) | {"random_state": random_state()}
         save_atomically(checkpoint, filename)
@@ -208,15 +222,21 @@ class DanteMixin(_Base):
                     if issubclass(c, nnUNetTrainer) and not issubclass(c, DanteMixin))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Load a checkpoint; one of this package continues as if it had never stopped."""
+        """Load a checkpoint; one of this package continues as if it had never stopped, or not at all."""
+        checkpoint = load_checkpoint_safely(filename_or_checkpoint, trust=True)
+        if not self.was_initialized:
+            self.initialize()
+        if self.logger.resume:  # --c; validation (--val) takes the weights as they are
+            refuse_changes(checkpoint, filename_or_checkpoint, method=self.run_method, plans=self.plans_manager.plans,
+                           dataset_json=self.dataset_json, steps=self.steps)
         super().load_checkpoint(filename_or_checkpoint)
-        dante = load_checkpoint_safely(filename_or_checkpoint, trust=True).get("dante", {})
+        dante = checkpoint.get("dante", {})
         if adapter := dante.get("adapter"):
             self.base, self.base_sha256 = adapter["base"], dante["base_sha256"]
             load_split(self.bare_network, base={name: self.base[name] for name in adapted(self.bare_network)},
                        factors=adapter["factors"])
         self.start_dice, self.start_source = dante.get("start_dice", {}), dante.get("start_source", "unknown")
-        self.resume_random_state = dante.get("random_state")
+        self.resume_random_state, self.resumed_penalty = dante.get("random_state"), dante.get("penalty")
 
     def on_train_end(self) -> None:
         """Write the adapter beside checkpoint_final."""

@@ -1,0 +1,30 @@
+"""Whether weights are numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+_SHOWN = 5
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of tensors that hold NaN or infinite numbers; waits for the device once."""
+    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
+    if not named:
+        return []
+    bad = torch.stack([~tensor.detach().isfinite().all() for _, tensor in named]).tolist()
+    return [name for (name, _), wrong in zip(named, bad) if wrong]
+
+
+def not_finite_weights(network: nn.Module) -> list[str]:
+    """Return the names of parameters and buffers that hold NaN or infinite numbers, each tensor once."""
+    return not_finite([*network.named_parameters(), *network.named_buffers()])
+
+
+def described(names: list[str]) -> str:
+    """Return how many tensors are not finite, and the first of them."""
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"{len(names)} tensors hold NaN or infinite numbers: {', '.join(names[:_SHOWN])}{more}"

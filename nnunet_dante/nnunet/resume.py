@@ -1,0 +1,66 @@
+"""Whether a training may continue: what has changed since its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from ..errors import ConfigurationError
+from ..methods import Method
+from ..types import Plans
+
+_DATASET_KEYS = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")
+
+
+def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: Method, plans: Plans,
+                   dataset_json: Mapping[str, Any], steps: Mapping[str, int]) -> None:
+    """Refuse to continue `checkpoint` with other options, start weights, plans or labels than it was trained with.
+
+    nnU-Net reads plans and labels anew from the disk, without a look at the checkpoint's. More epochs are refused, too:
+    learning rate, stages and size prior are functions of their number, so the epochs behind would have been others.
+    A checkpoint of another package is not looked at. steps: "iterations" and "val_iterations" of an epoch.
+
+    Raises:
+        ConfigurationError: something differs; the message says what.
+    """
+    if not (dante := checkpoint.get("dante")):
+        return
+    then = checkpoint["init_args"]
+    lines = [*_method(dante, method),
+             *(f"{name} was {dante[name]}, is {now}" for name, now in steps.items() if dante.get(name, now) != now),
+             *_plans(then["plans"], plans, then["configuration"]),
+             *(f"{key} of dataset.json was {then['dataset_json'].get(key)}, is {dataset_json.get(key)}"
+               for key in _DATASET_KEYS if then["dataset_json"].get(key) != dataset_json.get(key))]
+    if lines:
+        raise ConfigurationError(
+            f"{Path(file).name} cannot be continued: since its training began, {'; '.join(lines)}. Put it back as it "
+            f"was (nnunet-dante transfer writes it into the plans), or train anew without --c. --val still validates "
+            f"it, and a finished model can be the MODEL of another transfer.")
+
+
+def _method(dante: Mapping[str, Any], method: Method) -> Iterator[str]:
+    if dante["method"] != type(method).__name__:
+        yield f"the method was {dante['method']}, is {type(method).__name__}"
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(method)}
+    for name, now in dataclasses.asdict(method).items():  # an option that came later was not there: its default then
+        if (before := dante.get("options", {}).get(name, defaults[name])) != now:
+            yield f"{name} was {before!r}, is {now!r}"
+
+
+def _plans(then: Plans, now: Plans, configuration: str) -> Iterator[str]:
+    skipped = ("configurations", "dante", "continue_training")
+    yield from (f"{key} of the plans has changed" for key in sorted(then.keys() | now.keys())
+                if key not in skipped and then.get(key) != now.get(key))
+    old, new = (PlansManager(p).get_configuration(configuration).configuration for p in (then, now))
+    yield from (f"{key} of configuration {configuration} was {old.get(key)}, is {new.get(key)}"
+                for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    start = [p.get("dante", {}).get("start_weights", {}).get(configuration, {}) for p in (then, now)]
+    if start[0].get("sha256") != start[1].get("sha256"):
+        donors = [f"{entry.get('donor', {}).get('source', 'none')} (sha256 {str(entry.get('sha256'))[:12]})"
+                  for entry in start]
+        yield f"the start weights were {donors[0]}, are {donors[1]}"

@@ -1,0 +1,100 @@
+"""The part of the trainer that ends a training early: on a plateau cleanly, on non-finite numbers with an error."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import NonFiniteError
+from ..types import ReadOnlyStateDict
+from .finite import described, not_finite, not_finite_weights
+from .plateau import MIN_GAIN, WINDOW, on_plateau
+
+_Base: Any = object
+_TOLERATED = 20  # steps in a row that a GradScaler may skip before the training counts as broken
+
+
+class _Plateau(Exception):
+    """Ends nnU-Net's loop over the epochs."""
+
+
+class StoppingMixin(_Base):
+    """Stop when the training loss is on a plateau (option stop_patience), and when loss or weights are not finite."""
+
+    def run_training(self) -> None:
+        """Run nnU-Net's loop; a plateau ends it as its last epoch would."""
+        try:
+            super().run_training()
+        except _Plateau as reason:
+            self.print_to_log_file(str(reason))
+            self.on_train_end()
+
+    def on_epoch_start(self) -> None:
+        """Stop before the epoch if the last ones brought nothing: a pure function of the logged losses.
+
+        So a training that has stopped stops again when it is continued. Epochs count from the one at which the last
+        group opens, and the size prior begins: before it, a plateau says nothing about what comes.
+        """
+        patience, first = self.run_method.stop_patience, self.training_plan.schedule.stages[-1].first_epoch
+        if self.run_method.size_prior:
+            first = max(first, math.ceil(self.num_epochs / 2))
+        losses = self.logger.get_value("train_losses", None)[first:self.current_epoch]
+        if on_plateau(losses, patience=patience):
+            raise _Plateau(f"Stopped after {self.current_epoch} of {self.num_epochs} epochs: the mean training loss of "
+                           f"{WINDOW} epochs fell by less than {MIN_GAIN} in {patience} epochs (stop_patience).")
+        super().on_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Count the steps of this epoch."""
+        super().on_train_epoch_start()
+        self.step_in_epoch = 0
+        self.not_finite_since: tuple[int, int] | None = None
+
+    def train_step(self, batch: dict) -> dict:
+        """Stop at a loss that is not finite; it is on the CPU already, so looking at it costs nothing."""
+        outputs = super().train_step(batch)
+        if np.isfinite(outputs["loss"]):
+            self.not_finite_since = None
+        else:
+            self._loss_not_finite(outputs["loss"], batch)
+        self.step_in_epoch += 1
+        return outputs
+
+    def _loss_not_finite(self, loss: Any, batch: dict) -> None:
+        """A GradScaler skips steps whose gradients are not finite: then a single such loss does no harm."""
+        self.not_finite_since = self.not_finite_since or (self.current_epoch, self.step_in_epoch)
+        steps = self.step_in_epoch - self.not_finite_since[1] + 1
+        bad = not_finite_weights(self.bare_network)
+        cases = ", ".join(map(str, batch.get("keys", ()))) or "unknown"
+        where = f"epoch {self.current_epoch}, step {self.step_in_epoch} (cases {cases})"
+        if self.grad_scaler is not None and not bad and steps < _TOLERATED:
+            self.print_to_log_file(f"WARNING: the loss is {loss} in {where}; the step was skipped, all weights are "
+                                   f"finite.")
+            return
+        epoch, step = self.not_finite_since
+        self._stop(f"the loss is {loss} in {where}, not finite since epoch {epoch}, step {step}; "
+                   + (described(bad) if bad else "all weights are finite, so look for NaN in these images"))
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Look at the weights once an epoch: the last step's are in no loss yet."""
+        super().on_train_epoch_end(train_outputs)
+        if bad := not_finite_weights(self.bare_network):
+            self._stop(f"after the last step of epoch {self.current_epoch} {described(bad)}")
+
+    def refuse_not_finite(self, weights: ReadOnlyStateDict, file: str) -> None:
+        """Never let a checkpoint with NaN or infinite weights take the place of a good one."""
+        if bad := not_finite(weights.items()):
+            self._stop(f"{Path(file).name} is not written: {described(bad)}")
+
+    def _stop(self, what: str) -> None:
+        good = [name for name in ("checkpoint_latest.pth", "checkpoint_best.pth")
+                if Path(self.output_folder, name).is_file()]
+        message = (f"Training stopped: {what}. "
+                   + (f"{' and '.join(good)} in {self.output_folder} are from before. " if good else "")
+                   + f"Lower the learning rate (lr is {self.run_method.lr:g}), or look for NaN, infinite or extreme "
+                     f"values in the images.")
+        self.print_to_log_file(message)
+        raise NonFiniteError(message)
