@@ -187,6 +187,22 @@ def export(model_folder: Path, output: Path, categories, info, **options) -> Non
 
 
 @main.command()
+@click.argument("protocol", type=_EXISTING)
+@click.option("-o", "--output", type=_FOLDER, required=True, help="Folder of the results; run again to go on there.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs side by side.")
+def benchmark(protocol: Path, output: Path, jobs: int) -> None:
+    """Run PROTOCOL, a TOML file of methods, shots, draws and donors; then `nnunet-dante compare OUTPUT`."""
+    from .protocol.run import run_protocol
+
+    results = run_protocol(protocol, output, jobs=jobs)
+    failed = [r for r in results if r.error]
+    click.echo(f"{len(results) - len(failed)} runs in {output}; compare them: nnunet-dante compare {output} -o REPORT")
+    if failed:
+        raise click.ClickException(f"{len(failed)} runs failed, first {failed[0].experiment}, {failed[0].method}: "
+                                   f"{failed[0].error} Their logs are in {output / 'logs'}; the same command tries again.")
+
+
+@main.command()
 @click.argument("sources", nargs=-1, required=True, type=_EXISTING)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="Folder for the report.")
 @click.option("--tolerance-mm", type=click.FloatRange(0), default=2.0, show_default=True,
