@@ -199,7 +199,7 @@ def benchmark(protocol: Path, output: Path, jobs: int) -> None:
     click.echo(f"{len(results) - len(failed)} runs in {output}; compare them: nnunet-dante compare {output} -o REPORT")
     if failed:
         raise click.ClickException(f"{len(failed)} runs failed, first {failed[0].experiment}, {failed[0].method}: "
-                                   f"{failed[0].error} Their logs are in {output / 'logs'}; the same command tries again.")
+                                   f"{failed[0].error} Logs: {output / 'logs'}; the same command tries them again.")
 
 
 @main.command()

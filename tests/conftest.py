@@ -10,6 +10,7 @@ os.environ.setdefault("nnUNet_compile", "f")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture
@@ -21,3 +22,9 @@ def nnunet_paths(tmp_path, monkeypatch):
         folders[name].mkdir()
         monkeypatch.setenv(name, str(folders[name]))
     return folders
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Weights and images of a test are the same in every run and in any order."""
+    torch.manual_seed(0)

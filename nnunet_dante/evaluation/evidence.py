@@ -12,8 +12,8 @@ from .study import mean_score, studies
 def evidence_rows(results: Iterable[RunResult]) -> list[dict[str, Any]]:
     """Return one row for each experiment, number of training cases and trained method.
 
-    Keys: experiment, simulated, shots, method, trainer, dice, dice_interval (95 % bootstrap over cases), zero_shot and scratch
-    (Dice there, None if not run), draws, cases. Dice: mean over labels, draws and test cases.
+    Keys: experiment, simulated, shots, method, trainer, dice, dice_interval (95 % bootstrap over cases), zero_shot and
+    scratch (Dice there, None if not run), draws, cases. Dice: mean over labels, draws and test cases.
     """
     rows = []
     for study in studies(results):
@@ -27,7 +27,8 @@ def evidence_rows(results: Iterable[RunResult]) -> list[dict[str, Any]]:
                 if mean is None or runs[0].is_zero_shot:
                     continue
                 rows.append({"experiment": study.name, "simulated": study.simulated, "shots": runs[0].shots,
-                             "method": method, "trainer": runs[0].trainer, "dice": mean.value, "dice_interval": list(mean.interval),
+                             "method": method, "trainer": runs[0].trainer, "dice": mean.value,
+                             "dice_interval": list(mean.interval),
                              "zero_shot": None if before is None else before.value,
                              "scratch": None if baseline is None else baseline.value,
                              "draws": mean.draws, "cases": mean.cases})

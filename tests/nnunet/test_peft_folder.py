@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import tiny
 import torch
@@ -64,7 +65,6 @@ def written(folder: Path, network: nn.Module, method: LoRA) -> None:
 @pytest.mark.parametrize("options", [{}, {"rank_stabilised": True, "ranks": {"encoder.*": 2}},
                                      {"alpha": 3.0, "encoder": False}], ids=["default", "stabilised", "decoder"])
 def test_peft_computes_the_same_with_the_folder(tmp_path, name, options):
-    peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     network = NETWORKS[name]()
     base, x = copy.deepcopy(network), image(network)
@@ -74,7 +74,6 @@ def test_peft_computes_the_same_with_the_folder(tmp_path, name, options):
 
 
 def test_peft_says_that_a_network_with_aliases_has_not_these_layers(tmp_path):
-    peft = pytest.importorskip("peft")
     network = tiny.plain_unet()
     base = copy.deepcopy(network)
     written(tmp_path, network, LoRA(factorisation="flat", rank=3))
@@ -148,7 +147,6 @@ def test_base_and_folder_equal_the_checkpoint_and_can_be_taken_apart_again(train
 
 
 def test_what_peft_saves_again_is_read_with_a_whole_checkpoint_as_base(trained, tmp_path):
-    peft = pytest.importorskip("peft")
     from nnunet_dante.nnunet.network import build_network
 
     final = load_checkpoint_safely(trained / "checkpoint_final.pth")
