@@ -17,13 +17,15 @@ from ..types import PathLike, ReadOnlyStateDict
 from .checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_sha256
 from .donor import unpack, unpacks_to_model
 from .names import channel_names, has_regions, head_names
+from .peft_folder import CONFIG
 from .torch_file import foreign_names
 
 _INDENT = "    "
 _NOT_SHOWN = ("format", "version", "adapter", "random_state")  # the last two hold tensors
 
+
 def inspect_path(path: PathLike) -> str:
-    """Describe a model folder, exported zip, checkpoint, start weights, adapter, plans.json or .model file.
+    """Describe a model or PEFT folder, exported zip, checkpoint, start weights, adapter, plans.json or .model file.
 
     Raises:
         DonorError: there is nothing at `path`, or it is none of these. A file that would execute code is described
@@ -40,6 +42,10 @@ def inspect_path(path: PathLike) -> str:
 
 
 def _described(path: Path) -> str:
+    if path.is_dir() and (path / CONFIG).is_file():
+        from .adapter import info
+
+        return info(path)
     if path.is_dir():
         return _text(_folder(path, path.resolve().name))
     if not path.is_file():

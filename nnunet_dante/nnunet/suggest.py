@@ -211,7 +211,7 @@ def _intensity(target: Target, plans: Plans, report: PlansReport) -> Iterator[st
 
 
 def _has_rank(trainer: str) -> bool:
-    return "LoRA" in trainer or "DoRA" in trainer
+    return any(name in trainer for name in ("LoRA", "DoRA", "LPFT"))
 
 
 def _predict_command(source: Path, donor: Donor) -> str:

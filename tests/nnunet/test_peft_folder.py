@@ -21,6 +21,7 @@ from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, extract, info, remove
 from nnunet_dante.nnunet.adapter_file import read_adapter
 from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely, weights_sha256
+from nnunet_dante.nnunet.inspect import inspect_path
 from nnunet_dante.nnunet.peft_folder import CONFIG, WEIGHTS, drop_aliases, read_folder, write_folder
 from nnunet_dante.peft.inject import adapted, factors, settings
 from nnunet_dante.peft.inject import remove as remove_updates
@@ -135,6 +136,7 @@ def same(a: Path, b: Path) -> bool:
 
 def test_base_and_folder_equal_the_checkpoint_and_can_be_taken_apart_again(trained, tmp_path):
     assert "factors of" in info(trained / "peft")
+    assert inspect_path(trained / "peft") == info(trained / "peft")
     apply(trained / "start.pth", trained / "peft", tmp_path / "merged.pth")
     assert same(tmp_path / "merged.pth", trained / "checkpoint_final.pth")
     remove(tmp_path / "merged.pth", tmp_path / "removed.pth")
