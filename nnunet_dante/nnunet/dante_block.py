@@ -2,7 +2,7 @@
 
     {"format": 1, "version": "...",
      "start_weights": {configuration: {"file", "sha256", "donor": {...}, "label_map", "channel_map",
-                                       "mirroring_axes"}},
+                                       "inverted_channels", "mirroring_axes"}},
      "overrides": {"epochs", "iterations", "val_iterations", "lr", "rank", "alpha"},   # only those given
      "options": {...}}                                                                  # the others, only if given
 

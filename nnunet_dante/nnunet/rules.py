@@ -77,8 +77,8 @@ class Rule:
 
 RULES = (
     Rule(applies=lambda s: s.inverted, trainer="nnUNetTrainerLoRA", rank=16, order="input_first",
-         reason="bright and dark are exchanged between the donor's images and yours: the change is at the input. "
-                "Consider inverting the intensities of your images, for training and prediction alike, and ask again",
+         reason="bright and dark are exchanged between the donor's images and yours: the change is at the input, and "
+                "a start that exchanges them back (--invert) is worth more than any method",
          source="Lee 2023 (input shift: first layers); AC-Norm (norm affine carries the domain; LoRA here trains norms "
                 "and stem in full)"),
     Rule(applies=lambda s: s.cases >= MANY, trainer="nnUNetTrainerFineTune",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,14 +144,17 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
     rule = choose(situation)
     measured = nearest(read_evidence(), shots=len(cases), zero_shot=situation.zero_shot, new_labels=bool(situation.new))
     trainer, keep = decide(rule, measured)
+    rank = rule.rank if _has_rank(trainer) else None
+    inverted = [channel.name for channel in plans_report.channels] if situation.inverted else []
     return Suggestion(
         dataset=target.name, situation=situation, probe=measures, probed=probed, fold=used, rule=rule,
         measured=measured, trainer=trainer, keep=keep, spacing_ratio=plans_report.spacing_ratio,
         intensity=tuple(_intensity(target, plans, plans_report)),
         commands=(*([_predict_command(Path(source), donor)] if keep else []),
-                  _transfer_command(target, source, rule.rank if _has_rank(trainer) else None,
-                                    {"-c": configuration, "--fold": fold,
-                                     "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint}, trust),
+                  _transfer_command(target, source, {
+                      "-c": configuration, "--fold": fold,
+                      "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint,
+                      "--rank": rank, "--alpha": 2 * rank if rank else None}, inverted, trust),
                   shlex.join(["nnunet-dante", "train", str(int(target.name[7:10])), donor.configuration, used, "-p",
                               "nnUNetDantePlans", "-tr", trainer])))
 
@@ -221,9 +224,9 @@ def _predict_command(source: Path, donor: Donor) -> str:
     return f"{shlex.join(command)}   # labels are numbered as in the donor's dataset.json"
 
 
-def _transfer_command(target: Target, source: PathLike, rank: int | None, options: Mapping[str, Any],
+def _transfer_command(target: Target, source: PathLike, options: Mapping[str, Any], inverted: Sequence[str],
                       trust: bool) -> str:
-    options = {**options, "--rank": rank, "--alpha": 2 * rank if rank else None}
     given = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+    given += [word for name in inverted for word in ("--invert", name)]
     return shlex.join(["nnunet-dante", "transfer", str(source), "-d", str(int(target.name[7:10])), "--preprocess",
                        *given, *["--trust"] * trust])

@@ -15,6 +15,7 @@ Rules for what the donor does not know, chosen so that what it does know is unto
   known ones; if none is known (another modality) all get the mean of the donor's kernels times (donor channels /
   target channels), so that a signal common to all channels keeps its strength.
 - new label fed back by the previous stage of a cascade: zero kernels.
+- channel whose contrast is inverted: its kernels negated, so that the network computes what it did on -x.
 """
 
 from __future__ import annotations
@@ -145,3 +146,12 @@ def stem_surgery(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], donor: t
             else "zero kernels: the network computes what it did on the known channels")
     return (_replace(weights, changed), _report(target, donor, rule),
             _report(target_previous, donor_previous, "zero kernels"))
+
+
+def invert_channels(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], channels: tuple[int, ...]) -> StateDict:
+    """Negate the kernels of these channels; with padding by zeros that is the network on the negated channels."""
+    changed = {}
+    for key in stems:
+        changed[key] = weights[key].clone()
+        changed[key][:, list(channels)] *= -1
+    return _replace(weights, changed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,21 @@ from .names import channel_names, has_regions, head_names, match, previous_stage
 from .network import build_network, head_rows, stem_weights
 from .overrides import checked_overrides
 from .plans import PlansReport, merge_plans, retarget_plans
-from .surgery import NameReport, Rows, head_surgery, stem_surgery
+from .surgery import NameReport, Rows, head_surgery, invert_channels, stem_surgery
 from .target import Target, open_target
 
 
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
              plans_name: str = "nnUNetDantePlans", checkpoint: str = "checkpoint_final.pth",
-             batch_size: int | None = None, intensity: str = "donor", preprocess: bool = False,
-             overrides: Mapping[str, Any] | None = None, trust: bool = False,
+             batch_size: int | None = None, intensity: str = "donor", invert: Sequence[str] = (),
+             preprocess: bool = False, overrides: Mapping[str, Any] | None = None, trust: bool = False,
              num_processes: int | None = None) -> TransferReport:
     """Write plans, dataset.json, fingerprint, start weights and a report for `dataset` into nnUNet_preprocessed.
 
     source: model folder, zip of `nnUNetv2_export_model_to_zip`, or checkpoint. configuration and fold choose among
-    what the source holds. intensity: whose statistics CT normalisation uses, "donor" or "target". overrides: of
-    the trainings: iterations and val_iterations, and any option of any method. num_processes: default nnU-Net's.
+    what the source holds. intensity: whose statistics CT normalisation uses, "donor" or "target". invert: channels
+    whose bright and dark are exchanged against the donor's images. overrides: of the trainings: iterations and
+    val_iterations, and any option of any method. num_processes: default nnU-Net's.
     Fingerprint and preprocessing start processes, so a script that calls this needs `if __name__ == "__main__":`.
 
     Raises:
@@ -51,8 +52,8 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     donor = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
     plans, plans_report, weights, facts = fit(
         donor, target, plans_name=_checked_name(plans_name), batch_size=batch_size, intensity=intensity,
-        num_processes=num_processes)
-    stale, plans, file = _write(donor, target, plans, weights, given)
+        invert=invert, num_processes=num_processes)
+    stale, plans, file = _write(donor, target, plans, weights, given, invert)
     entry = plans["dante"]["start_weights"][donor.configuration]
     if preprocess:
         names = _with_own_data(plans, donor.configuration)
@@ -65,14 +66,14 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
         mirroring_axes=donor.mirroring_axes, overrides=read_dante_block(plans)["overrides"],
         fold="all" if len(target.cases) == 1 else "0", **facts,
         preprocess="" if preprocess else _preprocess_command(target, plans, donor.configuration),
-        notes=(*target.warnings, *_trainer_note(donor), *(stale if not preprocess else ())))
+        notes=(*target.warnings, *_trainer_note(donor), *_invert_note(invert), *(stale if not preprocess else ())))
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
         write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
     return report
 
 
 def fit(donor: Donor, target: Target, *, plans_name: str = "nnUNetDantePlans", batch_size: int | None = None,
-        intensity: str = "donor", num_processes: int | None = None,
+        intensity: str = "donor", invert: Sequence[str] = (), num_processes: int | None = None,
         ) -> tuple[Plans, PlansReport, StateDict, dict[str, Any]]:
     """Return plans and start weights of `donor` for `target` with their reports; only the fingerprint is written.
 
@@ -85,8 +86,26 @@ def fit(donor: Donor, target: Target, *, plans_name: str = "nnUNetDantePlans", b
         donor_channels=channel_names(donor.dataset_json), target_channels=channel_names(target.dataset_json),
         intensity=intensity, batch_size=batch_size, fingerprint=target.fingerprint(num_processes=num_processes))
     _check_dimensions(donor, plans, target)
-    weights, facts = _operate(donor, target, plans)
+    weights, facts = _operate(donor, target, plans, _inverted(invert, plans_report))
     return plans, plans_report, weights, facts
+
+
+def _inverted(names: Sequence[str], report: PlansReport) -> tuple[int, ...]:
+    """Return the numbers of the named channels; negating makes sense only where 0 is the middle of the intensities."""
+    channels = {channel.name: i for i, channel in enumerate(report.channels)}
+    for name in names:
+        if name not in channels:
+            raise ConfigurationError(f"--invert {name}: the data set has the channels {', '.join(channels)}; name one "
+                                     f"of these.")
+        if (scheme := report.channels[channels[name]].scheme) != "ZScoreNormalization":
+            raise ConfigurationError(f"--invert {name}: this channel is normalised by {scheme}, and only "
+                                     f"ZScoreNormalization has mean 0; invert the images instead.")
+    return tuple(channels[name] for name in names)
+
+
+def _invert_note(names: Sequence[str]) -> tuple[str, ...]:
+    return (f"the network starts with bright and dark exchanged in {', '.join(names)}: give it your images as they "
+            f"are",) if names else ()
 
 
 def _checked_name(plans_name: str) -> str:
@@ -113,7 +132,8 @@ def _trainer_note(donor: Donor) -> tuple[str, ...]:
             f"`class MyTrainer(DanteMixin, {donor.network_trainer})`, not with the trainers that come along",)
 
 
-def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dict[str, Any]]:
+def _operate(donor: Donor, target: Target, plans: Plans,
+             inverted: tuple[int, ...]) -> tuple[StateDict, dict[str, Any]]:
     """Surgery on head and stem; returns the target's weights and the report's facts about them."""
     old, new = donor.dataset_json, target.dataset_json
     cascaded = PlansManager(plans).get_configuration(donor.configuration).previous_stage_name is not None
@@ -128,6 +148,7 @@ def _operate(donor: Donor, target: Target, plans: Plans) -> tuple[StateDict, dic
         weights, stems=stems, donor=channel_names(old), target=channel_names(new),
         donor_previous=previous_stage_names(old) if cascaded else (),
         target_previous=previous_stage_names(new) if cascaded else ())
+    weights = invert_channels(weights, stems=stems, channels=inverted) if inverted else weights
     weights, reinitialised = _fitted(weights, network.state_dict())
     kind = {True: "sigmoid regions", False: "softmax labels"}
     label_kind = kind[new_rows.regions] + ("" if old_rows.regions == new_rows.regions else
@@ -167,13 +188,14 @@ def _shared_slices(tensor: Tensor, old: Tensor, dim: int) -> int:
 
 
 def _write(donor: Donor, target: Target, plans: Plans, weights: StateDict,
-           overrides: Mapping[str, Any]) -> tuple[tuple[str, ...], Plans, Path]:
+           overrides: Mapping[str, Any], invert: Sequence[str]) -> tuple[tuple[str, ...], Plans, Path]:
     """Write weights, dataset.json, plans (last: they name the weights); warn of data preprocessed by older plans."""
     folder = target.preprocessed
     file = folder / f"{plans['plans_name']}.json"
     entry = {"file": f"{plans['plans_name']}_{donor.configuration}_start.pth", "donor": donor.provenance(),
              "label_map": _name_map(head_names(target.dataset_json), head_names(donor.dataset_json)),
              "channel_map": _name_map(channel_names(target.dataset_json), channel_names(donor.dataset_json)),
+             "inverted_channels": list(invert),
              "mirroring_axes": None if donor.mirroring_axes is None else list(donor.mirroring_axes)}
     existing = _existing_plans(file)
     draft = dict(plans, dante=new_dante_block(donor.configuration, entry | {"sha256": "0" * 64}, overrides))

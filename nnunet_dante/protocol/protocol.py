@@ -30,7 +30,7 @@ class Experiment:
 
     dataset: id or name below nnUNet_raw, with the shots.json of `nnunet-dante shots`. donor: model folder, zip or
     checkpoint. donor_test: folder with imagesTr and labelsTr of the donor's own domain, to see what it forgets.
-    simulated: the images are; every table and plot says so.
+    simulated: the images are; every table and plot says so. invert: channels whose contrast is inverted (see transfer).
     """
 
     name: str
@@ -39,6 +39,7 @@ class Experiment:
     configuration: str | None = None
     donor_test: str | None = None
     simulated: bool = False
+    invert: tuple[str, ...] = ()
 
     @property
     def plans_name(self) -> str:
@@ -119,15 +120,20 @@ def read_protocol(path: PathLike) -> Protocol:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} cannot be read as TOML ({error}).") from error
-    experiments = tuple(_located(_entry(Experiment, e, path), path) for e in _tables(content, "experiments", path))
+    experiments = tuple(_located(_entry(Experiment, _with_tuples(e, "invert"), path), path)
+                        for e in _tables(content, "experiments", path))
     methods = tuple(_entry(Entry, m, path) for m in _tables(content, "methods", path)) or METHODS
     if all(m.name != ZERO_SHOT for m in methods):  # what fine-tuning is compared to, and what the donor could do before
         methods = (METHODS[0], *methods)
     others = {key: value for key, value in content.items() if key not in ("experiments", "methods")}
-    others |= {key: tuple(others[key]) for key in ("shots", "seeds") if isinstance(others.get(key), list)}
-    protocol = _entry(Protocol, others | {"experiments": experiments, "methods": methods}, path)
+    protocol = _entry(Protocol, _with_tuples(others, "shots", "seeds") | {"experiments": experiments,
+                                                                          "methods": methods}, path)
     _check(protocol, path)
     return protocol
+
+
+def _with_tuples(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {k: tuple(v) if k in names and isinstance(v, list) else v for k, v in values.items()}
 
 
 def _tables(content: Mapping[str, Any], key: str, path: Path) -> list[dict]:

@@ -92,11 +92,12 @@ def _prepare(experiment: Any, out: Path) -> dict[str, Any]:
     mark = out / "prepared" / f"{experiment.plans_name}.json"
     donor = Path(experiment.donor)
     weights = sorted(donor.glob("fold_*/checkpoint_final.pth")) if donor.is_dir() else [donor]
-    state = {"donor": [file_sha256(w) for w in weights], "cases": sorted(target.cases)}
+    state = {"donor": [file_sha256(w) for w in weights], "cases": sorted(target.cases),
+             "invert": list(experiment.invert)}
     if not (plans_file.is_file() and mark.is_file() and json.loads(mark.read_text())["state"] == state):
         tqdm.write(f"{experiment.name}: transfer {donor.name} to {target.name} and preprocess", file=sys.stderr)
         report = transfer(donor, experiment.dataset, configuration=experiment.configuration, preprocess=True,
-                          plans_name=experiment.plans_name, num_processes=1)
+                          plans_name=experiment.plans_name, invert=experiment.invert, num_processes=1)
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(json.dumps({"state": state, "configuration": report.configuration}), mark)
     return {"configuration": json.loads(mark.read_text())["configuration"], "preprocessed": target.preprocessed,

@@ -105,7 +105,7 @@ def test_inverted_contrast_is_found_and_trains_norms_and_stem(data, skilled_dono
     found = suggest(skilled_donor, 901)
     assert found.situation.zero_shot < 0.1 and found.situation.zero_shot_inverted > 0.9 and not found.keep
     assert (found.trainer, found.rule.order, found.rule.rank) == ("nnUNetTrainerLoRA", "input_first", 16)
-    assert "inverting the intensities" in str(found) and "rank 16, alpha 32" in str(found)
+    assert "--invert" in found.commands[0] and "rank 16, alpha 32" in str(found)
 
 
 def test_gradients_tell_changed_images_from_changed_labels(data, skilled_donor):
@@ -162,7 +162,7 @@ def test_command_line_prints_commands_that_parse(data, skilled_donor):
     assert done.exit_code == 0, done.output
     transfer = shlex.split(done.output.splitlines()[-2])
     assert transfer == ["nnunet-dante", "transfer", str(skilled_donor), "-d", "901", "--preprocess", "-c", "3d_fullres",
-                        "--rank", "16", "--alpha", "32"]
+                        "--rank", "16", "--alpha", "32", "--invert", "MRI"]
     assert main.commands["transfer"].make_context("transfer", transfer[2:])
     assert "spacing    1.00 x 1.00 x 1.00 times the donor's" in done.output
     assert "MRI: foreground mean +2.00 standard deviations from the donor's; ZScoreNormalization takes" in done.output

@@ -90,6 +90,26 @@ def test_same_labels_and_channels_copy_everything_and_predict_the_same(place):
     assert all(torch.equal(start[k], donor[k]) for k in donor)
 
 
+def test_an_inverted_channel_gives_the_donors_answer_to_the_negated_image(place):
+    place = place()
+    folder = place.donor()
+    report = transfer(folder, place.dataset, invert=["MRI"])
+    assert "bright and dark exchanged in MRI" in str(report)
+    assert place.start()["dante"]["inverted_channels"] == ["MRI"]
+    donor = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    network, x = tiny.plain_unet(), torch.randn(1, 1, 16, 16, 16)
+    network.load_state_dict(donor)
+    before = network(-x)[0]
+    network.load_state_dict(place.start()["network_weights"])
+    assert torch.equal(network(x)[0], before)
+
+
+def test_only_channels_with_mean_zero_can_be_inverted(place):
+    place = place(channel_names={"0": "CT"})
+    with pytest.raises(ConfigurationError, match="normalised by CTNormalization"):
+        transfer(place.donor(channel_names={"0": "CT"}, normalization="CTNormalization"), place.dataset, invert=["CT"])
+
+
 def test_known_labels_keep_their_logits_and_new_ones_never_win(place):
     place = place(labels=TARGET_LABELS, values=(2, 1, 3))
     folder = place.donor()
@@ -249,6 +269,7 @@ def test_primus_keeps_what_does_not_depend_on_the_labels(place, trainer):
     ({"plans_name": "a__b"}, ConfigurationError, "must not be empty nor hold '__'"),
     ({"plans_name": "../x"}, ConfigurationError, "The plans name is '../x'"),
     ({"intensity": "both"}, ConfigurationError, "choose 'donor' or 'target'"),
+    ({"invert": ["T2"]}, ConfigurationError, "has the channels MRI"),
     ({"overrides": {"epochs": 0}}, ConfigurationError, "positive whole number"),
     ({"checkpoint": "checkpoint_best.pth"}, DonorError, "it holds fold_0/checkpoint_final.pth"),
 ])
