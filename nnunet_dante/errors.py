@@ -9,6 +9,10 @@ class ConfigurationError(DanteError, ValueError):
     """An argument, option or block of the plans has a value that cannot work."""
 
 
+class UnsupportedVersionError(DanteError):
+    """Python, nnU-Net or PyTorch is installed in a version this package was not made for."""
+
+
 class DonorError(DanteError):
     """A model folder, zip or checkpoint cannot be read as a pretrained nnU-Net."""
 

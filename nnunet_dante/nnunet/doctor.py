@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 
+from ..errors import UnsupportedVersionError
 from .launch import VARIABLE, search_path, trainers_folder
+from .versions import PACKAGE, installed, remedy, supported, unsupported
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,11 @@ def diagnose() -> Iterator[Check]:
 
 
 def _versions() -> str:
-    return ", ".join(f"{p} {version(p)}" for p in ("nnunet-dante", "nnunetv2", "torch", "torchvision",
-                                                  "dynamic-network-architectures", "batchgeneratorsv2"))
+    if wrong := unsupported():
+        raise UnsupportedVersionError(f"{'; '.join(wrong.values())}. {remedy(list(wrong))}")
+    seen = ", ".join(f"{name} {installed(name) or 'without metadata'}" for name in (
+        PACKAGE, "Python", "nnunetv2", "torch", "torchvision", "dynamic-network-architectures", "batchgeneratorsv2"))
+    return seen if supported() else f"{seen}; {PACKAGE} has no metadata to check them by: install it with pip"
 
 
 def _torchvision() -> str:

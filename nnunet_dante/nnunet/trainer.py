@@ -19,6 +19,10 @@ import io
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .versions import refuse_unsupported
+
+refuse_unsupported()  # before the imports that fail in other versions of nnU-Net, and do not say why
+
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.logging.nnunet_logger import LocalLogger

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from .versions import refuse_unsupported
+
+refuse_unsupported()  # before the imports that fail in other versions of nnU-Net, and do not say why
+
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ..methods import (

@@ -1,0 +1,85 @@
+"""Which versions of Python, nnU-Net and PyTorch this package was made for, and the refusal of others.
+
+The ranges stand in one place, pyproject.toml, and are read from the metadata of the installed package. This module must
+work where the others do not: it imports neither torch nor nnU-Net.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from .. import __version__
+from ..errors import UnsupportedVersionError
+
+PACKAGE = "nnunet-dante"
+FRAMEWORK = ("Python", "nnunetv2", "torch")
+
+
+def installed(name: str) -> str | None:
+    """Return the version of Python, of this package or of a distribution; None where that has left no metadata."""
+    if name in ("Python", PACKAGE):
+        return platform.python_version() if name == "Python" else __version__
+    try:
+        return version(name)
+    except (PackageNotFoundError, KeyError):  # KeyError: a leftover folder that names no version
+        return None
+
+
+def supported() -> dict[str, SpecifierSet]:
+    """Return {name: range} for Python and all that this package needs; for torch also what nnU-Net demands.
+
+    Empty where this package has no metadata, as in a source tree on PYTHONPATH.
+    """
+    ranges: dict[str, SpecifierSet] = {}
+    for demand in _demands():
+        if demand.marker is None or demand.marker.evaluate({"extra": ""}):
+            ranges[demand.name] = ranges.get(demand.name, SpecifierSet()) & demand.specifier
+    return ranges
+
+
+def unsupported() -> dict[str, str]:
+    """Return {name: sentence} of what is installed in a version outside its range; what has no metadata is passed."""
+    # A development version, such as the 2.10.0a0 of NVIDIA's containers, is in a range as its release would be.
+    return {name: f"{name} {seen} is installed, {PACKAGE} {__version__} needs {name}{allowed}"
+            for name, allowed in supported().items()
+            if (seen := installed(name)) and not allowed.contains(seen, prereleases=True)}
+
+
+def refuse_unsupported() -> None:
+    """Raise where Python, nnU-Net or PyTorch is of a version this package was not made for.
+
+    The trainers override internals of nnU-Net: with another version they may fail, or train something else.
+
+    Raises:
+        UnsupportedVersionError: names versions, ranges and the command that installs versions that fit.
+    """
+    found = unsupported()
+    if wrong := [name for name in FRAMEWORK if name in found]:
+        raise UnsupportedVersionError(f"{'; '.join(found[name] for name in wrong)}. {remedy(wrong)}")
+
+
+def remedy(wrong: list[str]) -> str:
+    """Return what to do about `wrong`, keys of `unsupported()`."""
+    if "Python" in wrong:
+        return f"Make a virtual environment with a Python that fits, and install {PACKAGE} there."
+    ranges = supported()
+    return "Install versions that fit: pip install " + " ".join(f'"{name}{ranges[name]}"' for name in wrong)
+
+
+def _demands() -> Iterator[Requirement]:
+    try:
+        python = metadata(PACKAGE)["Requires-Python"]
+        own = requires(PACKAGE) or []
+    except PackageNotFoundError:
+        return
+    yield Requirement(f"Python{python or ''}")
+    yield from map(Requirement, own)
+    try:
+        yield from (r for r in map(Requirement, requires("nnunetv2") or []) if r.name == "torch")
+    except PackageNotFoundError:
+        return
