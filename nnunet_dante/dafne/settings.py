@@ -36,8 +36,19 @@ def settings_for(donor: Donor, *, orientation: str, as_shown: bool, mirroring: b
     """Return the settings of a donor's configuration.
 
     Raises:
-        DafneError: the model uses something that the shipped functions do not do; the message says what.
+        DafneError: the model uses something that the shipped functions do not do, or its plans lack something; the
+            message says what.
     """
+    try:
+        return _settings(donor, orientation=orientation, as_shown=as_shown, mirroring=mirroring, tile_step=tile_step,
+                         protection=protection)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DafneError(f"{donor.source} cannot be exported to Dafne: its plans or dataset.json lack or misstate "
+                         f"something ({type(error).__name__}: {error}). Use those that nnU-Net wrote.") from error
+
+
+def _settings(donor: Donor, *, orientation: str, as_shown: bool, mirroring: bool, tile_step: float,
+              protection: float) -> dict[str, Any]:
     manager = PlansManager(donor.plans)
     config = manager.get_configuration(donor.configuration)
     _refuse_unknown(donor, manager, config)

@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 from ..errors import ConfigurationError
 
 _STAMP = r"^\S+ \S+: "
-_EPOCH = re.compile(_STAMP + r"Epoch (\d+)\s*$")
+_EPOCH = re.compile(_STAMP + r"Epoch (\d{1,9})\s*$")
 _DICE = re.compile(_STAMP + r"Pseudo dice \[(.*)\]")
-_SECONDS = re.compile(_STAMP + r"Epoch time: ([\d.]+) s")
-_START = re.compile(_STAMP + r"Pseudo dice before training: (\S+)")
+_SECONDS = re.compile(_STAMP + r"Epoch time: (\d+\.?\d*) s")
+_START = re.compile(_STAMP + r"Pseudo dice before training: (nan|[-+]?\d+\.?\d*(?:e[-+]?\d+)?)(?:\s|$)")
 _GROUPS = re.compile(_STAMP + r"Trained groups: (.*\S)")
-_NUMBER = re.compile(r"(?:np\.float\d+\()?(nan|[-+.\deE]+)\)?")
+_NUMBER = re.compile(r"(?:np\.float\d+\()?(nan|[-+]?\d+\.?\d*(?:e[-+]?\d+)?)\)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def read_training_log(fold_folder: Path) -> TrainingLog:
     """Read the `training_log_*.txt` of one fold folder; a resumed training has several, later epochs win.
 
     Raises:
-        ConfigurationError: there is no log, or no finished epoch in it.
+        ConfigurationError: there is no log, or no finished epoch in it, or its epochs have different numbers of labels.
     """
     files = sorted(Path(fold_folder).glob("training_log_*.txt"))
     dice: dict[int, list[float]] = {}
@@ -84,6 +84,9 @@ def read_training_log(fold_folder: Path) -> TrainingLog:
     if not done:
         raise ConfigurationError(f"{fold_folder} has no training_log_*.txt with a finished epoch ({len(files)} logs "
                                  f"found); give a fold folder, such as TRAINER__PLANS__CONFIGURATION/fold_0.")
+    if len(labels := {len(dice[e]) for e in done}) > 1:
+        raise ConfigurationError(f"the training_log_*.txt of {fold_folder} have lines \"Pseudo dice\" of "
+                                 f"{', '.join(map(str, sorted(labels)))} labels; one is damaged: copy it again.")
     return TrainingLog(dice=np.array([dice[e] for e in done]), seconds=np.array([seconds[e] for e in done]),
                        start_dice=start, stages=_stages(groups, done))
 

@@ -7,6 +7,7 @@ in its own folders, where each also finds what those modules import.
 
 from __future__ import annotations
 
+import json
 import math
 import pydoc
 import re
@@ -55,7 +56,8 @@ def check_plans(plans: Plans, *, trust: bool = False) -> None:
     """
     try:
         bounded(plans)
-    except ValueError as error:
+        json.dumps(plans)  # those in a checkpoint may hold tensors, which no plans.json could take
+    except (ValueError, TypeError) as error:
         raise ConfigurationError(f"The plans cannot be used: {error}. Use those that nnU-Net wrote.") from error
     configurations = plans.get("configurations") if isinstance(plans, dict) else None
     if not isinstance(configurations, dict) or not all(isinstance(c, dict) for c in configurations.values()):
@@ -112,6 +114,10 @@ def check_donor(plans: Plans, dataset_json: DatasetJson, configuration: str, *, 
     if not isinstance(dataset_json, dict):
         raise ConfigurationError(f"dataset.json of the model holds a {type(dataset_json).__name__}, not an object.")
     channels, _ = len(channel_names(dataset_json)), head_names(dataset_json)
+    try:
+        json.dumps(dataset_json)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"dataset.json of the model cannot be used: {error}. Use that of nnU-Net.") from error
     known = plans["configurations"]
     if configuration not in known:
         raise _wrong("configurations", sorted(known), f"such that {configuration!r} is among them")

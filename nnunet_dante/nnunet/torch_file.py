@@ -178,6 +178,7 @@ def _scan(stream: BinaryIO, found: dict[str, None]) -> None:
         _scan_zip(stream, found)
         return
     stream.seek(0)
+    stream = io.BytesIO(stream.read())  # from memory, a claimed length allocates no more than there is
     for _ in range(_LEGACY_HEADER):
         _load(stream, found)
     scan = _load(stream, found)

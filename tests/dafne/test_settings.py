@@ -63,6 +63,15 @@ def test_what_the_shipped_functions_do_not_do_is_refused(tmp_path, monkeypatch, 
         made(donor)
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("patch_size", "x"), ("spacing", 7), ("architecture", {"arch_kwargs": 3})])
+def test_plans_that_misstate_something_are_refused_as_a_whole(tmp_path, key, value):
+    donor = open_donor(tiny.write_model_folder(tmp_path))
+    changed(key, value)(donor.plans)
+    with pytest.raises(DafneError, match="cannot be exported"):
+        made(donor)
+
+
 def test_a_second_stage_of_a_cascade_is_refused(tmp_path):
     donor = open_donor(tiny.write_model_folder(tmp_path, configuration="3d_cascade_fullres"))
     with pytest.raises(DafneError, match="no prediction of a previous stage"):

@@ -57,6 +57,18 @@ def test_a_folder_without_a_finished_epoch_is_refused(tmp_path):
         read_training_log(tmp_path)
 
 
+@pytest.mark.parametrize("line", ["Pseudo dice [.]", "Pseudo dice [0.1]", "Pseudo dice [0.1, 0.2, 0.3]", "Epoch time: . s",
+                                  f"Epoch {'9' * 5000}", "Pseudo dice before training: ..."])
+def test_a_damaged_line_is_left_out_or_the_log_is_refused(tmp_path, line):
+    (tmp_path / "training_log_1.txt").write_text(f"{LOG}2026-01-01 00:00:00.1: {line}\n")
+    try:
+        log = read_training_log(tmp_path)
+    except ConfigurationError as error:
+        assert "labels" in str(error)
+    else:
+        assert log.dice.shape == (2, 2) and log.start_dice == 0.125
+
+
 def test_epochs_count_from_one_and_the_first_to_reach_the_target_counts():
     result = convergence([0.1, 0.5, 0.9, 0.6, 1.0])
     assert (result.peak, result.peak_epoch, result.target, result.epochs) == (1.0, 5, 0.85, 3)

@@ -34,6 +34,19 @@ def test_what_nnunet_writes_passes(architecture, normalization):
     check_plans(tiny.plans("D", architecture=architecture, normalization=normalization, transpose=(2, 0, 1)))
 
 
+@pytest.mark.parametrize("value", [torch.zeros(2), b"bytes"])
+def test_what_no_json_file_can_hold_is_refused(tmp_path, value):
+    """Plans and dataset.json inside a checkpoint are no text."""
+    with pytest.raises(ConfigurationError, match="The plans cannot be used: .*not JSON serializable"):
+        check_plans(edited("experiment_planner_used", value=value))
+    file = tiny.write_model_folder(tmp_path) / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    content["init_args"]["dataset_json"]["description"] = value
+    save_atomically(content, file)
+    with pytest.raises(ConfigurationError, match="dataset.json of the model cannot be used"):
+        open_donor(file)
+
+
 def test_a_class_that_moved_passes_as_in_nnunet():
     name = "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet"  # of plans before 2024
     check_plans(edited(*ARCHITECTURE, "network_class_name", value=name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -121,6 +122,17 @@ def test_a_storage_of_another_size_than_its_entry_is_refused(refused, numel):
 def test_the_old_format_cannot_claim_more_than_it_holds(refused):
     content = saved({"w": torch.ones(1000)}, legacy=True)
     refused(content.replace(b"M\xe8\x03", b"J" + struct.pack("<i", 10**9)), "claims more numbers than it holds")
+
+
+@pytest.mark.parametrize("opcode", [pickle.BINUNICODE8, pickle.BINBYTES8])
+def test_a_length_beyond_the_file_takes_no_memory(tmp_path, opcode):
+    (tmp_path / "a.pth").write_bytes(b"\x80\x04" + opcode + struct.pack("<Q", 2**28) + b"x")
+    tracemalloc.start()
+    with (tmp_path / "a.pth").open("rb") as stream, pytest.raises(EOFError):
+        foreign_names(stream)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 @pytest.mark.parametrize(("tensor", "match"), [
