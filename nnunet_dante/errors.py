@@ -37,6 +37,10 @@ class NonFiniteError(DanteError):
     """A training has produced NaN or infinite numbers; the checkpoints on disk are from before."""
 
 
+class StorageError(DanteError):
+    """A file cannot be written: the disk is full, or the folder cannot be written to."""
+
+
 class AdapterError(DanteError):
     """An adapter file is damaged, or does not belong to this base."""
 

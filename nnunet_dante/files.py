@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from .errors import StorageError
 
 MAX_JSON_BYTES = 32 << 20  # a dataset.json that lists 100,000 cases by name has about 10 MB
 _MAX_DEPTH = 64
@@ -17,15 +20,36 @@ _MAX_BITS = 256  # numpy keeps generator states of 128 bits; a float holds up to
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; it replaces `path` at the end, or vanishes on an error."""
+    """Yield a temporary path in the folder of `path`; it replaces `path` at the end, or vanishes on an error.
+
+    Raises:
+        StorageError: the file cannot be written; `path` is what it was.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())  # a full disk may show only now, and a rename must not overtake the content
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises its own over it
+        if not isinstance(cause, OSError):
+            raise
+        raise cannot_write(path, cause) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def cannot_write(path: str | Path, error: OSError) -> StorageError:
+    """Return the error for a file that cannot be written: which, why, how much room there is, what to do."""
+    path = Path(path)
+    folder = next((parent for parent in path.parents if parent.is_dir()), None)
+    free = f", {shutil.disk_usage(folder).free / 2**20:.0f} MiB free" if folder else ""
+    return StorageError(f"{path} cannot be written ({error.strerror or error}{free}); what was there before still is. "
+                        "Make room, make the folder writable or choose another, then run the same command again.")
 
 
 def write_text_atomically(text: str, path: str | Path) -> None:

@@ -1,8 +1,12 @@
-"""nnU-Net's folders for each test, and few threads: the suite must behave the same on any machine."""
+"""nnU-Net's folders for each test, and few threads: the suite must behave the same on any machine.
+
+One donor is transferred to one target data set and preprocessed, for all tests that train.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("nnUNet_n_proc_DA", "0")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -22,6 +26,24 @@ def nnunet_paths(tmp_path, monkeypatch):
         folders[name].mkdir()
         monkeypatch.setenv(name, str(folders[name]))
     return folders
+
+
+@pytest.fixture(scope="session")
+def prepared_once(tmp_path_factory):
+    """A `running.Prepared`."""
+    from running import prepare
+
+    return prepare(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def prepared(prepared_once, monkeypatch):
+    """The same with nnU-Net's folders set, no results in them, and without its progress figure."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)  # most of the time of a tiny epoch
+    shutil.rmtree(prepared_once.root / "nnUNet_results" / prepared_once.dataset, ignore_errors=True)
+    return prepared_once.activate(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

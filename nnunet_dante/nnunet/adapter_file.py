@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import AdapterError
@@ -35,7 +35,7 @@ def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) 
     """Write an adapter file: whole, or not at all."""
     metadata = {**metadata, "sha256": _checksum(metadata, tensors)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA: json.dumps(metadata)})
+        temporary.write_bytes(save(tensors, metadata={_METADATA: json.dumps(metadata)}))
 
 
 def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple[dict[str, Any], StateDict]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import __version__
@@ -65,7 +65,7 @@ def write_folder(folder: PathLike, metadata: Mapping[str, Any], tensors: ReadOnl
     kept = {key: value for key, value in metadata.items() if key not in ("updates", "sha256")}
     kept["tensors_sha256"] = weights_sha256(content)
     with atomic_path(Path(folder, WEIGHTS)) as temporary:
-        save_file(content, temporary, metadata={"format": "pt", _METADATA: json.dumps(kept)})
+        temporary.write_bytes(save(content, metadata={"format": "pt", _METADATA: json.dumps(kept)}))
     write_text_atomically(json.dumps(config, indent=2), Path(folder, CONFIG))
 
 

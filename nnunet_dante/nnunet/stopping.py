@@ -47,35 +47,48 @@ class StoppingMixin(_Base):
                            f"{WINDOW} epochs fell by less than {MIN_GAIN} in {patience} epochs (stop_patience).")
         super().on_epoch_start()
 
+    def on_train_start(self) -> None:
+        """Begin with all finite."""
+        super().on_train_start()
+        self.broken_steps: list[tuple[int, int]] = []  # epoch and step of those in a row
+
     def on_train_epoch_start(self) -> None:
         """Count the steps of this epoch."""
         super().on_train_epoch_start()
         self.step_in_epoch = 0
-        self.not_finite_since: tuple[int, int] | None = None
 
     def train_step(self, batch: dict) -> dict:
-        """Stop at a loss that is not finite; it is on the CPU already, so looking at it costs nothing."""
+        """Stop at a loss or a gradient that is not finite."""
+        scale = self._scale()
         outputs = super().train_step(batch)
-        if np.isfinite(outputs["loss"]):
-            self.not_finite_since = None
+        if np.isfinite(outputs["loss"]) and self._finite_gradient(scale):
+            self.broken_steps = []
         else:
-            self._loss_not_finite(outputs["loss"], batch)
+            what = "a gradient is not finite" if np.isfinite(outputs["loss"]) else f"the loss is {outputs['loss']}"
+            self._step_not_finite(what, batch)
         self.step_in_epoch += 1
         return outputs
 
-    def _loss_not_finite(self, loss: Any, batch: dict) -> None:
-        """A GradScaler skips steps whose gradients are not finite: then a single such loss does no harm."""
-        self.not_finite_since = self.not_finite_since or (self.current_epoch, self.step_in_epoch)
-        steps = self.step_in_epoch - self.not_finite_since[1] + 1
+    def _scale(self) -> float:
+        return self.grad_scaler.get_scale() if self.grad_scaler is not None else 1.0
+
+    def _finite_gradient(self, scale: float) -> bool:
+        """A GradScaler has looked already, and lowers its scale; on a CPU, which has none, looking costs little."""
+        if self.grad_scaler is not None:
+            return self._scale() >= scale
+        return not not_finite((n, p.grad) for n, p in self.bare_network.named_parameters() if p.grad is not None)
+
+    def _step_not_finite(self, what: str, batch: dict) -> None:
+        """A GradScaler skips steps whose gradients are not finite: then a few such steps do no harm."""
+        self.broken_steps.append((self.current_epoch, self.step_in_epoch))
         bad = not_finite_weights(self.bare_network)
         cases = ", ".join(map(str, batch.get("keys", ()))) or "unknown"
         where = f"epoch {self.current_epoch}, step {self.step_in_epoch} (cases {cases})"
-        if self.grad_scaler is not None and not bad and steps < _TOLERATED:
-            self.print_to_log_file(f"WARNING: the loss is {loss} in {where}; the step was skipped, all weights are "
-                                   f"finite.")
+        if self.grad_scaler is not None and not bad and len(self.broken_steps) < _TOLERATED:
+            self.print_to_log_file(f"WARNING: {what} in {where}; the step was skipped, all weights are finite.")
             return
-        epoch, step = self.not_finite_since
-        self._stop(f"the loss is {loss} in {where}, not finite since epoch {epoch}, step {step}; "
+        epoch, step = self.broken_steps[0]
+        self._stop(f"{what} in {where}, not finite since epoch {epoch}, step {step}; "
                    + (described(bad) if bad else "all weights are finite, so look for NaN in these images"))
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:

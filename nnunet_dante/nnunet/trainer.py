@@ -9,8 +9,8 @@ Each override is short and calls super(): network, data, losses, validation and 
     save_checkpoint        stock keys, the stock trainer's name, provenance under "dante", written atomically
     load_checkpoint        base and factors apart again, random state: as if the training had never stopped
 
-Two more mixins under it serve the options of any method: further terms of the loss (objective.py), and the early end of
-a training (stopping.py).
+Three more mixins under it serve any method: further terms of the loss (objective.py), the early end of a training
+(stopping.py), and what a training that was killed leaves and finds (storage.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, load_split
 from ..types import StateDict
 from .adapter import extract
-from .checkpoint import load_checkpoint_safely, save_atomically, weights_sha256
+from .checkpoint import save_atomically, weights_sha256
 from .dante_block import read_dante_block
 from .lr import WarmupPolyLR
 from .objective import ObjectiveMixin
@@ -47,9 +47,10 @@ from .random_state import random_state, restore_random_state
 from .resume import refuse_changes
 from .start import load_start_weights
 from .stopping import StoppingMixin
+from .storage import StorageMixin
 
 
-class DanteMixin(StoppingMixin, ObjectiveMixin):
+class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
     """Fine-tune with `method`; stands left of a stock trainer: `class X(DanteMixin, nnUNetTrainer): method = LoRA()`.
 
     Start weights and overrides of the numbers come from the "dante" block of the plans, which `nnunet-dante
@@ -168,9 +169,8 @@ class DanteMixin(StoppingMixin, ObjectiveMixin):
         self.print_to_log_file(f"Pseudo dice before training: {mean:.4f}",
                                {name: round(d, 4) for name, d in self.start_dice.items()})
         self._best_ema = mean if mean == mean else None
-        self.current_epoch -= 1
-        self.save_checkpoint(str(Path(self.output_folder, "checkpoint_best.pth")))
-        self.current_epoch += 1
+        self.set_aside()
+        self.save_after(self.current_epoch, "checkpoint_best.pth")
 
     @property
     def foreground_names(self) -> list[str]:
@@ -227,7 +227,7 @@ class DanteMixin(StoppingMixin, ObjectiveMixin):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Load a checkpoint; one of this package continues as if it had never stopped, or not at all."""
-        checkpoint = load_checkpoint_safely(filename_or_checkpoint, trust=True)
+        checkpoint = self.read_checkpoint(filename_or_checkpoint)
         if not self.was_initialized:
             self.initialize()
         if self.logger.resume:  # --c; validation (--val) takes the weights as they are
@@ -241,6 +241,7 @@ class DanteMixin(StoppingMixin, ObjectiveMixin):
                        factors=adapter["factors"])
         self.start_dice, self.start_source = dante.get("start_dice", {}), dante.get("start_source", "unknown")
         self.resume_random_state, self.resumed_penalty = dante.get("random_state"), dante.get("penalty")
+        self.keep_best()
 
     def on_train_end(self) -> None:
         """Write the adapter beside checkpoint_final."""
