@@ -45,10 +45,11 @@ class StorageMixin(_Base):
         try:
             yield
         except OSError as error:
-            folder = getattr(self, "output_folder", None)
-            ours = folder and error.filename and Path(error.filename).is_relative_to(Path(folder).parent)
-            if error.errno in _NO_ROOM or (error.errno in _NO_ACCESS and ours):
-                raise cannot_write(error.filename or str(folder), error) from error
+            folder = Path(getattr(self, "output_folder", None) or "")
+            file = Path(error.filename or folder)
+            ours = file.is_relative_to(folder.parent) or folder.is_relative_to(file)  # that, or a folder on the way
+            if error.errno in _NO_ROOM or (error.errno in _NO_ACCESS and error.filename and ours):
+                raise cannot_write(folder if folder.is_relative_to(file) else file, error) from error
             raise
 
     def run_training(self) -> None:
