@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,29 @@ def write_text_atomically(text: str, path: str | Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
-    """Return what a JSON file of unknown origin holds, within the bounds of `bounded`.
+def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
+    """Return the text of a regular file of at most `MAX_JSON_BYTES`.
 
     Raises:
         OSError: there is no such regular file.
-        ValueError: it is no JSON, or beyond bounds: every other error that its content can lead to.
+        ValueError: it is larger, or in another encoding.
     """
     path = Path(path)
     if not path.is_file():  # a pipe or device might never end
         raise FileNotFoundError(f"no regular file at {path}")
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise ValueError(f"it has {size} bytes, more than {MAX_JSON_BYTES}")
-    return parse_json(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding=encoding)
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file of unknown origin holds, within the bounds of `read_text` and `bounded`.
+
+    Raises:
+        OSError: there is no such regular file.
+        ValueError: it is no JSON, or beyond bounds: every other error that its content can lead to.
+    """
+    return parse_json(read_text(path))
 
 
 def parse_json(text: str) -> Any:
@@ -97,12 +108,16 @@ def bounded(content: object) -> list[object]:
         ValueError: nested more than 64 deep, more than 2**22 entries or 2**26 characters, a number of more than 256
             bits, or text that is not Unicode.
     """
-    others, waiting, size = list[object](), [(content, 0)], 0
-    while waiting:
-        value, depth = waiting.pop()
+    others, size = list[object](), 0
+    path: list[Iterator[object]] = [iter((content,))]  # an iterator a level, so that the walk itself needs no memory
+    while path:
+        try:
+            value = next(path[-1])
+        except StopIteration:
+            path.pop()
+            continue
         if isinstance(value, (dict, list, tuple, set, frozenset)):
-            inner = [*value, *value.values()] if isinstance(value, dict) else value
-            waiting += [(item, depth + 1) for item in inner]
+            path.append(chain(value, value.values()) if isinstance(value, dict) else iter(value))
             size += 16 * len(value)
         elif isinstance(value, (str, bytes)):
             size += len(value if isinstance(value, bytes) else value.encode())  # UnicodeEncodeError is a ValueError
@@ -111,8 +126,8 @@ def bounded(content: object) -> list[object]:
                 raise ValueError(f"it holds a number of {value.bit_length()} bits")
         elif not (value is None or isinstance(value, float)):
             others.append(value)
-        if size > _MAX_SIZE or depth > _MAX_DEPTH:
-            raise ValueError("it is nested too deeply" if depth > _MAX_DEPTH else "its entries are too many")
+        if size > _MAX_SIZE or len(path) > _MAX_DEPTH + 1:
+            raise ValueError("its entries are too many" if size > _MAX_SIZE else "it is nested too deeply")
     return others
 
 

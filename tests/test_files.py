@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 
 import pytest
 
@@ -44,6 +45,16 @@ def test_json_is_read_from_regular_files_of_moderate_size_only(tmp_path):
     for name in ("pipe", "nothing", "."):
         with pytest.raises(OSError, match="no regular file"):
             read_json(tmp_path / name)
+
+
+def test_the_walk_itself_takes_no_memory():
+    content = [[0] * 2**19] * 9
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="too many"):
+        bounded(content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**16
 
 
 def test_what_is_no_json_value_is_returned():

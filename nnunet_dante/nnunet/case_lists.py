@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
-from ..files import parse_json
+from ..files import parse_json, read_text
 from ..types import PathLike
 
 
@@ -60,8 +60,8 @@ def _rows(text: str, path: Path) -> list[list[str]]:
 
 def _text(path: Path, option: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{option}: {path} cannot be read ({error}); give a text, CSV or JSON "
                                  "file.") from error
 
