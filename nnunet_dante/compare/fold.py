@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from datetime import date
@@ -11,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ResultError
+from ..errors import DanteError, ResultError
 from ..evaluation.convergence import read_training_log
 from ..evaluation.metrics import score
 from ..evaluation.results import CaseScores, RunResult
+from ..files import read_json
 from ..nnunet.checkpoint import load_checkpoint_safely
+from ..nnunet.compressed import is_cut
 from ..nnunet.segmentation import segmentation_reader
 
 _PREPROCESSED, _RAW = "nnUNet_preprocessed", "nnUNet_raw"
@@ -28,9 +29,19 @@ def read_fold(folder: Path, *, tolerance_mm: float = 2.0) -> RunResult:
     are those of the fold in splits_final.json and, where there is one, shots.json.
 
     Raises:
-        ResultError: the folder is no finished fold, or truth or predictions are missing; says which.
+        ResultError: the folder is no finished fold, or truth or predictions are missing or damaged; says which.
     """
     folder = Path(folder).resolve()
+    try:
+        return _read_fold(folder, tolerance_mm)
+    except DanteError:
+        raise
+    except Exception as error:  # whatever nnU-Net and its image libraries raise on damaged files
+        raise ResultError(f"{folder} cannot be compared: one of its files, or of its data set's, is damaged "
+                          f"({type(error).__name__}: {str(error)[:300]}). Copy them again.") from error
+
+
+def _read_fold(folder: Path, tolerance_mm: float) -> RunResult:
     parts = folder.parent.name.split("__")
     if len(parts) != 3 or not folder.name.startswith("fold_") or not (folder / "checkpoint_final.pth").is_file():
         raise ResultError(f"{folder} is no finished fold of nnU-Net: it must be TRAINER__PLANS__CONFIGURATION/fold_X "
@@ -92,8 +103,10 @@ def _scores(folder: Path, dataset: str, dataset_json: Mapping[str, Any], plans: 
                           f"nnUNetv2_train with the same arguments and --val.")
     read, scores = segmentation_reader(plans), {}
     for prediction in predictions:
-        truth, spacing_mm = read(truth_file(dataset, prediction.name))
-        mask, _ = read(prediction)
+        files = truth_file(dataset, prediction.name), prediction
+        if cut := [file for file in files if is_cut(file)]:
+            raise ResultError(f"{cut[0]} was cut off; copy it again, or let nnU-Net predict again with --val.")
+        (truth, spacing_mm), (mask, _) = map(read, files)
         if mask.shape != truth.shape:
             raise ResultError(f"{prediction} has shape {mask.shape}, its truth {truth.shape}; the labels were changed "
                               f"after the training: predict again.")
@@ -124,6 +137,6 @@ def _setting(variable: str) -> str:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except (OSError, ValueError) as error:
         raise ResultError(f"{file} cannot be read ({error}); nnU-Net writes it when a training starts.") from error

@@ -36,6 +36,7 @@ _HEADER = f"# nnunet-dante {__version__}, Apache License 2.0\n"
 _APPLY = (payload_geometry, payload_apply)
 _LEARN = (*_APPLY, payload_cases, payload_learn)
 _LITERAL = ("{", "}", "[", "]", ":", ",", "-", "True", "False", "None")
+_MAX_DEPTH = 64
 _REWRITTEN = re.compile(r"(from|import) dl")  # Dafne replaces these words wherever they stand
 
 
@@ -138,6 +139,8 @@ def _first_literal(text: str) -> str:
             continue
         if token.type not in (tokenize.STRING, tokenize.NUMBER) and token.string not in _LITERAL:
             raise ValueError(f"{token.string[:20]!r} is no part of it")
+        if token.string == "-" == "".join(words[-1:]) or depth > _MAX_DEPTH:
+            raise ValueError("it is nested too deeply")
         words.append(token.string)
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token.string, 0)
         if depth == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def contents(checkpoint: PathLike) -> tuple[dict[str, Any], StateDict, StateDict
                 "trainer_name": content["trainer_name"],
                 "inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"],
                 "init_args": {key: init[key] for key in ("plans", "configuration", "fold", "dataset_json")}}
+    try:
+        json.dumps(metadata)
+    except (TypeError, ValueError) as error:  # a checkpoint can hold tensors anywhere
+        raise AdapterError(f"{Path(checkpoint).name} is damaged: what it says of its training is no JSON ({error}). "
+                           "Copy the file again.") from error
     return metadata, {k: v.detach().cpu().contiguous() for k, v in {**factors, **full}.items()}, weights
 
 

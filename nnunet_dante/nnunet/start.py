@@ -8,7 +8,26 @@ from torch import nn
 
 from ..errors import ConfigurationError
 from ..peft.bottleneck import is_added
+from ..types import DatasetJson
+from .adapter_file import are_tensors
 from .checkpoint import file_sha256, load_checkpoint_safely
+from .names import channel_names, head_names
+
+
+def refuse_other_names(entry: dict, dataset_json: DatasetJson) -> None:
+    """Refuse labels or channels that are not, in number and order, those that a plans' start_weights `entry` is for.
+
+    Their rows and kernels lie in that order: with two names exchanged, the weights would fit and be of the other organ.
+
+    Raises:
+        ConfigurationError: they differ.
+    """
+    for what, key, now in (("labels", "label_map", head_names(dataset_json)),
+                           ("channels", "channel_map", channel_names(dataset_json))):
+        if (then := entry.get(key)) and list(then) != list(dict.fromkeys(now)):
+            raise ConfigurationError(f"dataset.json has the {what} {', '.join(now)}; the start weights are for "
+                                     f"{', '.join(then)}. Put dataset.json back as it was, or run `nnunet-dante "
+                                     f"transfer` again.")
 
 
 def load_start_weights(network: nn.Module, folder: Path, entry: dict) -> None:
@@ -24,13 +43,15 @@ def load_start_weights(network: nn.Module, folder: Path, entry: dict) -> None:
     if (found := file_sha256(file)) != entry["sha256"]:
         raise ConfigurationError(f"{file} has sha256 {found[:12]}..., the plans were written for "
                                  f"{entry['sha256'][:12]}...; run `nnunet-dante transfer` again.")
-    weights = load_checkpoint_safely(file)["network_weights"]
+    weights = load_checkpoint_safely(file).get("network_weights")
+    if not are_tensors(weights):
+        raise ConfigurationError(f"{file} holds no network_weights; run `nnunet-dante transfer` again.")
     if foreign := [key for key in weights if is_added(key) and key not in network.state_dict()]:
         trainer = entry["donor"]["trainer"]
         raise ConfigurationError(f"{file.name} holds modules that this network lacks, such as {foreign[0]}; its donor "
                                  f"was trained with {trainer}. Train with -tr {trainer}.")
     try:
         network.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:  # torch takes names apart at their dots
         raise ConfigurationError(f"{file} does not fit the network that the plans describe: {error}. Do not edit the "
                                  f"architecture after a transfer; run `nnunet-dante transfer` again.") from error

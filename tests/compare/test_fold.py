@@ -9,7 +9,7 @@ import folds
 import pytest
 
 from nnunet_dante.compare.fold import read_fold
-from nnunet_dante.errors import ResultError
+from nnunet_dante.errors import DanteError, ResultError
 
 
 @pytest.fixture
@@ -74,6 +74,19 @@ def test_a_fold_validated_on_its_training_cases_or_not_in_the_split_is_refused(r
         read_fold(folder)
     with pytest.raises(ResultError, match="cases it was trained on"):
         read_fold(folder.rename(folder.with_name("fold_all")))
+
+
+@pytest.mark.parametrize(("file", "damage", "said"), [
+    ("validation/case_0.nii.gz", lambda content: content[:-9], "was cut off"),
+    ("validation/case_0.nii.gz", lambda content: b"no image", "one of its files"),
+    ("../plans.json", lambda _: b'{"image_reader_writer": "os"}', "no reader of nnU-Net"),
+    ("../plans.json", lambda _: b'[]', "one of its files"), ("../dataset.json", lambda _: b'{}', "one of its files"),
+    ("../dataset.json", lambda _: b"[" * 10**5, "cannot be read")])
+def test_damaged_and_foreign_files_are_errors_that_name_the_fold(root, file, damage, said):
+    folder = folds.write_fold(root, "nnUNetTrainerLoRA")
+    (folder / file).write_bytes(damage((folder / file).read_bytes()))
+    with pytest.raises(DanteError, match=said):
+        read_fold(folder)
 
 
 def test_masks_of_another_shape_are_refused(root):

@@ -101,6 +101,12 @@ def test_other_sources_have_no_settings(source):
         read_settings(source)
 
 
+@pytest.mark.parametrize("value", ["-" * 10**5 + "1", "[" * 100 + "]" * 100, "{1:" * 100])
+def test_settings_that_python_would_choke_on_are_refused_before_it_sees_them(value):
+    with pytest.raises(DafneError, match="nested too deeply"):
+        read_settings(f"def f():\n    SETTINGS = {{'a': {value}}}\n")
+
+
 @pytest.mark.parametrize("name", ["from dl", "import dl"])
 def test_words_that_dafne_rewrites_are_refused(settings, name):
     labels = [{"name": f"{name} lesion", "values": [1]}]

@@ -126,6 +126,15 @@ def test_a_damaged_checkpoint_gives_no_adapter_and_no_base(trained, tmp_path, ch
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tensor_among_the_words_of_a_checkpoint_is_refused_by_the_adapter(trained, tmp_path):
+    content = load_checkpoint_safely(trained / "checkpoint_final.pth")
+    content["dante"]["label_map"] = torch.zeros(1)
+    torch.save(content, tmp_path / "c.pth")
+    with pytest.raises(AdapterError, match="no JSON"):
+        extract(tmp_path / "c.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_that_hold_no_adapter_are_refused(trained, tmp_path):
     with pytest.raises(AdapterError, match="holds no adapter"):
         extract(trained / "start.pth", tmp_path / "a.safetensors")

@@ -1,0 +1,41 @@
+"""start.py: start weights that are damaged or of another network stop the training, and say so."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.nnunet.checkpoint import file_sha256
+from nnunet_dante.nnunet.start import load_start_weights
+
+
+def loaded(tmp_path, content, **entry):
+    torch.save(content, tmp_path / "start.pth")
+    network = tiny.plain_unet()
+    load_start_weights(network, tmp_path, {"file": "start.pth", "sha256": file_sha256(tmp_path / "start.pth"),
+                                           "donor": {"trainer": "nnUNetTrainer"}} | entry)
+    return network
+
+
+def test_weights_of_the_network_are_loaded(tmp_path):
+    weights = {key: value + 1 for key, value in tiny.plain_unet().state_dict().items()}
+    assert all(torch.equal(value, weights[key])
+               for key, value in loaded(tmp_path, {"network_weights": weights}).state_dict().items())
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ({}, "holds no network_weights"), ({"network_weights": [1]}, "holds no network_weights"),
+    ({"network_weights": {7: torch.ones(1)}}, "holds no network_weights"),
+    ({"network_weights": {"w": torch.ones(1)}}, "does not fit"), ({"network_weights": {"": torch.ones(1)}}, "does not fit")])
+def test_other_content_is_refused(tmp_path, content, said):
+    with pytest.raises(ConfigurationError, match=said):
+        loaded(tmp_path, content)
+
+
+def test_files_that_are_not_those_of_the_plans_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="were written for"):
+        loaded(tmp_path, {}, sha256="0" * 64)
+    with pytest.raises(ConfigurationError, match="does not hold"):
+        loaded(tmp_path, {}, file="other.pth")
