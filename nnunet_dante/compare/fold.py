@@ -71,6 +71,8 @@ def _read_fold(folder: Path, tolerance_mm: float) -> RunResult:
 
 def nnunet_folder(variable: str, dataset: str) -> Path | None:
     """Return a data set's folder below the folder that an environment variable of nnU-Net names, if it exists."""
+    if Path(dataset).name != dataset:  # plans name it, and must not lead elsewhere
+        return None
     folder = Path(os.environ.get(variable, ""), dataset)
     return folder if os.environ.get(variable) and folder.is_dir() else None
 

@@ -80,6 +80,7 @@ def test_a_fold_validated_on_its_training_cases_or_not_in_the_split_is_refused(r
     ("validation/case_0.nii.gz", lambda content: content[:-9], "was cut off"),
     ("validation/case_0.nii.gz", lambda content: b"no image", "one of its files"),
     ("../plans.json", lambda _: b'{"image_reader_writer": "os"}', "no reader of nnU-Net"),
+    ("../plans.json", lambda content: content.replace(b"Dataset901_Tiny", b"../Dataset901_Tiny"), "was not found"),
     ("../plans.json", lambda _: b'[]', "one of its files"), ("../dataset.json", lambda _: b'{}', "one of its files"),
     ("../dataset.json", lambda _: b"[" * 10**5, "cannot be read")])
 def test_damaged_and_foreign_files_are_errors_that_name_the_fold(root, file, damage, said):
