@@ -158,6 +158,12 @@ def _wait(reading: int, kill: Kill) -> None:
             return
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """The files below a folder but nnU-Net's logs."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*"))
+            if file.is_file() and not file.name.startswith("training_log")}
+
+
 def reached(training: Training) -> int:
     """Check that all in the folder is whole; return the epoch from which --c goes on, -1 if it starts anew."""
     folder, epochs = training.folder, []
@@ -175,9 +181,8 @@ def reached(training: Training) -> int:
     return epochs[0] if epochs else -1
 
 
-def outcome(training: Training) -> dict:
-    """What a finished training leaves, to be compared with that of another."""
-    folder = training.folder
+def outcome(folder: Path) -> dict:
+    """What a finished training leaves in its fold folder, to be compared with that of another."""
     final, best = (load_checkpoint_safely(folder / f"checkpoint_{name}.pth") for name in ("final", "best"))
     logged = {key: final["logging"][key] for key in ("train_losses", "val_losses", "ema_fg_dice", "lrs")}
     adapter = folder / "adapter.safetensors"
@@ -227,7 +232,7 @@ def undisturbed(training: Training) -> Undisturbed:
     with os.fdopen(reading, "rb") as stream:
         events = len(stream.read())
     assert os.waitpid(child, 0)[1] == 0
-    return Undisturbed(time.monotonic() - begin, events, outcome(training))
+    return Undisturbed(time.monotonic() - begin, events, outcome(training.folder))
 
 
 def kill_and_continue(training: Training, kills: Iterator[Kill], report: Report, *, at_most: int,
@@ -249,5 +254,5 @@ def kill_and_continue(training: Training, kills: Iterator[Kill], report: Report,
         if final:
             break
     assert forked(training.run) == 0
-    if wrong := differences(outcome(training), expected):
+    if wrong := differences(outcome(training.folder), expected):
         raise AssertionError(f"after {done} these differ from the undisturbed training: {wrong}")

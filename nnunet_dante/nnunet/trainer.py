@@ -45,7 +45,7 @@ from .objective import ObjectiveMixin
 from .provenance import provenance
 from .random_state import random_state, restore_random_state
 from .resume import refuse_changes
-from .start import load_start_weights
+from .start import load_start_weights, refuse_other_names
 from .stopping import StoppingMixin
 from .storage import StorageMixin
 
@@ -101,6 +101,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
         """Load the start weights, adapt the network, prove that it trains, and build AdamW over the groups."""
         network, method = self.bare_network, self.run_method
         if method.uses_start_weights and self.start_entry is not None:
+            refuse_other_names(self.start_entry, self.dataset_json)
             load_start_weights(network, Path(self.preprocessed_dataset_folder_base), self.start_entry)
             self.start_source = "transfer"
         method.adapt(network)

@@ -62,7 +62,7 @@ def test_what_was_killed_after_checkpoint_final_gets_its_adapter_from_c(prepared
     if left == "checkpoint_latest":
         shutil.copy(again.folder / "checkpoint_best.pth", again.folder / "checkpoint_latest.pth")
     assert forked(again.run) == 0
-    assert outcome(again).keys() == whole.left.keys() and not differences(outcome(again), whole.left)
+    assert outcome(again.folder).keys() == whole.left.keys() and not differences(outcome(again.folder), whole.left)
 
 
 def test_a_new_training_in_an_old_folder_is_not_confused_with_the_old_one(prepared, training, whole, tmp_path):
@@ -76,7 +76,7 @@ def test_a_new_training_in_an_old_folder_is_not_confused_with_the_old_one(prepar
     assert 0 <= reached(again) < 5 and not (again.folder / "checkpoint_final.pth").exists()
     assert {name: (again.folder / f"{name}.previous").read_bytes() for name in old} == old
     assert forked(again.run) == 0
-    assert not differences(outcome(again), whole.left)
+    assert not differences(outcome(again.folder), whole.left)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import forked
+from killing import content, forked
 from running import build, train
 
 from nnunet_dante.errors import DonorError, StorageError
@@ -19,12 +19,6 @@ from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely, save_atomical
 
 FULL = Path("/dev/full")  # every write into it fails with ENOSPC
 CLS = trainers.nnUNetTrainerLoRA
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """The files below a folder but nnU-Net's logs."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*"))
-            if file.is_file() and not file.name.startswith("training_log")}
 
 
 def full_disk_for(path: Path) -> None:

@@ -151,6 +151,37 @@ def test_with_a_grad_scaler_a_skipped_step_is_no_end_but_twenty_in_a_row_are(pre
     assert capsys.readouterr().out.count("the step was skipped, all weights are finite") == 19
 
 
+def infinite_gradients(trainer, steps):
+    """Let the head's gradient be infinite in some of the steps, counted over the epochs; the losses stay finite."""
+    first = next(trainer.bare_network.decoder.seg_layers[-1].parameters())
+    first.register_hook(lambda gradient: gradient * (float("inf") if trainer.current_epoch * 10 + trainer.step_in_epoch
+                                                     in steps else 1.0))
+
+
+def test_a_gradient_that_is_not_finite_is_no_loss_and_no_later_step(prepared):
+    trainer = build(trainers.nnUNetTrainerFineTune, prepared, plans=with_overrides(prepared, iterations=10))
+    trainer.initialize()
+    infinite_gradients(trainer, steps=[12])
+    with pytest.raises(NonFiniteError, match=r"a gradient is not finite in epoch 1, step 2 \(cases case_00\d, case_00\d\), "
+                                             r"not finite since epoch 1, step 2; \d+ tensors .*decoder.seg_layers"):
+        trainer.run_training()
+    assert load_checkpoint_safely(Path(trainer.output_folder, "checkpoint_best.pth"))["current_epoch"] <= 1
+
+
+def test_with_a_grad_scaler_gradients_in_a_row_count_over_epochs_and_few_do_no_harm(prepared, capsys):
+    """A loss that is finite, and steps that are all skipped: nothing would be learned until the last epoch."""
+    trainer = build(trainers.nnUNetTrainerFineTune, prepared, plans=with_overrides(prepared, iterations=10))
+    trainer.initialize()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    infinite_gradients(trainer, steps=[0, 1, *range(3, 40)])
+    with pytest.raises(NonFiniteError, match=r"a gradient is not finite in epoch 2, step 2 .*not finite since epoch 0, "
+                                             r"step 3; all weights are finite"):
+        trainer.run_training()
+    assert capsys.readouterr().out.count("a gradient is not finite in epoch") == 2 + 19 + 1
+    best = load_checkpoint_safely(Path(trainer.output_folder, "checkpoint_best.pth"))
+    assert all(v.isfinite().all() for v in best["network_weights"].values())
+
+
 def test_plans_written_for_the_option_are_read(prepared):
     plans = json.loads(json.dumps(with_overrides(prepared, stop_patience=20)))
     trainer = build(trainers.nnUNetTrainerFineTune, prepared, plans=plans)
