@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from typing import Any
 
 from torch import nn
 
@@ -43,7 +45,7 @@ def load_start_weights(network: nn.Module, folder: Path, entry: dict) -> None:
     if (found := file_sha256(file)) != entry["sha256"]:
         raise ConfigurationError(f"{file} has sha256 {found[:12]}..., the plans were written for "
                                  f"{entry['sha256'][:12]}...; run `nnunet-dante transfer` again.")
-    weights = load_checkpoint_safely(file).get("network_weights")
+    weights: Any = load_checkpoint_safely(file).get("network_weights")
     if not are_tensors(weights):
         raise ConfigurationError(f"{file} holds no network_weights; run `nnunet-dante transfer` again.")
     if foreign := [key for key in weights if is_added(key) and key not in network.state_dict()]:
