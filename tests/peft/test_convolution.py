@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from nnunet_dante import ConvAdapter
+from nnunet_dante.peft.inject import attach, merge, original
+from nnunet_dante.peft.pointwise import PointwiseDelta
+
+
+def adapted(dim=2, *, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    conv = getattr(nn, f"Conv{dim}d")(4, 6, options.pop("kernel", 3), dtype=dtype, **options)
+    update = PointwiseDelta(conv.weight.shape)
+    attach(nn.Sequential(conv), {conv: update})
+    nn.init.normal_(update.pointwise)
+    return conv, update.to(dtype)
+
+
+def stock(conv, x):
+    """The same layer as torch runs it, gradient of the whole kernel and all."""
+    return parametrize.type_before_parametrizations(conv)._conv_forward(
+        conv, x, conv.parametrizations.weight(), conv.bias)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 1, "stride": 2}, {"padding": 2, "dilation": 2},
+                                     {"padding": 1, "groups": 2}, {"padding": 1, "bias": False}, {"padding": 0},
+                                     {"padding": "same"}, {"padding": 1, "padding_mode": "reflect"},
+                                     {"kernel": 1, "stride": 2}])
+@pytest.mark.parametrize("input_requires_grad", [True, False])
+def test_output_and_gradients_are_the_stock_layers(dim, options, input_requires_grad):
+    conv, update = adapted(dim, **options)
+    x = torch.rand(2, 4, *[7, 8, 9][:dim], dtype=torch.float64, requires_grad=input_requires_grad)
+    wanted = [t for t in (x, conv.bias, update.pointwise) if t is not None and t.requires_grad]
+    y, expected = conv(x), stock(conv, x)
+    weight = torch.rand_like(y)
+    assert torch.equal(y, expected)
+    for got, true in zip(torch.autograd.grad(y, wanted, weight), torch.autograd.grad(expected, wanted, weight)):
+        assert got.shape == true.shape and torch.allclose(got, true)
+
+
+def test_gradcheck():
+    conv, update = adapted(2, padding=1, stride=2)
+    x = torch.rand(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    name = "parametrizations.weight.0.pointwise"
+    assert torch.autograd.gradcheck(lambda x, p, b: functional_call(conv, {name: p, "bias": b}, (x,)),
+                                    (x, update.pointwise, conv.bias))
+
+
+def test_only_small_gradients_are_made():
+    conv, update = adapted(3, padding=1)
+    conv(torch.rand(1, 4, 5, 5, 5, dtype=torch.float64)).sum().backward()
+    assert original(conv).grad is None and update.pointwise.grad is not None
+
+
+def test_an_original_that_wants_a_gradient_gets_the_whole_one():
+    conv, _ = adapted(padding=1)
+    original(conv).requires_grad_(True)
+    x = torch.rand(1, 4, 5, 5, dtype=torch.float64)
+    got, true = (torch.autograd.grad(run.square().sum(), original(conv))[0] for run in (conv(x), stock(conv, x)))
+    assert true.abs().sum() > 0 and torch.equal(got, true)
+
+
+def test_autocast_gives_the_dtypes_and_numbers_of_the_stock_layer():
+    conv, update = adapted(dtype=torch.float32, padding=1)
+    x = torch.rand(2, 4, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, expected = conv(x), stock(conv, x)
+    assert y.dtype == torch.bfloat16 and torch.equal(y, expected)
+    wanted = [x, update.pointwise, conv.bias]
+    for got, true in zip(torch.autograd.grad(y.float().sum(), wanted), torch.autograd.grad(expected.float().sum(), wanted)):
+        assert got.dtype == torch.float32 and torch.allclose(got, true, rtol=0.02, atol=0.1)
+
+
+def test_a_copy_trains_itself_and_merging_leaves_a_stock_layer():
+    network = tiny.plain_unet(2)
+    ConvAdapter().adapt(network)
+    twin = copy.deepcopy(network)
+    x = torch.rand(2, 1, 16, 16)
+    twin(x)[0].sum().backward()
+    grads = {n for n, p in twin.named_parameters() if p.grad is not None}
+    assert any("pointwise" in n for n in grads) and all(p.grad is None for p in network.parameters())
+    merge(network)
+    with torch.no_grad():
+        assert {type(m).__name__ for m in network.modules() if isinstance(m, nn.Conv2d)} == {"Conv2d"}
+        assert torch.equal(network(x)[0], twin(x)[0])
+
+
+def test_one_graph_forward_and_backward_under_compile():
+    network = tiny.plain_unet(2)
+    ConvAdapter().adapt(network)
+    compiled, x = torch.compile(network, backend="aot_eager", fullgraph=True), torch.rand(2, 1, 16, 16)
+    factors = [p for n, p in network.named_parameters() if "pointwise" in n]
+    got, true = (torch.autograd.grad(sum(y.square().mean() for y in run(x)), factors) for run in (compiled, network))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, true))
