@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigurationError
 from ..evaluation.results import RunResult, read_results, write_result
-from ..files import write_text_atomically
+from ..files import read_json, write_text_atomically
 from ..nnunet.checkpoint import file_sha256
 from ..nnunet.launch import VARIABLE, search_path
 from ..nnunet.target import open_target
@@ -59,10 +59,27 @@ def _shots_table(dataset: int | str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigurationError(f"{target.name} has no shots.json; draw its shots first: nnunet-dante shots -d "
                                  f"{int(target.name[7:10])} -k 1 2 4 8 --seeds 3 --test FILE")
-    table = json.loads(file.read_text())
+    table = _table(file)
     if not table["test"]:
         raise ConfigurationError(f"the shots of {target.name} keep no test cases, so nothing could be compared; draw "
                                  f"them again with --test FILE.")
+    return table
+
+
+def _table(file: Path) -> dict[str, Any]:
+    """Read a shots.json as far as a protocol needs it."""
+    try:
+        table = read_json(file)
+        cases = [case for key in ("val", "test") for case in table[key]]
+        for fold in table["folds"]:
+            cases += fold["train"]
+            numbers = [fold[key] for key in ("fold", "shots", "seed")]
+            if not isinstance(fold["all"], bool) or not all(isinstance(number, int) for number in numbers):
+                raise TypeError(f"a fold is {fold!r:.80}")
+        if not all(isinstance(case, str) for case in cases):
+            raise TypeError("a case is no name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{file} is damaged ({error!r}); draw the shots again: nnunet-dante shots.") from error
     return table
 
 

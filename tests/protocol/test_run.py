@@ -95,6 +95,14 @@ def test_a_data_set_without_shots_or_test_cases_is_refused(protocol, tmp_path):
         run_protocol(protocol, tmp_path / "out")
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"val": [], "test": [7], "folds": []}',
+                                  '{"val": [], "test": ["a"], "folds": [{"train": ["a"], "all": 1}]}'])
+def test_a_damaged_table_of_shots_is_named(protocol, tmp_path, text):
+    next((tmp_path / "nnUNet_preprocessed").rglob("shots.json")).write_text(text)
+    with pytest.raises(ConfigurationError, match=r"shots.json is damaged .* draw the shots again"):
+        run_protocol(protocol, tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_runs_go_side_by_side_in_processes(protocol, tmp_path):
     results = run_protocol(protocol, tmp_path / "out", jobs=2)
