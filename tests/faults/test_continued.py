@@ -24,7 +24,8 @@ OPTIONS = {  # every option that keeps a state of its own, or changes the parame
     "DoRA with everything": DoRA(dropout=0.2, lr_ratio=2.0, l2_sp=0.1, ewc=1.0, size_prior=5.0, stop_patience=50),
     "unfreezing with everything": GradualUnfreezing(l2_sp=0.1, ewc=1.0, size_prior=5.0, stop_patience=50),
 }
-DEFAULT = ["nnUNetTrainerFineTune", "nnUNetTrainerAdaptFormer", "nnUNetTrainerGradualUnfreezingDante"]
+# One of each family that the tests of the trainer, of adapters and of the options do not stop and continue already.
+DEFAULT = ["nnUNetTrainerAdaptFormer", "nnUNetTrainerGradualUnfreezingDante"]
 
 
 def seed(number: int) -> None:
