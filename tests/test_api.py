@@ -27,7 +27,7 @@ ALLOWED = {
     "dafne": {"dafne", "nnunet", "errors", "types", "files"},
     "protocol": {"protocol", "nnunet", "evaluation", "errors", "files", "types"},
     "demo": {"demo", "nnunet", "evaluation", "dafne", "errors", "types"},
-    "compare": {"compare", "nnunet", "evaluation", "errors", "types"},
+    "compare": {"compare", "nnunet", "evaluation", "errors", "types", "files"},
 }
 
 
