@@ -142,8 +142,10 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
         zero_shot_inverted=_mean(measures.dice_inverted.values()),
         gradient_ratio=gradient_ratio(measures.gradients) if known else None)
     rule = choose(situation)
-    measured = nearest(read_evidence(), shots=len(cases), zero_shot=situation.zero_shot, new_labels=bool(situation.new))
+    before = situation.zero_shot_inverted if situation.inverted else situation.zero_shot  # what training starts from
+    measured = nearest(read_evidence(), shots=len(cases), zero_shot=before, new_labels=bool(situation.new))
     trainer, keep = decide(rule, measured)
+    keep = keep and not situation.inverted  # the donor as it is does not see the images inverted
     rank = rule.rank if _has_rank(trainer) else None
     inverted = [channel.name for channel in plans_report.channels] if situation.inverted else []
     return Suggestion(
@@ -154,7 +156,9 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
                   _transfer_command(target, source, {
                       "-c": configuration, "--fold": fold,
                       "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint,
-                      "--rank": rank, "--alpha": 2 * rank if rank else None}, inverted, trust),
+                      "--rank": rank, "--alpha": 2 * rank if rank else None,
+                      "--set": f"direction={rule.order}" if trainer == "nnUNetTrainerGradualUnfreezing" else None},
+                      inverted, trust),
                   shlex.join(["nnunet-dante", "train", str(int(target.name[7:10])), donor.configuration, used, "-p",
                               "nnUNetDantePlans", "-tr", trainer])))
 
