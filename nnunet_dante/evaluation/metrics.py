@@ -9,8 +9,11 @@ Surface metrics are MONAI's; Dice is not, because MONAI's is nan wherever the tr
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,9 +52,7 @@ def hd95_mm(truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[f
     _check(truth, prediction, spacing_mm)
     if not (truth.any() and prediction.any()):
         return float("nan") if truth.any() == prediction.any() else float("inf")
-    from monai.metrics import compute_hausdorff_distance
-
-    return _quietly(compute_hausdorff_distance, truth, prediction, spacing_mm, percentile=95)
+    return _quietly(_monai_metrics().compute_hausdorff_distance, truth, prediction, spacing_mm, percentile=95)
 
 
 def surface_dice(truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float],
@@ -67,10 +68,8 @@ def surface_dice(truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Seque
                                  f"agreement, such as 2.")
     if not (truth.any() and prediction.any()):
         return float("nan") if truth.any() == prediction.any() else 0.0
-    from monai.metrics import compute_surface_dice
-
-    return _quietly(compute_surface_dice, truth, prediction, spacing_mm, class_thresholds=[float(tolerance_mm)],
-                    use_subvoxels=True)
+    return _quietly(_monai_metrics().compute_surface_dice, truth, prediction, spacing_mm,
+                    class_thresholds=[float(tolerance_mm)], use_subvoxels=True)
 
 
 def score(truth: np.ndarray, prediction: np.ndarray, *, labels: LabelValues, spacing_mm: Sequence[float],
@@ -91,6 +90,22 @@ def score(truth: np.ndarray, prediction: np.ndarray, *, labels: LabelValues, spa
             "dice": dice(true, predicted), "hd95_mm": hd95_mm(true, predicted, spacing_mm=spacing_mm),
             "surface_dice": surface_dice(true, predicted, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)}
     return result
+
+
+def _monai_metrics() -> ModuleType:
+    """Import MONAI's metrics, and not transformers, which MONAI takes along where it is installed.
+
+    Some versions of transformers (5.12 to 5.20 were seen) put modules into sys.modules that import others when they are
+    looked at. nnU-Net looks at all when it searches for a trainer: "dictionary changed size during iteration".
+    """
+    hide = "transformers" not in sys.modules
+    if hide:
+        sys.modules["transformers"] = None  # type: ignore[assignment]  # an import of it fails, as if not installed
+    try:
+        return import_module("monai.metrics")
+    finally:
+        if hide:
+            del sys.modules["transformers"]
 
 
 def _quietly(metric: Any, truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float],

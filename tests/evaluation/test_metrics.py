@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import nnunet_dante
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.evaluation.metrics import dice, hd95_mm, score, surface_dice
 
@@ -136,3 +141,14 @@ def test_voxels_that_the_truth_ignores_do_not_count():
     truth[6:8] = 3
     scores = score(truth, predicted, labels={"background": 0, "organ": 1, "ignore": 3}, spacing_mm=(1, 1, 1))
     assert scores == {"organ": {"dice": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}}
+
+
+def test_measuring_leaves_transformers_alone_and_importable(tmp_path):
+    (tmp_path / "transformers.py").write_text("print('loaded')")
+    code = ("import sys, numpy as np\nfrom nnunet_dante.evaluation.metrics import hd95_mm\n"
+            "assert hd95_mm(np.ones((3, 3), bool), np.ones((3, 3), bool), spacing_mm=(1, 1)) == 0\n"
+            "print('measured', 'transformers' in sys.modules)\nimport transformers")
+    paths = os.pathsep.join(map(str, (tmp_path, Path(nnunet_dante.__file__).parents[1])))
+    said = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": paths})
+    assert said.stdout.split() == ["measured", "False", "loaded"], said

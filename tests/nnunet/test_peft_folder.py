@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
+from importlib import import_module
 from pathlib import Path
 
-import peft
 import pytest
 import tiny
 import torch
@@ -29,6 +30,16 @@ from nnunet_dante.peft.inject import remove as remove_updates
 NETWORKS = {"plain": tiny.plain_unet, "plain 2d": lambda: tiny.plain_unet(2), "residual": tiny.residual_unet,
             "anisotropic": lambda: tiny.plain_unet(3, kernels=[[1, 3, 3], [3, 3, 3], [3, 3, 3]],
                                                    strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]])}
+
+
+@pytest.fixture(scope="module")
+def peft():
+    """PEFT; what it brings of transformers goes again, because nnU-Net's search for trainers fails over some versions."""
+    before = set(sys.modules)
+    yield import_module("peft")
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] == "transformers":
+            del sys.modules[name]
 
 
 def output(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +76,7 @@ def written(folder: Path, network: nn.Module, method: LoRA) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("options", [{}, {"rank_stabilised": True, "ranks": {"encoder.*": 2}},
                                      {"alpha": 3.0, "encoder": False}], ids=["default", "stabilised", "decoder"])
-def test_peft_computes_the_same_with_the_folder(tmp_path, name, options):
+def test_peft_computes_the_same_with_the_folder(peft, tmp_path, name, options):
     torch.manual_seed(0)
     network = NETWORKS[name]()
     base, x = copy.deepcopy(network), image(network)
@@ -74,7 +85,7 @@ def test_peft_computes_the_same_with_the_folder(tmp_path, name, options):
     assert torch.allclose(output(peft.PeftModel.from_pretrained(base, tmp_path), x), output(network, x), atol=1e-4)
 
 
-def test_peft_says_that_a_network_with_aliases_has_not_these_layers(tmp_path):
+def test_peft_says_that_a_network_with_aliases_has_not_these_layers(peft, tmp_path):
     network = tiny.plain_unet()
     base = copy.deepcopy(network)
     written(tmp_path, network, LoRA(factorisation="flat", rank=3))
@@ -148,7 +159,7 @@ def test_base_and_folder_equal_the_checkpoint_and_can_be_taken_apart_again(train
         apply(trained / "checkpoint_final.pth", trained / "peft", tmp_path / "wrong.pth")
 
 
-def test_what_peft_saves_again_is_read_with_a_whole_checkpoint_as_base(trained, tmp_path):
+def test_what_peft_saves_again_is_read_with_a_whole_checkpoint_as_base(peft, trained, tmp_path):
     from nnunet_dante.nnunet.network import build_network
 
     final = load_checkpoint_safely(trained / "checkpoint_final.pth")
