@@ -60,7 +60,10 @@ def client(script: str, *arguments: object, home: Path, version: str = NEWEST) -
     home.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", _BEFORE + script, str(dafne_dl(version)), *map(str, arguments)]
+    # A file, as the client is one: of `-c`, Python 3.13 keeps the text, and dafne-dl takes it for that of its functions.
+    file = home / "client.py"
+    file.write_text(_BEFORE + script, encoding="utf-8")
+    command = [sys.executable, str(file), str(dafne_dl(version)), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=home)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
