@@ -82,7 +82,6 @@ class Training:
         """Train as `nnUNetv2_train` does, with --c unless told otherwise."""
         from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(4711 if resume and any((self.folder / name).is_file() for name in CHECKPOINTS) else 0)
         os.environ |= {"nnUNet_results": str(self.results)}
@@ -116,6 +115,7 @@ def forked(action: Callable[[], None], *, kill: Kill | None = None, watch: Path 
 
 def _child(action: Callable[[], None], writing: int, watch: Path | None) -> None:
     status = 1
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: the child would wait for them for ever
     try:
         if watch is not None:
             _report(writing, str(watch))
