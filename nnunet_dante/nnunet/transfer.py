@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import ConfigurationError, TransferError
+from ..files import read_json
 from ..peft.bottleneck import is_added
 from ..types import PathLike, Plans, StateDict
 from .checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
@@ -214,10 +215,13 @@ def _existing_plans(file: Path) -> Plans | None:
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ConfigurationError(f"{file.name} exists and is no JSON ({error}). Delete it, or choose another name with "
-                                 "-p.") from error
+        if isinstance(plans := read_json(file), dict):
+            return plans
+        error: object = f"it holds a {type(plans).__name__}"
+    except ValueError as found:
+        error = found
+    raise ConfigurationError(f"{file.name} exists and holds no plans ({error}). Delete it, or choose another name with "
+                             "-p.")
 
 
 def _without_dante(plans: Plans | None) -> Plans:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..files import read_text
 from ..types import PathLike
 
 if sys.version_info >= (3, 11):
@@ -21,6 +22,7 @@ else:
     import tomli as tomllib
 
 ZERO_SHOT = "zero-shot"
+_MAX_SIZE, _MAX_DOTS = 2**20, 100  # the parser's memory grows with the square of the dots in a key
 Value = int | float | str | bool | list | dict
 
 
@@ -117,7 +119,10 @@ def read_protocol(path: PathLike) -> Protocol:
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path)
+        if len(text) > _MAX_SIZE or any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
+            raise ValueError(f"more than {_MAX_SIZE} characters, or {_MAX_DOTS} dots in a line")
+        content = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} cannot be read as TOML ({error}).") from error
     experiments = tuple(_located(_entry(Experiment, _with_tuples(e, "invert"), path), path)

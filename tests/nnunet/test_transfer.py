@@ -290,10 +290,11 @@ def test_plans_of_nnunets_planner_are_never_overwritten(place):
     assert sorted(place.folder.iterdir()) == before
 
 
-def test_damaged_plans_of_the_same_name_are_named(place):
+@pytest.mark.parametrize("text", ["{", '"text"', "[" * 100_000])
+def test_damaged_plans_of_the_same_name_are_named(place, text):
     place = place()
-    (place.folder / "nnUNetDantePlans.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="exists and is no JSON"):
+    (place.folder / "nnUNetDantePlans.json").write_text(text)
+    with pytest.raises(ConfigurationError, match="exists and holds no plans"):
         transfer(place.donor(), place.dataset)
 
 

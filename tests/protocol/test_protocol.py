@@ -58,6 +58,7 @@ def test_shots_and_draws_can_be_chosen(written, choice, folds):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("name = [", "TOML"),
+    ("a." * 200 + "b = 1", "100 dots in a line"),
     ('name = "p"', "no \\[\\[experiments\\]\\]"),
     (TEXT.replace("donor.pth", "gone.pth"), "gone.pth, which does not exist"),
     (TEXT.replace("dataset = 901", ""), "'dataset' is unknown or missing"),
