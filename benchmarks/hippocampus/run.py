@@ -1,9 +1,9 @@
 """Everything of the hippocampus benchmark from a data folder: prepare, run a protocol, compare.
 
-    python benchmarks/hippocampus/run.py TASK04 OUT [--protocol search.toml] [--jobs 2] [--go-on]
+    python benchmarks/hippocampus/run.py TASK04 OUT [--protocol search.toml] [--jobs 2] [--go-on] [--keep]
 
 OUT/<protocol>/ holds the results, OUT/<protocol>/report the report. Stopped at any moment, the same command goes on.
---go-on starts from the results in benchmarks/results/hippocampus instead of from none.
+--go-on starts from the results in benchmarks/results/hippocampus instead of from none; --keep puts them there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nnunet_dante.evaluation.results import read_results, write_result
+from nnunet_dante.evaluation.results import read_results, write_result, write_results
 from nnunet_dante.protocol.protocol import slug
 
 HERE = Path(__file__).parent
@@ -24,10 +24,22 @@ KEPT = HERE.parent / "results" / "hippocampus"
 
 def unpack(results: Path, name: str) -> None:
     """Give `results` the runs that are kept in the repository."""
-    shutil.copytree(KEPT / name, results, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs.json"))
+    results.mkdir(parents=True)
+    shutil.copy(KEPT / name / "settings.json", results)
     for run in read_results(KEPT / name / "runs.json"):
         file = f"{slug(run.experiment)}__{slug(run.method)}__k{run.shots:03d}__s{run.seed}"
         write_result(run, results / "runs" / f"{file}.json")
+
+
+def pack(results: Path, name: str) -> None:
+    """Keep the runs, their settings and the report's tables in the repository."""
+    kept = KEPT / name
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(results / "report" / "tables", kept / "tables")
+    shutil.copy(results / "settings.json", kept)
+    report = (results / "report" / "report.md").read_text().splitlines()
+    (kept / "report.md").write_text("\n".join(line for line in report if not line.startswith("![")) + "\n")
+    write_results(read_results(results), kept / "runs.json")
 
 
 def main() -> None:
@@ -36,6 +48,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--protocol", default="protocol.toml", help="search.toml tunes on development cases")
     parser.add_argument("--jobs", default="1")
+    parser.add_argument("--keep", action="store_true", help="the results in the repository")
     parser.add_argument("--go-on", action="store_true", help="from the results kept in the repository")
     options = parser.parse_args()
     out = options.out.resolve()
@@ -50,6 +63,8 @@ def main() -> None:
     for command in (["benchmark", out / options.protocol, "-o", results, "--jobs", options.jobs],
                     ["compare", results, "-o", results / "report"]):
         subprocess.run([sys.executable, "-m", "nnunet_dante.cli", *command], check=True, env=environment)
+    if options.keep:
+        pack(results, results.name)
 
 
 if __name__ == "__main__":
