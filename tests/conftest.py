@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors gain nothing from more, and children of a fork lose them
 os.environ.setdefault("nnUNet_n_proc_DA", "0")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_compile", "f")
