@@ -32,7 +32,12 @@ _METADATA = "nnunet_dante"
 
 
 def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) -> None:
-    """Write an adapter file: whole, or not at all."""
+    """Write an adapter file: whole, or not at all.
+
+    Raises:
+        AdapterError: it could not be read again.
+    """
+    check(metadata, _NEEDED, path)
     metadata = {**metadata, "sha256": _checksum(metadata, tensors)}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={_METADATA: json.dumps(metadata)}))

@@ -113,7 +113,8 @@ def test_a_damaged_adapter_is_refused_and_nothing_is_written(trained, tmp_path, 
     assert not (tmp_path / "merged.pth").exists()
 
 
-@pytest.mark.parametrize("change", [lambda c: c["dante"].update(adapter=[1]), lambda c: c["dante"]["adapter"].pop("base"),
+@pytest.mark.parametrize("change", [lambda c: c["dante"].update(adapter=[1]), lambda c: c["dante"].update(adapter=torch.ones(2)),
+                                    lambda c: c["dante"]["adapter"].pop("base"),
                                     lambda c: c.pop("init_args"), lambda c: c.update(network_weights=[]),
                                     lambda c: c["dante"]["adapter"]["base"].update(x=torch.zeros(1))])
 def test_a_damaged_checkpoint_gives_no_adapter_and_no_base(trained, tmp_path, change):
@@ -124,6 +125,15 @@ def test_a_damaged_checkpoint_gives_no_adapter_and_no_base(trained, tmp_path, ch
         with pytest.raises(AdapterError, match="damaged"):
             command(tmp_path / "c.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_adapter_is_written_that_could_not_be_read_again(trained, tmp_path):
+    content = load_checkpoint_safely(trained / "checkpoint_final.pth")
+    content["dante"]["method"] = 3
+    torch.save(content, tmp_path / "c.pth")
+    with pytest.raises(AdapterError, match="damaged: method"):
+        extract(tmp_path / "c.pth", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_tensor_among_the_words_of_a_checkpoint_is_refused_by_the_adapter(trained, tmp_path):
