@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def build(trainer, prepared, *, plans=None, configuration="3d_fullres", fold=0, 
                 dataset_json=json.loads((folder / "dataset.json").read_text()), device=torch.device("cpu"))
     maybe_load_checkpoint(built, resume, False, str(pretrained) if pretrained else None)
     return built
+
+
+def keep_checkpoint(on_epoch_end, *, after: int = 1):
+    """Return the trainer's method for one that copies the checkpoint after so many epochs to kept.pth."""
+    def wrapped(self):
+        self.save_every = 1
+        on_epoch_end(self)
+        if self.current_epoch == after:
+            shutil.copy(Path(self.output_folder, "checkpoint_latest.pth"), Path(self.output_folder, "kept.pth"))
+    return wrapped
 
 
 def train(trainer, prepared, **options):

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from nnunet_dante.evaluation.results import read_results, write_result, write_results
-from nnunet_dante.protocol.protocol import slug
+from nnunet_dante.protocol.protocol import run_id
 
 HERE = Path(__file__).parent
 KEPT = HERE.parent / "results" / "hippocampus"
@@ -27,8 +27,7 @@ def unpack(results: Path, name: str) -> None:
     results.mkdir(parents=True)
     shutil.copy(KEPT / name / "settings.json", results)
     for run in read_results(KEPT / name / "runs.json"):
-        file = f"{slug(run.experiment)}__{slug(run.method)}__k{run.shots:03d}__s{run.seed}"
-        write_result(run, results / "runs" / f"{file}.json")
+        write_result(run, results / "runs" / f"{run_id(run.experiment, run.method, run.shots, run.seed)}.json")
 
 
 def pack(results: Path, name: str) -> None:

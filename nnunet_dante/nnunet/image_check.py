@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,15 @@ class Case:
 
     images: tuple[Path, ...]
     mask: Path
+
+
+def image_files(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Return case -> its files CASE_0000, CASE_0001, ... in `folder`, both in order of the names."""
+    pattern, cases = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}"), dict[str, list[Path]]()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if found := pattern.fullmatch(path.name):
+            cases.setdefault(found[1], []).append(path)
+    return cases
 
 
 def check_channels(raw: Path, content: DatasetJson, cases: dict[str, Case]) -> None:

@@ -62,6 +62,11 @@ class ObjectiveMixin(_Base):
         return StartPenalty(weights, start=state["start"], l2_sp=method.l2_sp, ewc=method.ewc, fisher=state["fisher"])
 
     @property
+    def loss_scale(self) -> float:
+        """By what a GradScaler multiplies the loss; 1 without one."""
+        return self.grad_scaler.get_scale() if self.grad_scaler is not None else 1.0
+
+    @property
     def known_rows(self) -> list[int]:
         """The rows of the segmentation head that start as the donor's, and the background row that goes with them."""
         donors = (self.start_entry or {}).get("label_map", {})
@@ -152,8 +157,7 @@ class ObjectiveMixin(_Base):
         """
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if self.is_ddp else (0, 1)
         volume = prior.choose(self.current_epoch, self.size_visits * ranks + rank)
-        scale = self.grad_scaler.get_scale() if self.grad_scaler is not None else 1.0
-        ratios, self.size_gradient = prior.measure(self.bare_network, volume, loss_scale=scale)
+        ratios, self.size_gradient = prior.measure(self.bare_network, volume, loss_scale=self.loss_scale)
         self.size_ratios.append(ratios)
         self.size_visits += 1
         self.steps_to_visit = prior.steps(volume)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError, TransferError
 from ..freezing.groups import parameter_groups
+from ..peft.modes import full_resolution
 from ..types import DatasetJson, Plans
 from .names import has_regions, head_names
 from .target import Case
@@ -97,22 +98,17 @@ def probe(network: nn.Module, patches: Sequence[Patch], dataset_json: DatasetJso
     loss, straight, inverted = _loss(dataset_json, batch_dice), [], []
     for patch in patches:
         image, labels = patch.image.to(device), patch.labels.to(device)
-        logits = _full_resolution(network, image)
+        logits = full_resolution(network(image))
         (loss(logits, _loss_target(labels, dataset_json)) / len(patches)).backward()
         straight.append(_dice(logits, labels, dataset_json))
         with torch.no_grad():
-            inverted.append(_dice(_full_resolution(network, -image), labels, dataset_json))
+            inverted.append(_dice(full_resolution(network(-image)), labels, dataset_json))
     gradients = {}
     for group in parameter_groups(network):
         weights = [p for _, p in group.parameters]
         gradients[group.name] = _norm([p.grad for p in weights]) / max(_norm(weights), 1e-12)
     network.zero_grad()
     return Probe(dice=_means(straight, known), dice_inverted=_means(inverted, known), gradients=gradients)
-
-
-def _full_resolution(network: nn.Module, image: Tensor) -> Tensor:
-    logits = network(image)
-    return logits[0] if isinstance(logits, (list, tuple)) else logits
 
 
 def _norm(tensors: Sequence[Tensor | None]) -> float:

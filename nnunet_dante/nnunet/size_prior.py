@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..peft.modes import evaluating
+from ..peft.modes import evaluating, full_resolution
 from .tiles import Tile, tiles
 
 Gradient = list[tuple[nn.Parameter, Tensor]]
@@ -92,9 +91,7 @@ class SizePrior:
         windows = torch.stack([tile.cut(volume.data, patch) for tile in part]).to(device)
         flat = windows[:, :, 0] if len(self.patch) == 2 else windows
         with torch.autocast(device.type, enabled=device.type == "cuda"):
-            outputs: Any = network(flat)
-            logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-            found = self.probabilities(logits.float())[:, list(self.sizes_mm3)]
+            found = self.probabilities(full_resolution(network(flat)).float())[:, list(self.sizes_mm3)]
         own = [tile.own[-len(self.patch):] for tile in part]
         voxels = torch.stack([p[(slice(None), *o)].flatten(1).sum(1) for p, o in zip(found, own)]).sum(0)
         return voxels * volume.voxel_mm3 / torch.tensor(list(self.sizes_mm3.values()), device=device)

@@ -59,7 +59,7 @@ class StoppingMixin(_Base):
 
     def train_step(self, batch: dict) -> dict:
         """Stop at a loss or a gradient that is not finite."""
-        scale = self._scale()
+        scale = self.loss_scale
         outputs = super().train_step(batch)
         if np.isfinite(outputs["loss"]) and self._finite_gradient(scale):
             self.broken_steps = []
@@ -69,13 +69,10 @@ class StoppingMixin(_Base):
         self.step_in_epoch += 1
         return outputs
 
-    def _scale(self) -> float:
-        return self.grad_scaler.get_scale() if self.grad_scaler is not None else 1.0
-
     def _finite_gradient(self, scale: float) -> bool:
         """A GradScaler has looked already, and lowers its scale; on a CPU, which has none, looking costs little."""
         if self.grad_scaler is not None:
-            return self._scale() >= scale
+            return self.loss_scale >= scale
         return not not_finite((n, p.grad) for n, p in self.bare_network.named_parameters() if p.grad is not None)
 
     def _step_not_finite(self, what: str, batch: dict) -> None:

@@ -20,7 +20,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from ..errors import TransferError
 from ..files import read_json, write_text_atomically
 from ..types import DatasetJson
-from .image_check import Case, check_channels, check_masks, reader_for, reading
+from .image_check import Case, check_channels, check_masks, image_files, reader_for, reading
 from .names import channel_names, file_ending, head_names
 
 INTENSITY = "foreground_intensity_properties_per_channel"
@@ -166,13 +166,8 @@ def _cases(raw: Path, content: DatasetJson) -> dict[str, Case]:
                  for name, files in listed.items()}
     else:
         ending = file_ending(content)
-        images: dict[str, list[Path]] = {}
-        pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
-        for path in sorted((raw / "imagesTr").glob(f"*{ending}")):
-            if found := pattern.fullmatch(path.name):
-                images.setdefault(found.group(1), []).append(path)
         cases = {name: Case(images=tuple(paths), mask=raw / "labelsTr" / f"{name}{ending}")
-                 for name, paths in images.items()}
+                 for name, paths in image_files(raw / "imagesTr", ending).items()}
     if not cases:
         raise TransferError(f"{raw.name}/imagesTr holds no images CASE_0000{content['file_ending']}; nnU-Net needs one "
                             "file per case and channel, and labelsTr/CASE with the same ending.")

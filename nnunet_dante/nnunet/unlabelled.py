@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from ..errors import ConfigurationError
 from ..types import DatasetJson
+from .image_check import image_files
 from .names import channel_names
 from .size_prior import Volume
 
@@ -25,15 +25,11 @@ def unlabelled_volumes(folder: Path, *, plans: PlansManager, configuration: Conf
         ConfigurationError: there are none, or one has another number of channels than the data set.
     """
     ending = dataset_json["file_ending"]
-    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
-    cases: dict[str, list[str]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if found := pattern.fullmatch(path.name):
-            cases.setdefault(found[1], []).append(str(path))
+    cases = image_files(folder, ending)
     if not cases:
         raise ConfigurationError(f"size_prior needs images without masks, but {folder} holds no CASE_0000{ending}; put "
                                  f"them there, name another folder with size_images, or set size_prior to 0.")
-    return [_volume(name, files, plans, configuration, dataset_json) for name, files in cases.items()]
+    return [_volume(name, list(map(str, files)), plans, configuration, dataset_json) for name, files in cases.items()]
 
 
 def _volume(name: str, files: list[str], plans: PlansManager, configuration: ConfigurationManager,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import ConfigurationError
 from ..types import StateDict
-from .modes import all_requiring_gradients, evaluating
+from .modes import all_requiring_gradients, evaluating, full_resolution
 from .penalty import Weight, effective
 
 
@@ -54,8 +53,7 @@ def diagonal_fisher(network: nn.Module, weights: Mapping[str, Weight], images: I
 
 def _negative_log_likelihood(network: nn.Module, image: Tensor, rows: list[int], *, sigmoid: bool) -> Tensor:
     """Of labels drawn from the prediction; divided by the root of their number, which keeps squares in range."""
-    outputs: Any = network(image)
-    logits = (outputs if isinstance(outputs, Tensor) else outputs[0]).float()[:, rows]
+    logits = full_resolution(network(image)).float()[:, rows]
     with torch.no_grad():
         if sigmoid:
             labels = torch.bernoulli(logits.sigmoid())

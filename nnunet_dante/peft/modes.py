@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def full_resolution(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return a network's logits at full resolution, the first of several where it has deep supervision."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 @contextmanager

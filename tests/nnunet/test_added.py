@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from running import build, train
+from running import build, keep_checkpoint, train
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import AdaptFormer
@@ -84,7 +84,7 @@ def test_nnunet_says_that_the_trainer_is_missing(prepared, monkeypatch):
 
 @pytest.mark.parametrize("cls", TRAINERS)
 def test_resuming_equals_never_having_stopped(prepared, monkeypatch, cls):
-    monkeypatch.setattr(cls, "on_epoch_end", _keep_first(cls.on_epoch_end))
+    monkeypatch.setattr(cls, "on_epoch_end", keep_checkpoint(cls.on_epoch_end))
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
     whole = train(cls, prepared)
@@ -98,15 +98,6 @@ def test_resuming_equals_never_having_stopped(prepared, monkeypatch, cls):
     final = weights(folder / "checkpoint_final.pth")
     assert list(final) == list(expected) and all(torch.equal(final[k], expected[k]) for k in expected)
     assert resumed.logger.get_value("train_losses", None) == whole.logger.get_value("train_losses", None)
-
-
-def _keep_first(on_epoch_end):
-    def wrapped(self):
-        self.save_every = 1
-        on_epoch_end(self)
-        if self.current_epoch == 1:
-            shutil.copy(Path(self.output_folder, "checkpoint_latest.pth"), Path(self.output_folder, "kept.pth"))
-    return wrapped
 
 
 @pytest.mark.parametrize("cls", TRAINERS)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from running import build, prepare, train
+from running import build, keep_checkpoint, prepare, train
 
 from nnunet_dante.methods import LoRA, ParameterEfficient
 from nnunet_dante.nnunet import trainers
@@ -46,18 +45,9 @@ def same(a: dict, b: dict) -> bool:
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def _keep_first(on_epoch_end):
-    def wrapped(self):
-        self.save_every = 1
-        on_epoch_end(self)
-        if self.current_epoch == 1:
-            shutil.copy(Path(self.output_folder, "checkpoint_latest.pth"), Path(self.output_folder, "kept.pth"))
-    return wrapped
-
-
 @pytest.mark.parametrize("cls", TRAINERS)
 def test_resume_apply_and_remove_are_exact(prepared, monkeypatch, tmp_path, cls):
-    monkeypatch.setattr(cls, "on_epoch_end", _keep_first(cls.on_epoch_end))
+    monkeypatch.setattr(cls, "on_epoch_end", keep_checkpoint(cls.on_epoch_end))
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
     whole = train(cls, prepared)

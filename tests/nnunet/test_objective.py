@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from running import build, prepare, train, with_overrides
+from running import build, keep_checkpoint, prepare, train, with_overrides
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.nnunet import objective, trainers
@@ -129,21 +129,12 @@ def test_a_random_start_is_not_held_and_says_what_it_ignores(prepared, capsys):
     assert "'epochs': 3" in used and "'l2_sp'" not in used and "'l2_sp': 0.1" in ignored and "'rank': 2" in ignored
 
 
-def keep_first(on_epoch_end):
-    def wrapped(self):
-        self.save_every = 1
-        on_epoch_end(self)
-        if self.current_epoch == 2:
-            shutil.copy(Path(self.output_folder, "checkpoint_latest.pth"), Path(self.output_folder, "kept.pth"))
-    return wrapped
-
-
 @pytest.mark.parametrize(("name", "overrides"), [
     ("nnUNetTrainerFineTune", {"l2_sp": 0.5}), ("nnUNetTrainerLoRA", {"ewc": 3.0, "l2_sp": 0.1}),
     ("nnUNetTrainerGradualUnfreezing", {"ewc": 1.0, "size_prior": 5.0})])
 def test_resuming_equals_never_having_stopped(unlabelled, monkeypatch, name, overrides):
     cls = getattr(trainers, name)
-    monkeypatch.setattr(cls, "on_epoch_end", keep_first(cls.on_epoch_end))
+    monkeypatch.setattr(cls, "on_epoch_end", keep_checkpoint(cls.on_epoch_end, after=2))
     plans = with_overrides(unlabelled, epochs=4, iterations=3, **overrides)
     seed()
     whole = train(cls, unlabelled, plans=copy.deepcopy(plans))

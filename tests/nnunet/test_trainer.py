@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import build, train
+from running import build, keep_checkpoint, train
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import ParameterEfficient
@@ -65,7 +65,7 @@ def test_stock_nnunet_predicts_with_it_and_gets_the_trained_networks_output(prep
 def test_resuming_equals_never_having_stopped(prepared, monkeypatch, name):
     """The checkpoint_latest of the first epoch, continued, ends at the very weights of the run that went through."""
     cls = getattr(trainers, name)
-    monkeypatch.setattr(cls, "on_epoch_end", _keep_first(cls.on_epoch_end))
+    monkeypatch.setattr(cls, "on_epoch_end", keep_checkpoint(cls.on_epoch_end))
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
     whole = train(cls, prepared)
@@ -78,15 +78,6 @@ def test_resuming_equals_never_having_stopped(prepared, monkeypatch, name):
     resumed.run_training()
     assert equal(weights(folder / "checkpoint_final.pth"), expected)
     assert resumed.logger.get_value("train_losses", None) == whole.logger.get_value("train_losses", None)
-
-
-def _keep_first(on_epoch_end):
-    def wrapped(self):
-        self.save_every = 1
-        on_epoch_end(self)
-        if self.current_epoch == 1:
-            shutil.copy(Path(self.output_folder, "checkpoint_latest.pth"), Path(self.output_folder, "kept.pth"))
-    return wrapped
 
 
 def test_the_best_checkpoint_is_never_worse_than_the_start(prepared, monkeypatch):
