@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import ConfigurationError
 from ..freezing.groups import Group, parameter_groups
 from ..freezing.schedule import Schedule, constant
+from ..peft.convolution import spare_gradients
 from ..peft.inject import adapted, original
 
 
@@ -26,10 +27,14 @@ class TrainingPlan:
                 for group, scale in zip(self.groups, self.lr_scales)]
 
     def restrict(self, network: nn.Module) -> None:
-        """Let exactly the parameters of all groups of `network` require gradients, whatever their epoch."""
+        """Let exactly the parameters of all groups of `network` require gradients, whatever their epoch.
+
+        Its convolutions make no other gradients from now on, nor those that `set_stage` switches off.
+        """
         trained = {id(p) for group in self.groups for _, p in group.parameters}
         for parameter in network.parameters():
             parameter.requires_grad_(id(parameter) in trained)
+        spare_gradients(network)
 
     def set_stage(self, epoch: int) -> bool:
         """Let the groups that are open at `epoch` require gradients; return whether anything changed."""

@@ -1,7 +1,8 @@
-"""Convolutions of whose kernel the centre alone is trained: a backward that makes no other gradient of the kernel.
+"""Convolutions whose backward makes no gradient that nobody uses. Forward is the stock convolution, bit for bit.
 
-torch makes the gradient of the whole kernel, 27 offsets in 3D, of which `PointwiseDelta` uses one; on a CPU that is a
-third of a training step. Forward is the stock convolution, bit for bit.
+torch makes the gradient of the whole input, of the whole kernel, or none of it. Where encoder features meet those of
+the decoder and the encoder is frozen, half of the input's is for nobody; where the kernel's centre alone is trained,
+26 of 27 offsets of the kernel's are; and where the bias alone is trained, a CPU makes the kernel's all the same.
 """
 
 from __future__ import annotations
@@ -9,42 +10,79 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
+
+from .pointwise import PointwiseDelta
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def shorten_backward(layer: Any) -> None:
-    """Let a convolution whose weight has a `PointwiseDelta` make the gradient of that alone, and of input and bias.
+def spare_gradients(network: nn.Module) -> None:
+    """Let every convolution of `network`, adapted or not, make the gradients that are wanted, and no others.
 
-    The gradient is that of a 1x1 convolution with the layer's stride and groups; that takes zero padding of
-    dilation * (kernel - 1) / 2, nnU-Net's, and layers with another are left as they are. Where the original weight
-    requires a gradient, or none is made at all, the stock convolution runs.
+    Which are wanted is seen anew in each forward pass, so freezing may change from step to step. The features that a
+    U-Net's decoder brings itself come first in what its stages read; other networks have no such halves.
     """
-    stock = layer._conv_forward.__func__
-    centred = layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and all(
-        p == d * (k // 2) for p, d, k in zip(layer.padding, layer.dilation, layer.kernel_size))
+    decoder: Any = getattr(network, "decoder", None)
+    own = {id(next(m for m in stage.modules() if isinstance(m, _CONVS))): up.out_channels
+           for up, stage in zip(getattr(decoder, "transpconvs", ()), getattr(decoder, "stages", ()))}
+    for layer in network.modules():
+        if isinstance(layer, _CONVS) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+            layer._conv_forward = _Sparing(layer, own.get(id(layer)))  # type: ignore[method-assign, assignment]
 
-    def convolve(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        update = layer.parametrizations.weight
-        if update.original.requires_grad or not torch.is_grad_enabled():
-            return stock(layer, x, weight, bias)
+
+class _Sparing:
+    """What `layer` calls with x (batch, in, *space), the weight (out, in / groups, *kernel) and the bias."""
+
+    def __init__(self, layer: Any, own_channels: int | None):
+        self.layer = layer
+        self.own_channels = own_channels if layer.groups == 1 else None
+        self.centred = all(p == d * (k // 2) for p, d, k in zip(layer.padding, layer.dilation, layer.kernel_size))
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self.layer
+        centre = self._centre()
+        weight = weight if centre is None else weight.detach()
+        own = self.own_channels if _ends_without_gradient(x) else None
+        bias_alone = bias is not None and bias.requires_grad and not weight.requires_grad
+        if not torch.is_grad_enabled() or (own is None and centre is None and not bias_alone):
+            return type(layer)._conv_forward(layer, x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):  # as torch's own convolution does
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return _CentreTrained.apply(x, weight.detach(), bias, update[0].pointwise, layer.stride, layer.padding,
-                                    layer.dilation, layer.groups)
+        return _Convolution.apply(x, weight, bias, centre, own, layer.stride, layer.padding, layer.dilation,
+                                  layer.groups)
 
-    if centred:
-        type(layer)._conv_forward = convolve  # parametrize made this class for this layer and its copies alone
+    def _centre(self) -> Tensor | None:
+        """The weight's update where it is one of the kernel's centre, and nothing else of the kernel is trained.
+
+        Its gradient is that of a 1x1 convolution with the layer's stride; that takes padding as nnU-Net has it.
+        """
+        if not self.centred or not parametrize.is_parametrized(self.layer, "weight"):
+            return None
+        update = self.layer.parametrizations.weight
+        alone = isinstance(update[0], PointwiseDelta) and not update.original.requires_grad
+        return update[0].pointwise if alone else None
 
 
-class _CentreTrained(torch.autograd.Function):
-    """The convolution of x (batch, in, *space) with weight (out, in / groups, *kernel), which has centre in it."""
+def _ends_without_gradient(x: Tensor) -> bool:
+    """Whether x is a concatenation of two tensors, of which the first alone wants a gradient."""
+    if torch.compiler.is_compiling() or x.grad_fn is None:  # a traced tensor shows no grad_fn
+        return False
+    wanted = [node is not None for node, _ in x.grad_fn.next_functions]
+    return x.grad_fn.name() == "CatBackward0" and wanted == [True, False]
+
+
+class _Convolution(torch.autograd.Function):
+    """The convolution of x with a weight; `centre` (out, in / groups) is in it, for x's first `own` channels alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, centre: Tensor, *options: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, centre: Tensor | None, own: int | None,
+                *options: Any) -> Tensor:
         stride, padding, dilation, groups = options
-        ctx.options = options
+        ctx.options, ctx.own = options, own
         ctx.save_for_backward(x, weight, centre)
         return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)
 
@@ -53,16 +91,23 @@ class _CentreTrained(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, centre = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.options
-        ones, zeros = (1,) * len(stride), (0,) * len(stride)
-        of_x = of_bias = of_centre = None
+        zeros, ones = (0,) * len(stride), (1,) * len(stride)
+        of_x = of_weight = of_bias = of_centre = None
+
+        def gradients(x: Tensor, weight: Tensor, padding: Any, dilation: Any, *wanted: bool) -> tuple[Tensor, ...]:
+            return torch.ops.aten.convolution_backward(gradient, x, weight, None, stride, padding, dilation, False,
+                                                       zeros, groups, [*wanted, False])
+
         if ctx.needs_input_grad[0]:
-            of_x = torch.ops.aten.convolution_backward(gradient, x, weight, None, stride, padding, dilation, False,
-                                                       zeros, groups, [True, False, False])[0]
+            part = slice(0, ctx.own)
+            of_x = gradients(x[:, part], weight[:, part] if ctx.own else weight, padding, dilation, True, False)[0]
+            if ctx.own:
+                of_x = torch.cat([of_x, of_x.new_zeros(()).expand_as(x[:, ctx.own:])], 1)
+        if ctx.needs_input_grad[1]:
+            of_weight = gradients(x, weight, padding, dilation, False, True)[1]
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum([0, *range(2, gradient.ndim)])
         if ctx.needs_input_grad[3]:
             kernel = centre.to(x.dtype).reshape(*centre.shape, *ones)
-            of_centre = torch.ops.aten.convolution_backward(gradient, x, kernel, None, stride, zeros, ones, False,
-                                                            zeros, groups, [False, True, False])[1]
-            of_centre = of_centre.reshape(centre.shape).to(centre.dtype)
-        return of_x, None, of_bias, of_centre, None, None, None, None
+            of_centre = gradients(x, kernel, zeros, ones, False, True)[1].reshape(centre.shape).to(centre.dtype)
+        return of_x, of_weight, of_bias, of_centre, *(None,) * 5

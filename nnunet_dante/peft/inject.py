@@ -17,9 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import InjectionError
 from ..types import ReadOnlyStateDict, StateDict
-from .convolution import shorten_backward
 from .low_rank import LowRankDelta, capped_rank
-from .pointwise import PointwiseDelta
 from .update import WeightUpdate
 
 _PARAMETRIZATIONS = "parametrizations.weight."
@@ -51,8 +49,6 @@ def attach(network: nn.Module, updates: Mapping[nn.Module, WeightUpdate]) -> tup
     for module in checked_layers(network, updates):
         parametrize.register_parametrization(module, "weight", updates[module])
         original(module).requires_grad_(False)
-        if isinstance(updates[module], PointwiseDelta):
-            shorten_backward(module)
     network._update_hooks = (  # type: ignore[assignment]
         network.register_state_dict_post_hook(_to_stock), network.register_load_state_dict_pre_hook(_from_stock))
     return tuple(adapted(network))

@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_dante import ConvAdapter
+from nnunet_dante import BitFit, ConvAdapter, DecoderOnly, DoRA, GradualUnfreezing, LoRA
+from nnunet_dante.peft.convolution import spare_gradients
 from nnunet_dante.peft.inject import attach, merge, original
 from nnunet_dante.peft.pointwise import PointwiseDelta
 
@@ -18,7 +21,9 @@ def adapted(dim=2, *, dtype=torch.float64, **options):
     torch.manual_seed(0)
     conv = getattr(nn, f"Conv{dim}d")(4, 6, options.pop("kernel", 3), dtype=dtype, **options)
     update = PointwiseDelta(conv.weight.shape)
-    attach(nn.Sequential(conv), {conv: update})
+    network = nn.Sequential(conv)
+    attach(network, {conv: update})
+    spare_gradients(network)
     nn.init.normal_(update.pointwise)
     return conv, update.to(dtype)
 
@@ -79,9 +84,91 @@ def test_autocast_gives_the_dtypes_and_numbers_of_the_stock_layer():
         assert got.dtype == torch.float32 and torch.allclose(got, true, rtol=0.02, atol=0.1)
 
 
+def prepared(method, network):
+    method.adapt(network)
+    plan = method.plan(network)
+    plan.restrict(network)
+    return plan
+
+
+def as_torch_runs_it(network):
+    """A copy whose convolutions are stock, or those of `parametrize`."""
+    stock = copy.deepcopy(network)
+    for module in stock.modules():
+        module.__dict__.pop("_conv_forward", None)
+    return stock
+
+
+def step(network):
+    """The gradients of a step by name, and what forward and backward multiply."""
+    dim = 3 if any(isinstance(m, nn.Conv3d) for m in network.modules()) else 2
+    torch.manual_seed(0)
+    with FlopCounterMode(display=False) as counter:
+        sum(y.square().mean() for y in network(torch.rand(2, 1, *[16] * dim))).backward()
+    return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}, counter.get_total_flops()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.allclose(a[n], b[n], rtol=1e-4, atol=1e-6) for n in a)
+
+
+@pytest.mark.parametrize("build", [tiny.plain_unet, tiny.residual_unet])
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("method", [DecoderOnly(), LoRA(encoder=False), LoRA(encoder=False, factorisation="flat"),
+                                    DoRA(encoder=False), ConvAdapter(), BitFit()], ids=repr)
+def test_the_gradients_are_the_stock_ones_for_less(method, build, dim):
+    network = build(dim)
+    prepared(method, network)
+    (got, flops), (true, all_flops) = step(network), step(as_torch_runs_it(network))
+    # The gradient of a bias alone costs only on a CPU, and where no count of multiplications sees it.
+    assert got and same(got, true) and (flops < all_flops or isinstance(method, BitFit) and flops == all_flops)
+
+
+@pytest.mark.parametrize("direction", ["output_first", "input_first"])
+def test_every_stage_of_a_schedule_gives_the_stock_gradients(direction):
+    network = tiny.plain_unet(2)
+    method = GradualUnfreezing(epochs=20, direction=direction)
+    plan, spared = prepared(method, network), []
+    for stage in plan.schedule.stages:
+        plan.set_stage(stage.first_epoch)
+        network.zero_grad()
+        (got, flops), (true, all_flops) = step(network), step(as_torch_runs_it(network))
+        assert same(got, true)
+        spared.append(all_flops - flops)
+    assert spared[-1] == 0 and (max(spared) > 0) == (direction == "output_first")
+
+
+def test_stages_read_their_own_features_first():
+    """What `spare_gradients` takes the order of a decoder's concatenation from."""
+    network = tiny.residual_unet(2)
+    read = {}
+    for up, stage in zip(network.decoder.transpconvs, network.decoder.stages):
+        up.register_forward_hook(lambda up, _, y: read.update({id(up): y}))
+        stage.register_forward_pre_hook(
+            lambda _, inputs, up=up: read.update({up: torch.equal(inputs[0][:, :up.out_channels], read[id(up)])}))
+    network(torch.rand(1, 1, 16, 16))
+    assert [read[up] for up in network.decoder.transpconvs] == [True, True]
+
+
+def test_torch_is_never_asked_for_the_gradient_of_a_bias_without_its_kernel():
+    network = tiny.plain_unet(2)
+    prepared(BitFit(), network)
+    asked = []
+
+    class Asked(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution_backward.default and not args[7]:
+                asked.append(args[10])
+            return function(*args, **kwargs or {})
+
+    with Asked():
+        network(torch.rand(1, 1, 16, 16))[0].sum().backward()
+    assert len(asked) > 1 and not any(bias and not kernel for _, kernel, bias in asked)
+
+
 def test_a_copy_trains_itself_and_merging_leaves_a_stock_layer():
     network = tiny.plain_unet(2)
-    ConvAdapter().adapt(network)
+    prepared(ConvAdapter(), network)
     twin = copy.deepcopy(network)
     x = torch.rand(2, 1, 16, 16)
     twin(x)[0].sum().backward()
@@ -93,10 +180,11 @@ def test_a_copy_trains_itself_and_merging_leaves_a_stock_layer():
         assert torch.equal(network(x)[0], twin(x)[0])
 
 
-def test_one_graph_forward_and_backward_under_compile():
+@pytest.mark.parametrize("method", [ConvAdapter(), BitFit(), DecoderOnly()], ids=repr)
+def test_one_graph_forward_and_backward_under_compile(method):
     network = tiny.plain_unet(2)
-    ConvAdapter().adapt(network)
+    prepared(method, network)
     compiled, x = torch.compile(network, backend="aot_eager", fullgraph=True), torch.rand(2, 1, 16, 16)
-    factors = [p for n, p in network.named_parameters() if "pointwise" in n]
-    got, true = (torch.autograd.grad(sum(y.square().mean() for y in run(x)), factors) for run in (compiled, network))
+    trained = [p for p in network.parameters() if p.requires_grad]
+    got, true = (torch.autograd.grad(sum(y.square().mean() for y in run(x)), trained) for run in (compiled, network))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, true))
