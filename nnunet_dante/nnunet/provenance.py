@@ -32,6 +32,7 @@ def provenance(trainer: DanteMixin) -> dict:
         "trainable_parameters": trainer.audit.trainable,
         "total_parameters": trainer.audit.total,
         **trainer.steps,
+        "cases": trainer.cases,
         "penalty": None if trainer.start_penalty is None else trainer.start_penalty.state(),
         "adapter": None,
     }

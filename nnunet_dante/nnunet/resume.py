@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ _DATASET_KEYS = ("labels", "regions_class_order", "channel_names", "modality", "
 
 
 def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: Method, plans: Plans,
-                   dataset_json: Mapping[str, Any], steps: Mapping[str, int]) -> None:
-    """Refuse to continue `checkpoint` with other options, start weights, plans or labels than it was trained with.
+                   dataset_json: Mapping[str, Any], steps: Mapping[str, int], cases: Mapping[str, str]) -> None:
+    """Refuse to continue `checkpoint` with other options, start weights, plans, labels or cases than its own.
 
-    nnU-Net reads plans and labels anew from the disk, without a look at the checkpoint's. More epochs are refused, too:
+    nnU-Net reads all of these anew from the disk, without a look at the checkpoint's. More epochs are refused, too:
     learning rate, stages and size prior are functions of their number, so the epochs behind would have been others.
-    A checkpoint of another package is not looked at. steps: "iterations" and "val_iterations" of an epoch.
+    A checkpoint of another package is not looked at. steps: "iterations" and "val_iterations" of an epoch. cases: what
+    `described` returns for "training" and "validation".
 
     Raises:
         ConfigurationError: something differs; the message says what.
@@ -33,6 +36,8 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
     lines = [*_method(dante, method),
              *(f"{name} was {dante[name]}, is {now}" for name, now in steps.items() if dante.get(name, now) != now),
              *_plans(then["plans"], plans, then["configuration"]),
+             *(f"the {use} cases were {dante['cases'][use]}, are {now}" for use, now in cases.items()
+               if dante.get("cases", cases)[use] != now),
              *(f"{key} of dataset.json was {then['dataset_json'].get(key)}, is {dataset_json.get(key)}"
                for key in _DATASET_KEYS if then["dataset_json"].get(key) != dataset_json.get(key))]
     if lines:
@@ -40,6 +45,12 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
             f"{Path(file).name} cannot be continued: since its training began, {'; '.join(lines)}. Put it back as it "
             f"was (nnunet-dante transfer writes it into the plans), or train anew without --c. --val still validates "
             f"it, and a finished model can be the MODEL of another transfer.")
+
+
+def described(cases: Iterable[str]) -> str:
+    """Return the number of cases and a hash of their names, which may be those of patients."""
+    names = sorted(cases)
+    return f"{len(names)} (sha256 of their names {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]})"
 
 
 def _method(dante: Mapping[str, Any], method: Method) -> Iterator[str]:

@@ -44,7 +44,7 @@ from .lr import WarmupPolyLR
 from .objective import ObjectiveMixin
 from .provenance import provenance
 from .random_state import random_state, restore_random_state
-from .resume import refuse_changes
+from .resume import described, refuse_changes
 from .start import load_start_weights, refuse_other_names
 from .stopping import StoppingMixin
 from .storage import StorageMixin
@@ -74,6 +74,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
         self.base: StateDict = {}
         self.base_sha256 = ""
         self.start_dice: dict[str, float] = {}
+        self.cases: dict[str, str] = {}  # of the training, as it began
         self.resume_random_state: dict | None = None
         self.num_epochs = self.run_method.epochs
         self.num_iterations_per_epoch = overrides.get("iterations", self.num_iterations_per_epoch)
@@ -205,7 +206,9 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
         if self.fold != "all" and file.is_file() and self.fold >= (n := len(load_json(str(file)))):
             raise ConfigurationError(f"fold {self.fold} is not in {file}, which holds folds 0 to {n - 1}; train one "
                                      f"of these, or `all`.")
-        return super().do_split()
+        split = super().do_split()
+        self.cases = self.cases or {use: described(names) for use, names in zip(("training", "validation"), split)}
+        return split
 
     def save_checkpoint(self, filename: str) -> None:
         """Write nnU-Net's checkpoint with the stock trainer's name and Dante's provenance, atomically."""
@@ -232,8 +235,9 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
         if not self.was_initialized:
             self.initialize()
         if self.logger.resume:  # --c; validation (--val) takes the weights as they are
+            self.do_split()
             refuse_changes(checkpoint, filename_or_checkpoint, method=self.run_method, plans=self.plans_manager.plans,
-                           dataset_json=self.dataset_json, steps=self.steps)
+                           dataset_json=self.dataset_json, steps=self.steps, cases=self.cases)
         super().load_checkpoint(filename_or_checkpoint)
         dante = checkpoint.get("dante", {})
         if adapter := dante.get("adapter"):

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from ..errors import ConfigurationError
 from ..types import DatasetJson
-from .image_check import image_files
+from .image_check import image_files, reading
 from .names import channel_names
 from .size_prior import Volume
 
@@ -23,6 +23,7 @@ def unlabelled_volumes(folder: Path, *, plans: PlansManager, configuration: Conf
 
     Raises:
         ConfigurationError: there are none, or one has another number of channels than the data set.
+        TransferError: one cannot be read.
     """
     ending = dataset_json["file_ending"]
     cases = image_files(folder, ending)
@@ -36,7 +37,8 @@ def _volume(name: str, files: list[str], plans: PlansManager, configuration: Con
             dataset_json: DatasetJson) -> Volume:
     expected = len(channel_names(dataset_json))
     preprocessor = configuration.preprocessor_class(verbose=False)
-    data, _, properties = preprocessor.run_case(files, None, plans, configuration, dataset_json)
+    with reading(Path(files[0]).parent, f"image {name}"):
+        data, _, properties = preprocessor.run_case(files, None, plans, configuration, dataset_json)
     if len(data) != expected:
         raise ConfigurationError(f"size_prior: image {name} in {Path(files[0]).parent} has {len(data)} channels, the "
                                  f"data set {expected}; give every image all channels (_0000, _0001, ...).")

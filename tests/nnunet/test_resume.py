@@ -79,6 +79,23 @@ def test_other_labels_are_refused(finished):
         trainer.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_final.pth")))
 
 
+@pytest.mark.parametrize("use", ["train", "val"])
+def test_another_split_is_refused_without_naming_cases(finished, use):
+    file = finished.preprocessed / "splits_final.json"
+    before = file.read_text()
+    splits = json.loads(before)
+    splits[0][use] = splits[0][use][:-1]
+    try:
+        file.write_text(json.dumps(splits))
+        with pytest.raises(ConfigurationError, match=r"the (training|validation) cases were \d \(sha256 of their names "
+                                                     r"\w{12}\), are \d \(sha256") as raised:
+            build(CLS, finished, resume=True)
+        assert "case_00" not in str(raised.value)
+    finally:
+        file.write_text(before)
+    assert build(CLS, finished, resume=True).current_epoch == 3
+
+
 def test_another_method_under_the_same_name_is_refused(finished):
     cls = type("nnUNetTrainerLoRA", (trainers.nnUNetTrainerFineTune,), {})
     with pytest.raises(ConfigurationError, match="the method was LoRA, is FineTune"):
@@ -105,7 +122,7 @@ def test_checkpoints_from_before_an_option_was_there_continue_with_its_default(f
     checkpoint = load_checkpoint_safely(file)
     for name in ("l2_sp", "ewc", "size_prior", "size_margin", "size_images", "stop_patience"):
         del checkpoint["dante"]["options"][name]
-    for name in ("iterations", "val_iterations", "penalty"):
+    for name in ("iterations", "val_iterations", "penalty", "cases"):
         del checkpoint["dante"][name]
     save_atomically(checkpoint, file)
     assert build(CLS, finished, resume=True).current_epoch == 3

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.errors import ConfigurationError, TransferError
 from nnunet_dante.nnunet.unlabelled import organ_sizes_mm3, unlabelled_volumes, voxel_mm3
 
 
@@ -51,6 +51,15 @@ def test_several_channels_belong_to_one_image_and_a_missing_one_is_named(tmp_pat
     assert [v.data.shape[0] for v in unlabelled_volumes(folder, **options)] == [2, 2]
     with pytest.raises(ConfigurationError, match="image case_000 in .* has 2 channels, the data set 1"):
         unlabelled_volumes(folder, plans=plans, configuration=options["configuration"], dataset_json=tiny.dataset_json())
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    plans = PlansManager(tiny.plans("Dataset901_T"))
+    folder = tmp_path / tiny.write_raw_dataset(tmp_path, n_cases=2) / "imagesTr"
+    (folder / "case_001_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(TransferError, match="imagesTr: image case_001 cannot be read"):
+        unlabelled_volumes(folder, plans=plans, configuration=plans.get_configuration("3d_fullres"),
+                           dataset_json=tiny.dataset_json())
 
 
 @pytest.mark.parametrize("exists", [False, True])
