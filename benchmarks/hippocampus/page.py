@@ -71,12 +71,43 @@ def _speed(study: Study, shots: Shots, method: str) -> str:
     return f"{epochs:g} ({saved:.0f} %)" if epochs < float("inf") else "never"
 
 
+def aim_rows(found: list[Study], methods: list[str]) -> Iterator[str]:
+    """Over all shifts: fewer epochs, Dice against full fine-tuning's and scratch's."""
+    shifted = [study for study in found if study.name != "acquisition shift"]
+    cells = [(study, shots) for study in found for shots in study.shots if study.of("scratch", shots)]
+    few, every = ([(study, shots) for study, shots in cells if wanted(*shots)]
+                  for wanted in (lambda whole, n: not whole and n <= 4, lambda whole, n: whole))
+    for method in methods:
+        above = sum(_difference(*cell, method, "scratch") > 0 for cell in cells)
+        saved = " | ".join(_saved(part, method) for part in (found, shifted))
+        yield (f"| {method} | {saved} | "
+               f"{' | '.join(_range([_difference(*c, method, 'full') for c in part]) for part in (few, every))} | "
+               f"{above} of {len(cells)} |")
+
+
+def _saved(found: list[Study], method: str) -> str:
+    share = median([fewer(run, partner, to="scratch") for study in found for run in study.of(method)
+                    if (partner := study.partner(run, "scratch"))])
+    return "never" if share == float("-inf") else f"{share:.0f} %"
+
+
+def _difference(study: Study, shots: Shots, method: str, other: str) -> float:
+    own, theirs = (mean_score(study.of(m, shots)) for m in (method, other))
+    assert own and theirs, f"{study.name} has no {method} or {other} with {shots} cases"
+    return own.value - theirs.value
+
+
+def _range(differences: list[float]) -> str:
+    mean = sum(differences) / len(differences)
+    return f"{mean:+.3f} ({min(differences):+.3f} to {max(differences):+.3f})"
+
+
 def head(*names: str) -> str:
     return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
 
 
 def main() -> None:
-    results = [run for file in sorted(KEPT.glob("*/runs.json")) if file.parent.name != "search"
+    results = [run for file in sorted(KEPT.glob("*/runs.json")) if file.parent.name not in ("search", "schedules")
                for run in read_results(file)]
     found = sorted(studies(results), key=lambda study: ORDER.index(study.name))
     figure([study for study in found if study.of("scratch")], REPOSITORY / "docs" / "images" / "few_shot.png")
@@ -91,6 +122,9 @@ def main() -> None:
             trained = [method for method in methods if method != "zero-shot"]
             print(head("epochs to 85 % of scratch's peak (fewer)", *trained))
             print("\n".join(row for study in chosen for row in speed_rows(study, trained)), end="\n\n")
+            print(head("over all shifts", "fewer epochs, median", "without the mild shift",
+                       "Dice over full's, 1 to 4 cases", "all cases", "above scratch"))
+            print("\n".join(aim_rows(chosen, [m for m in trained if m != "scratch"])), end="\n\n")
 
 
 if __name__ == "__main__":
