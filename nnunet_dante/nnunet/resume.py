@@ -36,8 +36,8 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
     lines = [*_method(dante, method),
              *(f"{name} was {dante[name]}, is {now}" for name, now in steps.items() if dante.get(name, now) != now),
              *_plans(then["plans"], plans, then["configuration"]),
-             *(f"the {use} cases were {dante['cases'][use]}, are {now}" for use, now in cases.items()
-               if dante.get("cases", cases)[use] != now),
+             *(f"the {use} cases were {before}, are {cases.get(use)}"
+               for use, before in (dante.get("cases") or {}).items() if cases.get(use) != before),
              *(f"{key} of dataset.json was {then['dataset_json'].get(key)}, is {dataset_json.get(key)}"
                for key in _DATASET_KEYS if then["dataset_json"].get(key) != dataset_json.get(key))]
     if lines:

@@ -182,6 +182,7 @@ def test_a_copy_trains_itself_and_merging_leaves_a_stock_layer():
 
 @pytest.mark.parametrize("method", [ConvAdapter(), BitFit(), DecoderOnly()], ids=repr)
 def test_one_graph_forward_and_backward_under_compile(method):
+    torch._dynamo.reset()  # it counts the networks that other tests have compiled
     network = tiny.plain_unet(2)
     prepared(method, network)
     compiled, x = torch.compile(network, backend="aot_eager", fullgraph=True), torch.rand(2, 1, 16, 16)
