@@ -95,8 +95,9 @@ def _read_fingerprint(path: Path) -> dict[str, Any] | None:
         content = read_json(path)
         sizes = [np.asarray(content[key], float) for key in ("spacings", "shapes_after_crop")]
         statistics = [float(v) for channel in content[INTENSITY].values() for v in channel.values()]
-        if statistics and all(s.ndim == 2 and s.shape[1] == 3 and np.isfinite(s).all() and (s > 0).all()
-                              for s in sizes):
+        cropped = content.get("median_relative_size_after_cropping", 1.0)
+        plausible = all(s.ndim == 2 and s.shape[1] == 3 and np.isfinite(s).all() and (s > 0).all() for s in sizes)
+        if statistics and plausible and isinstance(cropped, float | int):
             return content
     return None
 

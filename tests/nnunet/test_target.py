@@ -211,7 +211,8 @@ def test_fingerprint_is_extracted_once_and_again_when_cases_came(dataset, extrac
 
 
 @pytest.mark.parametrize("damage", ["[" * 100_000, "[]", "null", json.dumps(fingerprint(3) | {"spacings": [[0, 0, 0]] * 3}),
-                                    json.dumps(fingerprint(3) | {"shapes_after_crop": "x"}), json.dumps({"spacings": []})])
+                                    json.dumps(fingerprint(3) | {"shapes_after_crop": "x"}),
+                                    json.dumps(fingerprint(3) | {"median_relative_size_after_cropping": "x"}), json.dumps({"spacings": []})])
 def test_a_damaged_fingerprint_is_extracted_again(dataset, extractions, damage):
     target = open_target(901)
     target.preprocessed.mkdir()
