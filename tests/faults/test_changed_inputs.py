@@ -44,7 +44,7 @@ def nothing_changes(finished):
 
 
 def results(finished) -> Path:
-    return next((finished.root / "nnUNet_results" / finished.dataset).glob("*/fold_0"))
+    return next((finished.root / "nnUNet_results" / finished.dataset).glob(f"{CLS.__name__}__*/fold_0"))
 
 
 @pytest.mark.parametrize("missing", ["folder", "checkpoint"])
