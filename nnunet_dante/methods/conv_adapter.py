@@ -9,12 +9,11 @@ from torch import nn
 
 from ..errors import ConfigurationError
 from ..freezing.groups import low_rank_targets, stem_modules
+from ..peft.convolution import CONVS
 from ..peft.inject import attach
 from ..peft.pointwise import PointwiseDelta, has_centre
 from .efficient import ParameterEfficient, heads_and, is_factor, outside_decoder
 from .plan import TrainingPlan, constant_plan
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class ConvAdapter(ParameterEfficient):
         """Add the updates; the weights under them are frozen."""
         layers: tuple[Any, ...] = (*stem_modules(network), *low_rank_targets(network))
         layers = outside_decoder(network, layers) if self.full_decoder else layers
-        convs = [m for m in layers if isinstance(m, _CONVS) and has_centre(m.weight.shape)]
+        convs = [m for m in layers if isinstance(m, CONVS) and has_centre(m.weight.shape)]
         if not convs:
             raise ConfigurationError(f"this {type(network).__name__} has no convolutions whose kernel sizes are all "
                                      f"odd, so none can have a parallel 1x1 convolution; use nnUNetTrainerLoRA.")

@@ -153,12 +153,12 @@ def _weights(content: dict[str, Any], checkpoint: PathLike) -> StateDict:
 def _with_adapter(checkpoint: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     content = load_checkpoint_safely(checkpoint)
     dante: dict[str, Any] = content["dante"] if isinstance(content.get("dante"), dict) else {}
-    found = dante.get("adapter")
-    if found is None or (isinstance(found, dict) and not found):
+    adapter = dante.get("adapter")
+    if adapter is None or (isinstance(adapter, dict) and not adapter):
         raise AdapterError(f"{Path(checkpoint).name} holds no adapter (method {dante.get('method', 'stock')}); "
                            f"adapters come from methods that train few numbers, such as nnUNetTrainerLoRA.")
     check(content, STOCK, checkpoint)
-    weights, adapter = _weights(content, checkpoint), found
+    weights = _weights(content, checkpoint)
     whole = isinstance(adapter, dict) and are_updates(adapter.get("updates") or {}) and all(
         are_tensors(adapter.get(part)) for part in ("base", "factors"))
     if not whole or not set(adapter["base"]) <= set(weights):

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from .pointwise import PointwiseDelta
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def spare_gradients(network: nn.Module) -> None:
@@ -26,10 +26,10 @@ def spare_gradients(network: nn.Module) -> None:
     U-Net's decoder brings itself come first in what its stages read; other networks have no such halves.
     """
     decoder: Any = getattr(network, "decoder", None)
-    own = {id(next(m for m in stage.modules() if isinstance(m, _CONVS))): up.out_channels
+    own = {id(next(m for m in stage.modules() if isinstance(m, CONVS))): up.out_channels
            for up, stage in zip(getattr(decoder, "transpconvs", ()), getattr(decoder, "stages", ()))}
     for layer in network.modules():
-        if isinstance(layer, _CONVS) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        if isinstance(layer, CONVS) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             layer._conv_forward = _Sparing(layer, own.get(id(layer)))  # type: ignore[method-assign, assignment]
 
 
@@ -43,11 +43,13 @@ class _Sparing:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.layer
+        if not torch.is_grad_enabled():
+            return type(layer)._conv_forward(layer, x, weight, bias)
         centre = self._centre()
         weight = weight if centre is None else weight.detach()
-        own = self.own_channels if _ends_without_gradient(x) else None
+        own = self.own_channels if self.own_channels is not None and _ends_without_gradient(x) else None
         bias_alone = bias is not None and bias.requires_grad and not weight.requires_grad
-        if not torch.is_grad_enabled() or (own is None and centre is None and not bias_alone):
+        if own is None and centre is None and not bias_alone:
             return type(layer)._conv_forward(layer, x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):  # as torch's own convolution does
             dtype = torch.get_autocast_dtype(x.device.type)
