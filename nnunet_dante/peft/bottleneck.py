@@ -74,7 +74,7 @@ class ParallelBottleneck(_NoOpWithoutWeights):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what is added to the block's output."""
-        return self.scale * self.up(torch.relu(self.down(self.pool(x))))
+        return self.up(torch.relu_(self.down(self.pool(x)))).mul_(self.scale)
 
 
 class ResidualConvolutions(_NoOpWithoutWeights):
@@ -92,7 +92,7 @@ class ResidualConvolutions(_NoOpWithoutWeights):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what is added to the features."""
-        return self.up(torch.relu(self.down(x)))
+        return self.up(torch.relu_(self.down(x)))
 
 
 def add_beside(network: nn.Module, blocks: Iterable[nn.Module], *, width: int = 16, scale: float = 0.1) -> None:

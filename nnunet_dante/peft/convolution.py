@@ -1,8 +1,9 @@
-"""Convolutions whose backward makes no gradient that nobody uses. Forward is the stock convolution, bit for bit.
+"""Convolutions that neither make a gradient nor keep an input that nobody uses. Forward is stock's, bit for bit.
 
 torch makes the gradient of the whole input, of the whole kernel, or none of it. Where encoder features meet those of
 the decoder and the encoder is frozen, half of the input's is for nobody; where the kernel's centre alone is trained,
 26 of 27 offsets of the kernel's are; and where the bias alone is trained, a CPU makes the kernel's all the same.
+torch keeps the input for backward, too, also of a frozen kernel, whose backward has no use for it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def spare_gradients(network: nn.Module) -> None:
-    """Let every convolution of `network`, adapted or not, make the gradients that are wanted, and no others.
+    """Let every convolution of `network`, adapted or not, make and keep what is wanted for training, and no more.
 
     Which are wanted is seen anew in each forward pass, so freezing may change from step to step. The features that a
     U-Net's decoder brings itself come first in what its stages read; other networks have no such halves.
@@ -48,8 +49,7 @@ class _Sparing:
         centre = self._centre()
         weight = weight if centre is None else weight.detach()
         own = self.own_channels if self.own_channels is not None and _ends_without_gradient(x) else None
-        bias_alone = bias is not None and bias.requires_grad and not weight.requires_grad
-        if own is None and centre is None and not bias_alone:
+        if own is None and weight.requires_grad:
             return type(layer)._conv_forward(layer, x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):  # as torch's own convolution does
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -85,7 +85,8 @@ class _Convolution(torch.autograd.Function):
                 *options: Any) -> Tensor:
         stride, padding, dilation, groups = options
         ctx.options, ctx.own = options, own
-        ctx.save_for_backward(x, weight, centre)
+        of_kernel = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+        ctx.save_for_backward(x if of_kernel else x.new_zeros(()).expand_as(x), weight, centre)
         return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_dante import BitFit, ConvAdapter, DecoderOnly, DoRA, GradualUnfreezing, LoRA
+from nnunet_dante import BitFit, ConvAdapter, DecoderOnly, DoRA, GradualUnfreezing, LoRA, NormAffine
 from nnunet_dante.peft.convolution import spare_gradients
 from nnunet_dante.peft.inject import attach, merge, original
 from nnunet_dante.peft.pointwise import PointwiseDelta
@@ -124,6 +124,30 @@ def test_the_gradients_are_the_stock_ones_for_less(method, build, dim):
     assert got and same(got, true) and (flops < all_flops or isinstance(method, BitFit) and flops == all_flops)
 
 
+def kept_bytes(network):
+    """What a forward pass keeps for backward, each memory once."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = tensor, storage.nbytes()  # alive, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(torch.rand(2, 1, 16, 16))
+    assert outputs
+    return sum(size for _, size in kept.values())
+
+
+@pytest.mark.parametrize("method", [NormAffine(), BitFit()], ids=repr)
+def test_frozen_kernels_keep_no_input(method):
+    network = tiny.plain_unet(2)
+    prepared(method, network)
+    stock = as_torch_runs_it(network)
+    assert kept_bytes(network) < kept_bytes(stock)
+    assert same(step(network)[0], step(stock)[0])
+
+
 @pytest.mark.parametrize("direction", ["output_first", "input_first"])
 def test_every_stage_of_a_schedule_gives_the_stock_gradients(direction):
     network = tiny.plain_unet(2)
@@ -180,7 +204,7 @@ def test_a_copy_trains_itself_and_merging_leaves_a_stock_layer():
         assert torch.equal(network(x)[0], twin(x)[0])
 
 
-@pytest.mark.parametrize("method", [ConvAdapter(), BitFit(), DecoderOnly()], ids=repr)
+@pytest.mark.parametrize("method", [ConvAdapter(), BitFit(), DecoderOnly(), NormAffine()], ids=repr)
 def test_one_graph_forward_and_backward_under_compile(method):
     torch._dynamo.reset()  # it counts the networks that other tests have compiled
     network = tiny.plain_unet(2)
