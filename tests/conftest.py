@@ -16,6 +16,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# The same examples in every run; HYPOTHESIS_EXAMPLES asks for more than the usual 100 a property.
+settings.register_profile("suite", deadline=None, database=None, derandomize=True,
+                          max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "100")))
+settings.load_profile("suite")
 
 
 @pytest.fixture

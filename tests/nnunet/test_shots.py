@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_dante.cli import main
@@ -31,7 +31,6 @@ def asked(draw):
             "test": [c for g in list(groups)[:n_test] for c in groups[g]]}
 
 
-@settings(deadline=None, database=None)
 @given(asked())
 def test_sets_are_disjoint_by_group_nested_and_written_once(options):
     pool = draw_shots(shots=["all"], **options).pool
@@ -49,7 +48,6 @@ def test_sets_are_disjoint_by_group_nested_and_written_once(options):
         assert all(train <= larger for (more, s), larger in by_seed.items() if s == seed and more > k)
 
 
-@settings(deadline=None, database=None)
 @given(st.integers(2, 40), st.integers(1, 6))
 def test_a_draw_depends_on_nothing_but_its_seed_and_k(n, seeds):
     few = draw_shots(names(n), [1], seeds=seeds)
@@ -58,7 +56,6 @@ def test_a_draw_depends_on_nothing_but_its_seed_and_k(n, seeds):
     assert {(f.seed, f.train) for f in few.folds} <= {(f.seed, f.train) for f in many.folds if f.shots == 1}
 
 
-@settings(deadline=None, database=None)
 @given(st.integers(6, 60), st.integers(2, 4))
 def test_seeds_differ_wherever_the_pool_allows(n, seeds):
     pool = draw_shots(names(n), [1]).pool
