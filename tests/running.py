@@ -26,6 +26,10 @@ class Prepared:
     def preprocessed(self) -> Path:
         return self.root / "nnUNet_preprocessed" / self.dataset
 
+    def copy_to(self, root: Path) -> Prepared:
+        shutil.copytree(self.root, root, dirs_exist_ok=True)
+        return Prepared(root, self.dataset, root / self.donor.relative_to(self.root))
+
     def activate(self, monkeypatch) -> Prepared:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             monkeypatch.setenv(name, str(self.root / name))

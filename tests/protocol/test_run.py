@@ -6,7 +6,6 @@ import json
 import os
 
 import pytest
-import running
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.nnunet.shots import write_shots
@@ -35,8 +34,8 @@ trainer = "nnUNetTrainerThatIsNot"
 
 
 @pytest.fixture
-def protocol(tmp_path, monkeypatch):
-    prepared = running.prepare(tmp_path)
+def protocol(prepared_once, tmp_path, monkeypatch):
+    prepared = prepared_once.copy_to(tmp_path)
     for name in ("nnUNet_results", "nnUNet_n_proc_DA", "nnUNet_extTrainer", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # whatever run_protocol sets is undone
     prepared.activate(monkeypatch)
