@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.dummy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str 
     from nnunet_dante.nnunet.transfer import transfer
 
     with pytest.MonkeyPatch.context() as patch:
+        # Threads for nnU-Net's pools: new processes take longer to import torch than for all there is to do here.
+        patch.setattr(multiprocessing, "get_context", lambda _: multiprocessing.dummy)
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (root / name).mkdir()
             patch.setenv(name, str(root / name))
