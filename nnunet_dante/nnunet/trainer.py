@@ -38,7 +38,7 @@ from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, load_split
 from ..types import StateDict
 from .adapter import extract
-from .checkpoint import save_atomically, weights_sha256
+from .checkpoint import save_atomically, unique_tensors, weights_sha256
 from .dante_block import read_dante_block
 from .lr import WarmupPolyLR
 from .objective import ObjectiveMixin
@@ -218,7 +218,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
             return
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
-        self.refuse_not_finite(checkpoint["network_weights"], filename)
+        self.refuse_not_finite(unique_tensors(checkpoint["network_weights"]), filename)
         checkpoint["trainer_name"] = self.stock_trainer_name
         checkpoint["dante"] = provenance(self) | {"random_state": random_state()}
         save_atomically(checkpoint, filename)
