@@ -49,7 +49,8 @@ class _Sparing:
         centre = self._centre()
         weight = weight if centre is None else weight.detach()
         own = self.own_channels if self.own_channels is not None and _ends_without_gradient(x) else None
-        if own is None and weight.requires_grad:
+        others = any(t is not None and t.requires_grad for t in (x, bias, centre))
+        if own is None and (weight.requires_grad or not others):
             return type(layer)._conv_forward(layer, x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):  # as torch's own convolution does
             dtype = torch.get_autocast_dtype(x.device.type)
