@@ -81,7 +81,7 @@ def with_settings(path: Path, change) -> Path:
     return edited(path, init_model_function=f"# nnunet-dante\ndef f():\n    SETTINGS = {settings!r}\n")
 
 
-@pytest.mark.parametrize("fold", ["0/../../../outside", "../x", "/x", "", "0 ", None])
+@pytest.mark.parametrize("fold", ["0/../../../outside", "../x", "/x", "", "0 ", None, 3])
 def test_a_fold_cannot_lead_out_of_the_folder(exported, tmp_path, fold):
     with pytest.raises(DafneError, match="damaged: fold"):
         import_model(with_settings(exported, lambda s: s["origin"].update(fold=fold)), tmp_path / "back")
