@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_dante.freezing.groups import low_rank_targets
+from nnunet_dante.methods.groups import low_rank_targets
 from nnunet_dante.peft.low_rank import LowRankDelta
 
 RANK, SCALE = 8, 2.0

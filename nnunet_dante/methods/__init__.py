@@ -5,10 +5,10 @@ A method never touches nnU-Net. The trainer lets it adapt the network (`Method.a
 """
 
 from .base import Method
-from .bottleneck import AdaptFormer, SpatialAdapter
 from .conv_adapter import ConvAdapter
 from .efficient import ParameterEfficient
 from .low_rank import LPFT, DoRA, LoRA
+from .nonlinear import AdaptFormer, SpatialAdapter
 from .plan import TrainingPlan
 from .selective import BitFit, DecoderOnly, FineTune, FromScratch, HeadOnly, NormAffine
 from .unfreezing import DanteGradualUnfreezing, GradualUnfreezing

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import low_rank_targets, stem_modules
 from ..peft.convolution import CONVS
 from ..peft.inject import attach
 from ..peft.pointwise import PointwiseDelta, has_centre
 from .efficient import ParameterEfficient, heads_and, is_factor, outside_decoder
+from .groups import low_rank_targets, stem_modules
 from .plan import TrainingPlan, constant_plan
 
 

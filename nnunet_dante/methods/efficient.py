@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import Group, parameter_groups
 from ..peft.inject import adapted, update
 from .base import Method
+from .groups import Group, parameter_groups
 from .plan import trained_groups, without_encoder
 
 Choice = Callable[[str, nn.Parameter], bool]

@@ -10,14 +10,14 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import Group, low_rank_targets
-from ..freezing.schedule import Schedule, Stage, constant
 from ..peft.decomposed import DecomposedLowRank
 from ..peft.inject import attach, checked_layers
 from ..peft.low_rank import LowRankDelta, capped_rank
 from .efficient import ParameterEfficient, outside_decoder
+from .groups import Group, low_rank_targets
 from .patterns import matching, weight_names
 from .plan import TrainingPlan, trained_groups, without_encoder
+from .schedule import Schedule, Stage, constant
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

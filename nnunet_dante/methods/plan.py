@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import Group, parameter_groups
-from ..freezing.schedule import Schedule, constant
 from ..peft.convolution import spare_gradients
 from ..peft.inject import adapted, original
+from .groups import Group, parameter_groups
+from .schedule import Schedule, constant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..freezing.schedule import constant
 from .base import Method
 from .efficient import ParameterEfficient, heads_and
 from .plan import TrainingPlan, constant_plan, trained_groups, without_encoder
+from .schedule import constant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..freezing.groups import Group
-from ..freezing.schedule import Schedule, Stage, dante_fractions, gradual_unfreezing
 from .base import Method
+from .groups import Group
 from .plan import TrainingPlan, trained_groups
+from .schedule import Schedule, Stage, dante_fractions, gradual_unfreezing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError
-from ..freezing.groups import head_modules
+from ..methods.groups import head_modules
 from ..types import DatasetJson, Plans, ReadOnlyStateDict
 from .names import channel_names
 from .plans_check import check_plans

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, TransferError
-from ..freezing.groups import parameter_groups
+from ..methods.groups import parameter_groups
 from ..peft.modes import full_resolution
 from ..types import DatasetJson, Plans
 from .names import has_regions, head_names

@@ -32,8 +32,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigurationError
-from ..freezing.groups import stem_modules
 from ..methods import Method, ParameterEfficient
+from ..methods.groups import stem_modules
 from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, load_split
 from ..types import StateDict

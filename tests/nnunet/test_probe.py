@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.freezing.groups import parameter_groups
+from nnunet_dante.methods.groups import parameter_groups
 from nnunet_dante.nnunet.probe import Patch, cut_patches, probe
 from nnunet_dante.nnunet.target import open_target
 

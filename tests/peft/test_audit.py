@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nnunet_dante.errors import GradientAuditError
-from nnunet_dante.freezing.groups import low_rank_targets
+from nnunet_dante.methods.groups import low_rank_targets
 from nnunet_dante.peft.audit import audit_gradients
 from nnunet_dante.peft.inject import inject
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nnunet_dante.errors import ConfigurationError, InjectionError
-from nnunet_dante.freezing.groups import blocks, stem_modules
 from nnunet_dante.methods import AdaptFormer, SpatialAdapter
+from nnunet_dante.methods.groups import blocks, stem_modules
 from nnunet_dante.peft.audit import audit_gradients
 from nnunet_dante.peft.bottleneck import add_beside, added_modules, is_added
 

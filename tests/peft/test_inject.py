@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nnunet_dante.errors import InjectionError
-from nnunet_dante.freezing.groups import low_rank_targets
+from nnunet_dante.methods.groups import low_rank_targets
 from nnunet_dante.peft.decomposed import DecomposedLowRank
 from nnunet_dante.peft.inject import adapted, attach, base_weights, factors, inject, load_split, merge, remove, settings
 from nnunet_dante.peft.low_rank import LowRankDelta, capped_rank

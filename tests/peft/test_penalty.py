@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.freezing.groups import low_rank_targets
+from nnunet_dante.methods.groups import low_rank_targets
 from nnunet_dante.peft.inject import adapted, inject, merge
 from nnunet_dante.peft.penalty import StartPenalty, effective, trained_weights
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.freezing.schedule import DIRECTIONS, Schedule, Stage, constant, dante_fractions, gradual_unfreezing
+from nnunet_dante.methods.schedule import DIRECTIONS, Schedule, Stage, constant, dante_fractions, gradual_unfreezing
 
 NAMES = ["head", "decoder.0", "decoder.1", "decoder.2", "decoder.3", "decoder.4", "bottleneck", "encoder.4",
          "encoder.3", "encoder.2", "encoder.1", "encoder.0"]

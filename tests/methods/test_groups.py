@@ -3,7 +3,7 @@ import tiny
 from torch import nn
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.freezing.groups import head_modules, low_rank_targets, parameter_groups, stem_modules
+from nnunet_dante.methods.groups import head_modules, low_rank_targets, parameter_groups, stem_modules
 from nnunet_dante.peft.inject import inject
 
 NETWORKS = {"plain": tiny.plain_unet, "residual": tiny.residual_unet, "plain 2d": lambda: tiny.plain_unet(2),

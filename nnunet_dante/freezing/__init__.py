@@ -1,1 +1,0 @@
-"""Which parameters belong together, and from which epoch they are trained."""
