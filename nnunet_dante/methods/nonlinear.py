@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..peft.bottleneck import add_behind, add_beside, added_modules
+from ..peft.added_modules import add_behind, add_beside, added_modules
 from .base import Method
 from .groups import Group, blocks, features_of_head, head_modules
 from .plan import TrainingPlan, constant_plan, trained_groups

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..methods import AdaptFormer, SpatialAdapter
-from ..peft.bottleneck import is_added
+from ..peft.added_modules import is_added
 from .trainer import DanteMixin
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import DanteError, DonorError, UntrustedFileError
 from ..files import printable, read_json
-from ..peft.bottleneck import is_added
+from ..peft.added_modules import is_added
 from ..types import PathLike, ReadOnlyStateDict
 from .checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_sha256
 from .donor import unpack, unpacks_to_model

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..peft.bottleneck import is_added
+from ..peft.added_modules import is_added
 from ..types import DatasetJson
 from .adapter_file import are_tensors
 from .checkpoint import file_sha256, load_checkpoint_safely

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import ConfigurationError, TransferError
 from ..files import read_json
-from ..peft.bottleneck import is_added
+from ..peft.added_modules import is_added
 from ..types import PathLike, Plans, StateDict
 from .checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
 from .compatibility import TransferReport

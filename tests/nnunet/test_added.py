@@ -22,7 +22,7 @@ from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet.donor import open_donor
 from nnunet_dante.nnunet.launch import VARIABLE, trainers_folder
 from nnunet_dante.nnunet.transfer import transfer
-from nnunet_dante.peft.bottleneck import added_modules, is_added
+from nnunet_dante.peft.added_modules import added_modules, is_added
 
 TRAINERS = [trainers.nnUNetTrainerSpatialAdapter, trainers.nnUNetTrainerAdaptFormer]
 

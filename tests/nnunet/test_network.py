@@ -9,7 +9,7 @@ import torch
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.nnunet.checkpoint import unique_tensors
 from nnunet_dante.nnunet.network import build_network, differences, head_rows, stem_weights
-from nnunet_dante.peft.bottleneck import is_added
+from nnunet_dante.peft.added_modules import is_added
 
 
 @pytest.mark.parametrize(("configuration", "channels"), [("2d", 1), ("3d_fullres", 1), ("3d_cascade_fullres", 3)])

@@ -12,8 +12,8 @@ from torch import nn
 from nnunet_dante.errors import ConfigurationError, InjectionError
 from nnunet_dante.methods import AdaptFormer, SpatialAdapter
 from nnunet_dante.methods.groups import blocks, stem_modules
+from nnunet_dante.peft.added_modules import add_beside, added_modules, is_added
 from nnunet_dante.peft.audit import audit_gradients
-from nnunet_dante.peft.bottleneck import add_beside, added_modules, is_added
 
 
 class Narrow(AdaptFormer):
