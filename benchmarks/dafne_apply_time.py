@@ -29,8 +29,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E4
 
 from nnunet_dante.dafne.payload import function_of, sources  # noqa: E402
 from nnunet_dante.dafne.settings import settings_for  # noqa: E402
-from nnunet_dante.nnunet.checkpoint import unique_tensors  # noqa: E402
-from nnunet_dante.nnunet.donor import open_donor  # noqa: E402
+from nnunet_dante.models.checkpoint import unique_tensors  # noqa: E402
+from nnunet_dante.models.donor import open_donor  # noqa: E402
 
 
 def shipped(folder: Path, orientation: str) -> SimpleNamespace:

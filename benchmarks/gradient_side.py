@@ -62,7 +62,7 @@ def main() -> None:
     out = parser.parse_args().out.resolve()
     os.environ |= {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     from nnunet_dante import open_donor
-    from nnunet_dante.nnunet.network import build_network
+    from nnunet_dante.models.network import build_network
     from nnunet_dante.nnunet.probe import cut_patches, probe
     from nnunet_dante.nnunet.suggest import gradient_ratio
     from nnunet_dante.nnunet.target import open_target

@@ -37,7 +37,7 @@ _HOME = {
     "HeadOnly": "methods",
     "FromScratch": "methods",
     "DanteMixin": "nnunet.trainer",
-    "open_donor": "nnunet.donor",
+    "open_donor": "models.donor",
     "transfer": "nnunet.transfer",
     "inspect_path": "nnunet.inspect",
     "export_model": "dafne.export",

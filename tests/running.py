@@ -57,7 +57,7 @@ def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str 
 
 def with_overrides(prepared, **overrides) -> dict:
     """Return the plans with further overrides, as `transfer` writes them."""
-    from nnunet_dante.nnunet import dante_block
+    from nnunet_dante.models import settings as dante_block
 
     plans = json.loads((prepared.preprocessed / "nnUNetDantePlans.json").read_text())
     block = dante_block.read_dante_block(plans)

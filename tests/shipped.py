@@ -11,8 +11,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from nnunet_dante.dafne.payload import function_of, sources
 from nnunet_dante.dafne.settings import settings_for
-from nnunet_dante.nnunet.checkpoint import unique_tensors
-from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.models.checkpoint import unique_tensors
+from nnunet_dante.models.donor import open_donor
 
 
 class Model:

@@ -168,7 +168,7 @@ def write_model_folder(results: Path, *, dataset: str = "Dataset900_Donor", conf
 
 def add_modules(folder: Path, trainer_name: str, *, seed: int = 1, amount: float = 0.3) -> Path:
     """Turn a model folder into one of `trainer_name` (nnUNetTrainerSpatialAdapter, ...AdaptFormer) whose modules act."""
-    from nnunet_dante.nnunet.network import build_network
+    from nnunet_dante.models.network import build_network
     from nnunet_dante.peft.added_modules import added_modules
 
     for file in sorted(Path(folder).glob("fold_*/*.pth")):

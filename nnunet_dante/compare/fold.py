@@ -15,7 +15,7 @@ from ..evaluation.convergence import read_training_log
 from ..evaluation.metrics import score
 from ..evaluation.results import CaseScores, RunResult
 from ..files import read_json
-from ..nnunet.checkpoint import load_checkpoint_safely
+from ..models.checkpoint import load_checkpoint_safely
 from ..nnunet.compressed import is_cut
 from ..nnunet.segmentation import segmentation_reader
 

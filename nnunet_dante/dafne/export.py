@@ -13,9 +13,9 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigurationError, DafneError
-from ..nnunet.checkpoint import unique_tensors, write_text_atomically
-from ..nnunet.donor import Donor, open_donor
-from ..nnunet.network import differences
+from ..models.checkpoint import unique_tensors, write_text_atomically
+from ..models.donor import Donor, open_donor
+from ..models.network import differences
 from ..types import PathLike, StateDict
 from . import payload_geometry, payload_network
 from .identity import model_id

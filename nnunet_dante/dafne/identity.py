@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DafneError
-from ..nnunet.checkpoint import file_sha256, load_checkpoint_safely
-from ..nnunet.donor import Donor, unpack, unpacks_to_model
+from ..models.checkpoint import file_sha256, load_checkpoint_safely
+from ..models.donor import Donor, unpack, unpacks_to_model
 from ..types import PathLike
 from .model_file import open_model
 

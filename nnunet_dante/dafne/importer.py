@@ -14,9 +14,9 @@ import torch
 
 from .. import __version__
 from ..errors import ConfigurationError, DafneError
-from ..nnunet.checkpoint import save_atomically, weights_sha256, write_text_atomically
-from ..nnunet.network import build_network, differences, network_aliases
-from ..nnunet.plans_check import check_donor
+from ..models.checkpoint import save_atomically, weights_sha256, write_text_atomically
+from ..models.network import build_network, differences, network_aliases
+from ..models.trusted_plans import check_donor
 from ..types import PathLike, StateDict
 from . import model_file
 from .identity import MUST_AGREE, structure_id

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import DafneError, UntrustedFileError
 from ..files import atomic_path, bounded
-from ..nnunet.torch_file import BoundedUnpickler, Inert, check_tensors, foreign_names, load
+from ..models.torch_file import BoundedUnpickler, Inert, check_tensors, foreign_names, load
 from ..types import PathLike, StateDict
 from .payload import settings_of
 

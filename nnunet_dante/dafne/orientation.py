@@ -13,8 +13,8 @@ import numpy as np
 import SimpleITK
 
 from ..errors import ConfigurationError
-from ..nnunet.donor import Donor
-from ..nnunet.names import file_ending
+from ..models.donor import Donor
+from ..models.labels import file_ending
 from ..types import PathLike
 
 _PAIRS = ("RL", "AP", "SI")

@@ -15,9 +15,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from .. import __version__
 from ..errors import DafneError
+from ..models.donor import Donor
+from ..models.labels import channel_names, has_regions, head_names
 from ..nnunet.added import added_by
-from ..nnunet.donor import Donor
-from ..nnunet.names import channel_names, has_regions, head_names
 
 FORMAT = 1
 _SCHEMES = ("ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization",

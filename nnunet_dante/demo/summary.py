@@ -12,7 +12,7 @@ from ..evaluation.metrics import score
 from ..evaluation.plots import learning_curves, overlays
 from ..evaluation.report import cost_table, score_table, table
 from ..evaluation.runs import read_run
-from ..nnunet.checkpoint import load_checkpoint_safely, write_text_atomically
+from ..models.checkpoint import load_checkpoint_safely, write_text_atomically
 from .data import MR
 
 CAVEAT = ("One person per modality: both halves of a spine are the same person, so this shows that it runs, not how "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError
+from ..models.checkpoint import alias_sets, load_checkpoint_safely, save_atomically, weights_sha256
 from ..peft.decomposed import DecomposedLowRank
 from ..peft.low_rank import LowRankDelta
 from ..peft.pointwise import PointwiseDelta
@@ -27,7 +28,6 @@ from .adapter_file import (
     updates_of_format_1,
     write_adapter,
 )
-from .checkpoint import alias_sets, load_checkpoint_safely, save_atomically, weights_sha256
 
 _KINDS: dict[str, type[WeightUpdate]] = {c.KIND: c for c in (LowRankDelta, DecomposedLowRank, PointwiseDelta)}
 
@@ -42,7 +42,7 @@ def extract(checkpoint: PathLike, output: PathLike, *, form: str = "file") -> No
     """
     metadata, tensors, weights = contents(checkpoint)
     if form == "peft":
-        from .network import build_network
+        from ..models.network import build_network
         from .peft_folder import write_folder
 
         init = metadata["init_args"]

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..errors import AdapterError
 from ..files import parse_json
+from ..models.checkpoint import atomic_path, weights_sha256
 from ..types import PathLike, ReadOnlyStateDict, StateDict
-from .checkpoint import atomic_path, weights_sha256
 
 FORMAT = 2
 IDENTITY = ("version", "method", "options", "base_sha256", "donor", "label_map", "start_dice")

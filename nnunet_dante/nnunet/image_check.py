@@ -15,9 +15,9 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from ..errors import DanteError, TransferError
+from ..models.labels import channel_names
 from ..types import DatasetJson
 from .compressed import is_cut
-from .names import channel_names
 
 _MAX_MASKS_READ = 50  # reading masks finds wrong label numbers before training does; hundreds would take minutes
 _SHOWN = 3

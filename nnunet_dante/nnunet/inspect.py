@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..errors import DanteError, DonorError, UntrustedFileError
 from ..files import printable, read_json
+from ..models.checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_sha256
+from ..models.donor import unpack, unpacks_to_model
+from ..models.labels import channel_names, has_regions, head_names
+from ..models.torch_file import foreign_names
 from ..peft.added_modules import is_added
 from ..types import PathLike, ReadOnlyStateDict
-from .checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_sha256
-from .donor import unpack, unpacks_to_model
-from .names import channel_names, has_regions, head_names
 from .peft_folder import CONFIG
-from .torch_file import foreign_names
 
 _INDENT = "    "
 _NOT_SHOWN = ("format", "version", "adapter", "random_state")  # the last two hold tensors

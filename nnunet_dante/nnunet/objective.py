@@ -11,12 +11,12 @@ from nnunetv2.paths import nnUNet_raw
 from torch import distributed
 
 from ..errors import ConfigurationError
+from ..models.labels import head_names
+from ..models.network import head_rows
 from ..peft.extended_loss import ExtendedLoss
 from ..peft.fisher import diagonal_fisher
 from ..peft.penalty import StartPenalty, Weight, trained_weights
 from ..types import StateDict
-from .names import head_names
-from .network import head_rows
 from .size_prior import Gradient, SizePrior
 from .unlabelled import organ_sizes_mm3, unlabelled_volumes
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..errors import AdapterError
 from ..files import atomic_path, parse_json, read_json, write_text_atomically
+from ..models.checkpoint import alias_sets, weights_sha256
 from ..types import PathLike, ReadOnlyStateDict, StateDict
-from .checkpoint import alias_sets, weights_sha256
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -11,9 +11,9 @@ import numpy as np
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from ..errors import ConfigurationError
+from ..models.labels import match
+from ..models.settings import read_dante_block, with_overrides
 from ..types import Plans
-from .dante_block import read_dante_block, with_overrides
-from .names import match
 
 __all__ = ["ChannelPlan", "PlansReport", "merge_plans", "read_dante_block", "retarget_plans"]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError, TransferError
 from ..methods.groups import parameter_groups
+from ..models.labels import has_regions, head_names
 from ..peft.modes import full_resolution
 from ..types import DatasetJson, Plans
-from .names import has_regions, head_names
 from .target import Case
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigurationError
+from ..models.checkpoint import file_sha256, load_checkpoint_safely
+from ..models.labels import channel_names, head_names
 from ..peft.added_modules import is_added
 from ..types import DatasetJson
 from .adapter_file import are_tensors
-from .checkpoint import file_sha256, load_checkpoint_safely
-from .names import channel_names, head_names
 
 
 def refuse_other_names(entry: dict, dataset_json: DatasetJson) -> None:

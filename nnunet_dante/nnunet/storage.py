@@ -16,7 +16,7 @@ import torch
 
 from ..errors import DonorError, StorageError
 from ..files import cannot_write
-from .checkpoint import load_checkpoint_safely
+from ..models.checkpoint import load_checkpoint_safely
 
 _Base: Any = object
 _LATEST, _BEST = "checkpoint_latest.pth", "checkpoint_best.pth"

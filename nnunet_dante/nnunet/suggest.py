@@ -13,11 +13,11 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..errors import ConfigurationError
+from ..models.donor import Donor, open_donor
+from ..models.network import build_network
 from ..types import PathLike, Plans
 from .compatibility import MAX_SPACING_RATIO
-from .donor import Donor, open_donor
 from .evidence import Measured, nearest, read_evidence
-from .network import build_network
 from .plans import PlansReport
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose

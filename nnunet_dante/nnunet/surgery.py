@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from ..errors import TransferError
+from ..models.checkpoint import alias_sets
+from ..models.labels import match
 from ..types import ReadOnlyStateDict, StateDict
-from .checkpoint import alias_sets
-from .names import match
 
 NEW_REGION_PROBABILITY = 0.1
 

@@ -19,9 +19,9 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from ..errors import TransferError
 from ..files import read_json, write_text_atomically
+from ..models.labels import channel_names, file_ending, head_names
 from ..types import DatasetJson
 from .image_check import Case, check_channels, check_masks, image_files, reader_for, reading
-from .names import channel_names, file_ending, head_names
 
 INTENSITY = "foreground_intensity_properties_per_channel"
 _SHOWN = 3

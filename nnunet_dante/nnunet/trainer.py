@@ -34,12 +34,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import ConfigurationError
 from ..methods import Method, ParameterEfficient
 from ..methods.groups import stem_modules
+from ..models.checkpoint import save_atomically, unique_tensors, weights_sha256
+from ..models.settings import read_dante_block
 from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, load_split
 from ..types import StateDict
 from .adapter import extract
-from .checkpoint import save_atomically, unique_tensors, weights_sha256
-from .dante_block import read_dante_block
 from .lr import WarmupPolyLR
 from .objective import ObjectiveMixin
 from .provenance import provenance

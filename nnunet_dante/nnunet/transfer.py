@@ -16,15 +16,15 @@ from torch import Tensor
 from .. import __version__
 from ..errors import ConfigurationError, TransferError
 from ..files import read_json
+from ..models.checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
+from ..models.donor import Donor, open_donor
+from ..models.labels import channel_names, has_regions, head_names, match, previous_stage_names
+from ..models.network import build_network, head_rows, stem_weights
+from ..models.overrides import checked_overrides
+from ..models.settings import new_dante_block, read_dante_block
 from ..peft.added_modules import is_added
 from ..types import PathLike, Plans, StateDict
-from .checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
 from .compatibility import TransferReport
-from .dante_block import new_dante_block, read_dante_block
-from .donor import Donor, open_donor
-from .names import channel_names, has_regions, head_names, match, previous_stage_names
-from .network import build_network, head_rows, stem_weights
-from .overrides import checked_overrides
 from .plans import PlansReport, merge_plans, retarget_plans
 from .surgery import NameReport, Rows, head_surgery, invert_channels, stem_surgery
 from .target import Target, open_target

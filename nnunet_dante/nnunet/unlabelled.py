@@ -11,9 +11,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from ..errors import ConfigurationError
+from ..models.labels import channel_names
 from ..types import DatasetJson
 from .image_check import image_files, reading
-from .names import channel_names
 from .size_prior import Volume
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..errors import ConfigurationError
 from ..evaluation.results import RunResult, read_results, write_result
 from ..files import read_json, write_text_atomically
-from ..nnunet.checkpoint import file_sha256
+from ..models.checkpoint import file_sha256
 from ..nnunet.launch import VARIABLE, search_path
 from ..nnunet.target import open_target
 from ..nnunet.transfer import transfer

@@ -24,8 +24,8 @@ from ..errors import ConfigurationError
 from ..evaluation.convergence import read_training_log
 from ..evaluation.metrics import score
 from ..evaluation.results import CaseScores, RunResult
-from ..nnunet.checkpoint import load_checkpoint_safely
-from ..nnunet.dante_block import checked_overrides
+from ..models.checkpoint import load_checkpoint_safely
+from ..models.settings import checked_overrides
 from .memory import PeakMemory
 from .protocol import PlannedRun, Protocol
 

@@ -14,8 +14,8 @@ from nnunet_dante.cli import main
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.dafne.model_file import open_model, read
 from nnunet_dante.errors import ConfigurationError, DafneError
-from nnunet_dante.nnunet.checkpoint import unique_tensors
-from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.models.checkpoint import unique_tensors
+from nnunet_dante.models.donor import open_donor
 
 FUNCTIONS = {f"{name}_function" for name in (
     "init_model", "apply_model", "weights_to_model", "model_to_weights", "calc_delta", "apply_delta", "weight_copy",

@@ -30,7 +30,7 @@ def descendant(tmp_path, donor, *, start="transfer", **options):
     folder = tiny.write_model_folder(tmp_path, dataset="Dataset950_Target", seed=5, **options)
     block = torch.load(next(donor.glob("fold_*/*.pth")), weights_only=False)
     assert block["trainer_name"] == "nnUNetTrainer"
-    from nnunet_dante.nnunet.checkpoint import file_sha256
+    from nnunet_dante.models.checkpoint import file_sha256
 
     start_block = {"format": 1, "start_source": start,
                    "donor": {"source": donor.name, "sha256": file_sha256(next(donor.glob("fold_*/*.pth")))}}

@@ -12,7 +12,7 @@ from dafne_client import VERSIONS, client
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.dafne.importer import import_model
 from nnunet_dante.dafne.model_file import open_model
-from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.models.donor import open_donor
 
 CALLERS = """
 model = load(arguments[0])

@@ -12,7 +12,7 @@ from running import prepare, train
 
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.dafne.importer import import_model
-from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.models.donor import open_donor
 
 SCRIPT = """
 import pickle

@@ -19,8 +19,8 @@ from nnunet_dante.dafne.model_file import open_model, read, write
 from nnunet_dante.dafne.payload import settings_of as payload_settings_of
 from nnunet_dante.dafne.payload import sources
 from nnunet_dante.errors import DafneError, DanteError, UntrustedFileError
-from nnunet_dante.nnunet.checkpoint import unique_tensors
-from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.models.checkpoint import unique_tensors
+from nnunet_dante.models.donor import open_donor
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from nnunet_dante.dafne.orientation import training_orientation
-from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.models.donor import open_donor
 
 
 def write(path, affine, shape=(4, 5, 6)):

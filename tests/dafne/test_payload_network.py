@@ -12,9 +12,9 @@ from shipped import settings_of
 
 from nnunet_dante.dafne.payload_network import build
 from nnunet_dante.dafne.settings import settings_for
-from nnunet_dante.nnunet.checkpoint import unique_tensors
-from nnunet_dante.nnunet.donor import open_donor
-from nnunet_dante.nnunet.network import build_network
+from nnunet_dante.models.checkpoint import unique_tensors
+from nnunet_dante.models.donor import open_donor
+from nnunet_dante.models.network import build_network
 
 INPLACE = {"inplace": True}
 

@@ -10,7 +10,7 @@ import tiny
 
 from nnunet_dante.dafne.settings import settings_for
 from nnunet_dante.errors import DafneError
-from nnunet_dante.nnunet.donor import open_donor
+from nnunet_dante.models.donor import open_donor
 
 
 def made(donor, **options):

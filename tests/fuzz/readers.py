@@ -21,13 +21,13 @@ from nnunet_dante.dafne.settings import settings_for
 from nnunet_dante.errors import DanteError
 from nnunet_dante.evaluation.convergence import read_training_log
 from nnunet_dante.evaluation.results import read_results
+from nnunet_dante.models.checkpoint import file_sha256, load_checkpoint_safely
+from nnunet_dante.models.donor import open_donor
+from nnunet_dante.models.network import build_network
+from nnunet_dante.models.settings import read_dante_block
 from nnunet_dante.nnunet import adapter
 from nnunet_dante.nnunet.case_lists import read_cases, read_groups
-from nnunet_dante.nnunet.checkpoint import file_sha256, load_checkpoint_safely
-from nnunet_dante.nnunet.dante_block import read_dante_block
-from nnunet_dante.nnunet.donor import open_donor
 from nnunet_dante.nnunet.inspect import inspect_path
-from nnunet_dante.nnunet.network import build_network
 from nnunet_dante.nnunet.start import load_start_weights
 from nnunet_dante.nnunet.target import open_target
 from nnunet_dante.nnunet.transfer import fit, transfer

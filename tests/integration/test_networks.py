@@ -10,8 +10,8 @@ import pytest
 import tiny
 from running import build, prepare, train
 
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet import trainers
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet.transfer import transfer
 
 pytestmark = pytest.mark.slow

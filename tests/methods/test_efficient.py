@@ -13,10 +13,10 @@ import torch
 from running import build, keep_checkpoint, prepare, train
 
 from nnunet_dante.methods import LoRA, ParameterEfficient
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, info, remove
 from nnunet_dante.nnunet.adapter_file import read_adapter
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 
 
 class nnUNetTrainerAllOptions(trainers.DanteMixin, trainers.nnUNetTrainer):  # noqa: N801

@@ -12,10 +12,10 @@ from running import train
 from safetensors.torch import save_file
 
 from nnunet_dante.errors import AdapterError
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, extract, info, remove
 from nnunet_dante.nnunet.adapter_file import read_adapter
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from running import build, keep_checkpoint, train
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import AdaptFormer
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
+from nnunet_dante.models.donor import open_donor
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.added import AddedModulesMixin
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet.donor import open_donor
 from nnunet_dante.nnunet.launch import VARIABLE, trainers_folder
 from nnunet_dante.nnunet.transfer import transfer
 from nnunet_dante.peft.added_modules import added_modules, is_added

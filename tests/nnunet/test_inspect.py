@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from nnunet_dante.errors import DonorError
-from nnunet_dante.nnunet.checkpoint import file_sha256, weights_sha256
+from nnunet_dante.models.checkpoint import file_sha256, weights_sha256
 from nnunet_dante.nnunet.inspect import inspect_path
 
 

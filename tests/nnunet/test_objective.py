@@ -15,8 +15,8 @@ import torch
 from running import build, keep_checkpoint, prepare, train, with_overrides
 
 from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet import objective, trainers
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 from nnunet_dante.peft.extended_loss import ExtendedLoss
 
 

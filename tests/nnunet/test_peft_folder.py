@@ -18,10 +18,10 @@ from torch import nn
 
 from nnunet_dante.errors import AdapterError
 from nnunet_dante.methods import DoRA, LoRA
+from nnunet_dante.models.checkpoint import load_checkpoint_safely, weights_sha256
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, extract, info, remove
 from nnunet_dante.nnunet.adapter_file import read_adapter
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely, weights_sha256
 from nnunet_dante.nnunet.inspect import inspect_path
 from nnunet_dante.nnunet.peft_folder import CONFIG, WEIGHTS, drop_aliases, read_folder, write_folder
 from nnunet_dante.peft.inject import adapted, factors, settings
@@ -160,7 +160,7 @@ def test_base_and_folder_equal_the_checkpoint_and_can_be_taken_apart_again(train
 
 
 def test_what_peft_saves_again_is_read_with_a_whole_checkpoint_as_base(peft, trained, tmp_path):
-    from nnunet_dante.nnunet.network import build_network
+    from nnunet_dante.models.network import build_network
 
     final = load_checkpoint_safely(trained / "checkpoint_final.pth")
     init = final["init_args"]

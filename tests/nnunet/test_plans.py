@@ -9,7 +9,7 @@ import tiny
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet.dante_block import new_dante_block
+from nnunet_dante.models.settings import new_dante_block
 from nnunet_dante.nnunet.plans import merge_plans, retarget_plans
 
 ENTRY = {"file": "a.pth", "sha256": "0" * 64}

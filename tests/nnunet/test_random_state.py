@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet.random_state import random_state, restore_random_state
 
 

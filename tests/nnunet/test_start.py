@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet.checkpoint import file_sha256
+from nnunet_dante.models.checkpoint import file_sha256
 from nnunet_dante.nnunet.start import load_start_weights
 
 

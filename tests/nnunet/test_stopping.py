@@ -11,8 +11,8 @@ import torch
 from running import build, train, with_overrides
 
 from nnunet_dante.errors import NonFiniteError
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.nnunet import stopping, trainers
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from nnunet_dante.cli import main
 from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.models.network import build_network
 from nnunet_dante.nnunet import suggest as module
 from nnunet_dante.nnunet.evidence import Measured, Row
-from nnunet_dante.nnunet.network import build_network
 from nnunet_dante.nnunet.probe import _loss, cut_patches
 from nnunet_dante.nnunet.rules import RULES
 from nnunet_dante.nnunet.suggest import decide, suggest

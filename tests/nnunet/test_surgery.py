@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import conv3d
 
 from nnunet_dante.errors import TransferError
-from nnunet_dante.nnunet.checkpoint import alias_sets, unique_tensors
+from nnunet_dante.models.checkpoint import alias_sets, unique_tensors
 from nnunet_dante.nnunet.surgery import NEW_REGION_PROBABILITY, Rows, head_surgery, stem_surgery
 
 DONOR = Rows(names=("background", "organ", "lesion"))

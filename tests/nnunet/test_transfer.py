@@ -15,9 +15,9 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunet_dante.errors import ConfigurationError, DanteError, DonorError, TransferError
-from nnunet_dante.nnunet.checkpoint import alias_sets, file_sha256, load_checkpoint_safely
-from nnunet_dante.nnunet.dante_block import read_dante_block
-from nnunet_dante.nnunet.network import build_network
+from nnunet_dante.models.checkpoint import alias_sets, file_sha256, load_checkpoint_safely
+from nnunet_dante.models.network import build_network
+from nnunet_dante.models.settings import read_dante_block
 from nnunet_dante.nnunet.transfer import transfer
 
 TARGET_LABELS = {"background": 0, "lesion": 1, "organ": 2, "vessel": 3}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
-from nnunet_dante.nnunet.names import match
+from nnunet_dante.models.labels import match
 from nnunet_dante.nnunet.surgery import (
     NEW_REGION_PROBABILITY,
     Rows,

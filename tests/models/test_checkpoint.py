@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from nnunet_dante.errors import ConfigurationError, DonorError, UntrustedFileError
-from nnunet_dante.nnunet.checkpoint import (
+from nnunet_dante.models.checkpoint import (
     alias_sets,
     file_sha256,
     load_checkpoint_safely,

@@ -30,7 +30,7 @@ from torch import nn
 from ..errors import ConfigurationError, UntrustedFileError
 from ..files import bounded
 from ..types import DatasetJson, Plans
-from .names import channel_names, head_names
+from .labels import channel_names, head_names
 
 _PACKAGES = ("torch.nn.", "dynamic_network_architectures.")
 _FOLDERS: dict[str, tuple[str, type | None]] = {  # key of the plans -> where nnU-Net looks, what it expects

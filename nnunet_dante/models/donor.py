@@ -17,7 +17,7 @@ from ..files import MAX_JSON_BYTES, read_json
 from ..types import DatasetJson, PathLike, Plans, StateDict
 from .checkpoint import file_sha256, load_checkpoint_safely
 from .network import build_network, differences, network_aliases
-from .plans_check import check_donor
+from .trusted_plans import check_donor
 
 _MAX_INFLATION = 100  # weights compress to about 0.9 of their size; a hundredfold is an attack, not a model
 _WRAPPERS = ("module.", "_orig_mod.")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet.dante_block import checked_overrides, new_dante_block, read_dante_block
+from nnunet_dante.models.settings import checked_overrides, new_dante_block, read_dante_block
 
 ENTRY = {"file": "p_start.pth", "sha256": "a" * 64, "donor": {}}
 

@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from nnunet_dante.errors import ConfigurationError, DonorError, UntrustedFileError
-from nnunet_dante.nnunet.checkpoint import save_atomically
-from nnunet_dante.nnunet.donor import open_donor
-from nnunet_dante.nnunet.network import build_network, network_aliases
-from nnunet_dante.nnunet.plans_check import check_plans
+from nnunet_dante.models.checkpoint import save_atomically
+from nnunet_dante.models.donor import open_donor
+from nnunet_dante.models.network import build_network, network_aliases
+from nnunet_dante.models.trusted_plans import check_plans
 
 
 def edited(*keys, value) -> dict:
@@ -143,7 +143,7 @@ def test_a_donor_whose_plans_describe_a_huge_network_takes_no_memory(tmp_path):
 
 
 def test_aliases_of_a_network_without_memory_are_those_of_its_weights():
-    from nnunet_dante.nnunet.checkpoint import alias_sets
+    from nnunet_dante.models.checkpoint import alias_sets
 
     plans = tiny.plans("D", architecture="ResidualEncoderUNet")
     with torch.device("meta"):

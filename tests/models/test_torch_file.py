@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from nnunet_dante.errors import DonorError, UntrustedFileError
-from nnunet_dante.nnunet.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet.torch_file import BoundedUnpickler, check_tensors, foreign_names, load
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
+from nnunet_dante.models.torch_file import BoundedUnpickler, check_tensors, foreign_names, load
 
 
 def saved(content, *, legacy=False) -> bytes:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ..errors import ConfigurationError
 from ..methods.groups import head_modules
 from ..types import DatasetJson, Plans, ReadOnlyStateDict
-from .names import channel_names
-from .plans_check import check_plans
+from .labels import channel_names
+from .trusted_plans import check_plans
 
 _MAX_MODULES = 20_000  # a large residual U-Net has about a thousand
 
@@ -83,7 +83,7 @@ def _limited() -> Iterator[None]:
 
 
 def _trainer(name: str) -> Any:
-    from . import trainers  # they import this module
+    from ..nnunet import trainers  # they import this module
 
     own = getattr(trainers, name, None)
     if isinstance(own, type) and issubclass(own, trainers.DanteMixin):

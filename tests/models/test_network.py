@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet.checkpoint import unique_tensors
-from nnunet_dante.nnunet.network import build_network, differences, head_rows, stem_weights
+from nnunet_dante.models.checkpoint import unique_tensors
+from nnunet_dante.models.network import build_network, differences, head_rows, stem_weights
 from nnunet_dante.peft.added_modules import is_added
 
 

@@ -12,8 +12,8 @@ import tiny
 import torch
 
 from nnunet_dante.errors import DonorError, UntrustedFileError
-from nnunet_dante.nnunet.checkpoint import file_sha256, unique_tensors, weights_sha256
-from nnunet_dante.nnunet.donor import open_donor, unpack
+from nnunet_dante.models.checkpoint import file_sha256, unique_tensors, weights_sha256
+from nnunet_dante.models.donor import open_donor, unpack
 
 
 def zip_folder(folder: Path, target: Path, prefix: str = "") -> Path:
@@ -100,7 +100,7 @@ def test_a_folder_of_models_needs_a_configuration(tmp_path):
 
 
 def test_the_trainers_network_is_tried_when_that_of_the_plans_does_not_fit(tmp_path):
-    from nnunet_dante.nnunet.network import build_network
+    from nnunet_dante.models.network import build_network
 
     folder = tiny.write_model_folder(tmp_path)
     plans, content = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
