@@ -93,7 +93,7 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 @click.option("--force", is_flag=True, help="Replace folds that are there and differ.")
 def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options) -> None:
     """Write folds of K training cases each, nested and drawn several times, with one validation set for all."""
-    from .nnunet.shots import ALL, write_shots
+    from .datasets.shots import ALL, write_shots
 
     # The option parser gives an option one value; those after it arrive as arguments.
     words = [word for text in (*shots, *more) for word in text.split(",") if word]

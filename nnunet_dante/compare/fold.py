@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.compressed import is_cut
+from ..datasets.segmentation import segmentation_reader
 from ..errors import DanteError, ResultError
 from ..evaluation.convergence import read_training_log
 from ..evaluation.metrics import score
 from ..evaluation.results import CaseScores, RunResult
 from ..files import read_json
 from ..models.checkpoint import load_checkpoint_safely
-from ..nnunet.compressed import is_cut
-from ..nnunet.segmentation import segmentation_reader
 
 _PREPROCESSED, _RAW = "nnUNet_preprocessed", "nnUNet_raw"
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ..datasets.dataset import INTENSITY, Target, open_target
 from ..errors import ConfigurationError
 from ..models.donor import Donor, open_donor
 from ..models.network import build_network
@@ -21,7 +22,6 @@ from .evidence import Measured, nearest, read_evidence
 from .plans import PlansReport
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
-from .target import INTENSITY, Target, open_target
 from .transfer import fit
 
 CHECKPOINT = "checkpoint_final.pth"

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from .. import __version__
+from ..datasets.dataset import Target, open_target
 from ..errors import ConfigurationError, TransferError
 from ..files import read_json
 from ..models.checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
@@ -27,7 +28,6 @@ from ..types import PathLike, Plans, StateDict
 from .compatibility import TransferReport
 from .plans import PlansReport, merge_plans, retarget_plans
 from .surgery import NameReport, Rows, head_surgery, invert_channels, stem_surgery
-from .target import Target, open_target
 
 
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from ..datasets.images import image_files, reading
 from ..errors import ConfigurationError
 from ..models.labels import channel_names
 from ..types import DatasetJson
-from .image_check import image_files, reading
 from .size_prior import Volume
 
 

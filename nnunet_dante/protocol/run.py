@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..datasets.dataset import open_target
 from ..errors import ConfigurationError
 from ..evaluation.results import RunResult, read_results, write_result
 from ..files import read_json, write_text_atomically
 from ..models.checkpoint import file_sha256
 from ..nnunet.launch import VARIABLE, search_path
-from ..nnunet.target import open_target
 from ..nnunet.transfer import transfer
 from ..types import PathLike
 from .processes import cores, execute_all

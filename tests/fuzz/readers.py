@@ -18,6 +18,8 @@ from nnunet_dante.dafne.importer import describe, import_model
 from nnunet_dante.dafne.model_file import open_model
 from nnunet_dante.dafne.orientation import training_orientation
 from nnunet_dante.dafne.settings import settings_for
+from nnunet_dante.datasets.case_lists import read_cases, read_groups
+from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import DanteError
 from nnunet_dante.evaluation.convergence import read_training_log
 from nnunet_dante.evaluation.results import read_results
@@ -26,10 +28,8 @@ from nnunet_dante.models.donor import open_donor
 from nnunet_dante.models.network import build_network
 from nnunet_dante.models.settings import read_dante_block
 from nnunet_dante.nnunet import adapter
-from nnunet_dante.nnunet.case_lists import read_cases, read_groups
 from nnunet_dante.nnunet.inspect import inspect_path
 from nnunet_dante.nnunet.start import load_start_weights
-from nnunet_dante.nnunet.target import open_target
 from nnunet_dante.nnunet.transfer import fit, transfer
 from nnunet_dante.protocol.protocol import planned_runs, read_protocol
 from nnunet_dante.protocol.run import _shots_table

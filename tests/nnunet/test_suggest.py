@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from nnunet_dante.cli import main
+from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.network import build_network
 from nnunet_dante.nnunet import suggest as module
@@ -20,7 +21,6 @@ from nnunet_dante.nnunet.evidence import Measured, Row
 from nnunet_dante.nnunet.probe import _loss, cut_patches
 from nnunet_dante.nnunet.rules import RULES
 from nnunet_dante.nnunet.suggest import decide, suggest
-from nnunet_dante.nnunet.target import open_target
 
 
 @pytest.fixture(scope="session")

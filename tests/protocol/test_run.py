@@ -7,8 +7,8 @@ import os
 
 import pytest
 
+from nnunet_dante.datasets.shots import write_shots
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet.shots import write_shots
 from nnunet_dante.protocol import run as module
 from nnunet_dante.protocol.run import run_protocol
 

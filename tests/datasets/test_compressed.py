@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from nnunet_dante.nnunet.compressed import is_cut
+from nnunet_dante.datasets.compressed import is_cut
 
 
 @pytest.fixture

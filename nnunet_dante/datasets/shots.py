@@ -14,7 +14,7 @@ from ..errors import ConfigurationError
 from ..files import write_text_atomically
 from ..types import PathLike
 from .case_lists import read_cases, read_groups
-from .target import open_target
+from .dataset import open_target
 
 ALL = "all"
 _VALIDATION_SHARE = 0.2  # nnU-Net's own: one fold of its five

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_dante.cli import main
+from nnunet_dante.datasets.shots import draw_shots, write_shots
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet.shots import draw_shots, write_shots
 
 
 def names(n: int) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 import tiny
 from nnunetv2.paths import nnUNet_preprocessed
 
+from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import TransferError
-from nnunet_dante.nnunet.target import open_target
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def extractions(monkeypatch):
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(content))
 
-    monkeypatch.setattr("nnunet_dante.nnunet.target.DatasetFingerprintExtractor", Extractor)
+    monkeypatch.setattr("nnunet_dante.datasets.dataset.DatasetFingerprintExtractor", Extractor)
     return wanted
 
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from nnunet_dante.datasets.case_lists import read_cases, read_groups
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet.case_lists import read_cases, read_groups
 
 GROUPS = {"p1": ["a", "b"], "p2": ["c"]}
 

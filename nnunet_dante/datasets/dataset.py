@@ -21,7 +21,7 @@ from ..errors import TransferError
 from ..files import read_json, write_text_atomically
 from ..models.labels import channel_names, file_ending, head_names
 from ..types import DatasetJson
-from .image_check import Case, check_channels, check_masks, image_files, reader_for, reading
+from .images import Case, check_channels, check_masks, image_files, reader_for, reading
 
 INTENSITY = "foreground_intensity_properties_per_channel"
 _SHOWN = 3
