@@ -80,7 +80,7 @@ def copying(paths: Sequence[Path], to: Path) -> float:
 
 def prepared(root: Path, **donor: Any) -> tuple[Path, str]:
     """Return a donor and the name of a data set that it was transferred to."""
-    from nnunet_dante.nnunet.transfer import transfer
+    from nnunet_dante.transfers.transfer import transfer
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

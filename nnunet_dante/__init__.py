@@ -38,7 +38,7 @@ _HOME = {
     "FromScratch": "methods",
     "DanteMixin": "nnunet.trainer",
     "open_donor": "models.donor",
-    "transfer": "nnunet.transfer",
+    "transfer": "transfers.transfer",
     "inspect_path": "nnunet.inspect",
     "export_model": "dafne.export",
     "import_model": "dafne.importer",

@@ -70,7 +70,7 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
     SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, or a bare checkpoint.
     """
     from .models.overrides import parse_overrides
-    from .nnunet.transfer import transfer as run
+    from .transfers.transfer import transfer as run
 
     flags = {"epochs": epochs, "iterations": iterations, "val_iterations": val_iterations, "lr": lr, "rank": rank,
              "alpha": alpha}

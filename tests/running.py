@@ -40,7 +40,7 @@ class Prepared:
 def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str = "PlainConvUNet", labels=None,
             values=(2, 1, 3), **options) -> Prepared:
     """Write a donor and a raw data set, transfer, and preprocess."""
-    from nnunet_dante.nnunet.transfer import transfer
+    from nnunet_dante.transfers.transfer import transfer
 
     with pytest.MonkeyPatch.context() as patch:
         # Threads for nnU-Net's pools: new processes take longer to import torch than for all there is to do here.

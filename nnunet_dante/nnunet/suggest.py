@@ -16,13 +16,13 @@ from ..datasets.dataset import INTENSITY, Target, open_target
 from ..errors import ConfigurationError
 from ..models.donor import Donor, open_donor
 from ..models.network import build_network
+from ..transfers.plans import PlansReport
+from ..transfers.report import MAX_SPACING_RATIO
+from ..transfers.transfer import fit
 from ..types import PathLike, Plans
-from .compatibility import MAX_SPACING_RATIO
 from .evidence import Measured, nearest, read_evidence
-from .plans import PlansReport
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
-from .transfer import fit
 
 CHECKPOINT = "checkpoint_final.pth"
 _PROBED = 3

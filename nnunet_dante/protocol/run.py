@@ -18,7 +18,7 @@ from ..evaluation.results import RunResult, read_results, write_result
 from ..files import read_json, write_text_atomically
 from ..models.checkpoint import file_sha256
 from ..nnunet.launch import VARIABLE, search_path
-from ..nnunet.transfer import transfer
+from ..transfers.transfer import transfer
 from ..types import PathLike
 from .processes import cores, execute_all
 from .protocol import PlannedRun, Protocol, planned_runs, read_protocol, settings_digest

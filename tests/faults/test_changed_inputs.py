@@ -14,7 +14,7 @@ from running import TARGET_LABELS, build, train, with_overrides
 from nnunet_dante.errors import AdapterError, ConfigurationError, DonorError
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, extract
-from nnunet_dante.nnunet.transfer import transfer
+from nnunet_dante.transfers.transfer import transfer
 
 CLS = trainers.nnUNetTrainerLoRA
 

@@ -91,7 +91,7 @@ def _write_adapter(root: Path) -> None:
 
 def _write_target(root: Path) -> None:
     """A raw data set of two cases, with fingerprint, split, and plans of an earlier transfer."""
-    from nnunet_dante.nnunet.transfer import transfer
+    from nnunet_dante.transfers.transfer import transfer
 
     tiny.write_raw_dataset(root / "nnUNet_raw", n_cases=2, shape=(12, 12, 12))
     intensity = {"max": 1.0, "mean": 0.4, "median": 0.4, "min": 0.0, "percentile_00_5": 0.0, "percentile_99_5": 1.0,

@@ -13,7 +13,7 @@ from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import LoRA, Method
 from nnunet_dante.models.overrides import OVERRIDES, checked_overrides, known_overrides, parse_overrides
 from nnunet_dante.models.settings import new_dante_block, read_dante_block, with_overrides
-from nnunet_dante.nnunet.plans import merge_plans
+from nnunet_dante.transfers.plans import merge_plans
 
 ENTRY = {"file": "p_start.pth", "sha256": "a" * 64, "donor": {}}
 

@@ -21,8 +21,8 @@ from nnunet_dante.models.donor import open_donor
 from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.added import AddedModulesMixin
 from nnunet_dante.nnunet.launch import VARIABLE, trainers_folder
-from nnunet_dante.nnunet.transfer import transfer
 from nnunet_dante.peft.added_modules import added_modules, is_added
+from nnunet_dante.transfers.transfer import transfer
 
 TRAINERS = [trainers.nnUNetTrainerSpatialAdapter, trainers.nnUNetTrainerAdaptFormer]
 

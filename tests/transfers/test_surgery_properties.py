@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
 from nnunet_dante.models.labels import match
-from nnunet_dante.nnunet.surgery import (
+from nnunet_dante.transfers.surgery import (
     NEW_REGION_PROBABILITY,
     Rows,
     head_surgery,

@@ -18,7 +18,7 @@ from nnunet_dante.errors import ConfigurationError, DanteError, DonorError, Tran
 from nnunet_dante.models.checkpoint import alias_sets, file_sha256, load_checkpoint_safely
 from nnunet_dante.models.network import build_network
 from nnunet_dante.models.settings import read_dante_block
-from nnunet_dante.nnunet.transfer import transfer
+from nnunet_dante.transfers.transfer import transfer
 
 TARGET_LABELS = {"background": 0, "lesion": 1, "organ": 2, "vessel": 3}
 REGIONS = {"background": 0, "whole": [1, 2], "lesion": 2}

@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.settings import new_dante_block
-from nnunet_dante.nnunet.plans import merge_plans, retarget_plans
+from nnunet_dante.transfers.plans import merge_plans, retarget_plans
 
 ENTRY = {"file": "a.pth", "sha256": "0" * 64}
 

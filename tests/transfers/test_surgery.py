@@ -9,7 +9,7 @@ from torch.nn.functional import conv3d
 
 from nnunet_dante.errors import TransferError
 from nnunet_dante.models.checkpoint import alias_sets, unique_tensors
-from nnunet_dante.nnunet.surgery import NEW_REGION_PROBABILITY, Rows, head_surgery, stem_surgery
+from nnunet_dante.transfers.surgery import NEW_REGION_PROBABILITY, Rows, head_surgery, stem_surgery
 
 DONOR = Rows(names=("background", "organ", "lesion"))
 BUILDERS = {"plain": tiny.plain_unet, "residual": tiny.residual_unet}

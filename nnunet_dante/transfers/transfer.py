@@ -25,8 +25,8 @@ from ..models.overrides import checked_overrides
 from ..models.settings import new_dante_block, read_dante_block
 from ..peft.added_modules import is_added
 from ..types import PathLike, Plans, StateDict
-from .compatibility import TransferReport
 from .plans import PlansReport, merge_plans, retarget_plans
+from .report import TransferReport
 from .surgery import NameReport, Rows, head_surgery, invert_channels, stem_surgery
 
 

@@ -1,0 +1,1 @@
+"""From a donor model to the start of a training on other data."""
