@@ -33,7 +33,7 @@ import pytest  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 
-from nnunet_dante.nnunet.launch import VARIABLE, search_path  # noqa: E402
+from nnunet_dante.training.launch import VARIABLE, search_path  # noqa: E402
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerFineTune", "nnUNetTrainerLoRA", "nnUNetTrainerGradualUnfreezing")
 MODULES = {"inspect": "nnunet.inspect", "adapter extract": "nnunet.adapter", "adapter apply": "nnunet.adapter",

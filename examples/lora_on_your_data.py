@@ -8,7 +8,7 @@ MODEL is a model folder, an exported zip or a checkpoint. DATASET is an id or na
 import sys
 
 from nnunet_dante import transfer
-from nnunet_dante.nnunet.launch import train
+from nnunet_dante.training.launch import train
 
 
 def main(model: str, dataset: str, configuration: str = "3d_fullres", *options: str) -> None:

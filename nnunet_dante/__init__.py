@@ -36,7 +36,7 @@ _HOME = {
     "DecoderOnly": "methods",
     "HeadOnly": "methods",
     "FromScratch": "methods",
-    "DanteMixin": "nnunet.trainer",
+    "DanteMixin": "training.trainer",
     "open_donor": "models.donor",
     "transfer": "transfers.transfer",
     "inspect_path": "nnunet.inspect",

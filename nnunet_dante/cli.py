@@ -123,7 +123,7 @@ def suggest(source: Path, dataset: str, **options) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
     """Run nnUNetv2_train with this package's trainers found; all arguments are nnUNetv2_train's."""
-    from .nnunet.launch import train as run
+    from .training.launch import train as run
 
     run(arguments)
 
@@ -131,7 +131,7 @@ def train(arguments: tuple[str, ...]) -> None:
 @main.command()
 def env() -> None:
     """Print the line that lets your shell's nnUNetv2_train find the trainers: eval "$(nnunet-dante env)"."""
-    from .nnunet.launch import export_line
+    from .training.launch import export_line
 
     click.echo(export_line())
 

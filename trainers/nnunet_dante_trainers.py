@@ -3,7 +3,7 @@
 nnU-Net drops this module from memory after its search, so the classes themselves live in the installed package.
 """
 
-from nnunet_dante.nnunet.trainers import (  # noqa: F401
+from nnunet_dante.training.trainers import (  # noqa: F401
     nnUNetTrainerAdaptFormer,
     nnUNetTrainerBitFit,
     nnUNetTrainerConvAdapter,

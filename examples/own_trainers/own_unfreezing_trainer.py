@@ -7,7 +7,7 @@ Let nnU-Net find it beside the others, then train with `-tr nnUNetTrainerInputFi
 """
 
 from nnunet_dante import GradualUnfreezing
-from nnunet_dante.nnunet.trainers import nnUNetTrainerGradualUnfreezing
+from nnunet_dante.training.trainers import nnUNetTrainerGradualUnfreezing
 
 
 class nnUNetTrainerInputFirst(nnUNetTrainerGradualUnfreezing):

@@ -83,7 +83,7 @@ def _limited() -> Iterator[None]:
 
 
 def _trainer(name: str) -> Any:
-    from ..nnunet import trainers  # they import this module
+    from ..training import trainers  # they import this module
 
     own = getattr(trainers, name, None)
     if isinstance(own, type) and issubclass(own, trainers.DanteMixin):

@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 from ..errors import UnsupportedVersionError
-from .launch import VARIABLE, search_path, trainers_folder
+from ..training.launch import VARIABLE, search_path, trainers_folder
 from .versions import PACKAGE, installed, remedy, supported, unsupported
 
 

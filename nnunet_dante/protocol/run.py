@@ -17,7 +17,7 @@ from ..errors import ConfigurationError
 from ..evaluation.results import RunResult, read_results, write_result
 from ..files import read_json, write_text_atomically
 from ..models.checkpoint import file_sha256
-from ..nnunet.launch import VARIABLE, search_path
+from ..training.launch import VARIABLE, search_path
 from ..transfers.transfer import transfer
 from ..types import PathLike
 from .processes import cores, execute_all

@@ -46,7 +46,7 @@ def predict(folder, image, output, fold, mirroring=False):
 def test_from_lora_to_dafne_and_back(tmp_path, monkeypatch):
     import pickle
 
-    from nnunet_dante.nnunet.trainers import nnUNetTrainerLoRA
+    from nnunet_dante.training.trainers import nnUNetTrainerLoRA
 
     prepared = prepare(tmp_path, labels=tiny.LABELS, values=(1, 2)).activate(monkeypatch)
     trainer = train(nnUNetTrainerLoRA, prepared)

@@ -15,7 +15,7 @@ from dafne_client import as_stored, client, shown
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.models.donor import open_donor
 from nnunet_dante.models.network import build_network
-from nnunet_dante.nnunet.launch import VARIABLE, trainers_folder
+from nnunet_dante.training.launch import VARIABLE, trainers_folder
 
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
 TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]]) @ np.array(

@@ -12,8 +12,8 @@ from killing import content
 from running import TARGET_LABELS, build, train, with_overrides
 
 from nnunet_dante.errors import AdapterError, ConfigurationError, DonorError
-from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, extract
+from nnunet_dante.training import trainers
 from nnunet_dante.transfers.transfer import transfer
 
 CLS = trainers.nnUNetTrainerLoRA

@@ -14,7 +14,7 @@ from killing import differences, outcome
 from running import Prepared, build, train, with_overrides
 
 from nnunet_dante.methods import LPFT, DoRA, GradualUnfreezing, LoRA
-from nnunet_dante.nnunet import trainers
+from nnunet_dante.training import trainers
 
 NAMES = [name for name in vars(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"]
 OPTIONS = {  # every option that keeps a state of its own, or changes the parameter groups, on methods that stage

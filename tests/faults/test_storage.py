@@ -15,7 +15,7 @@ from running import build, train
 from nnunet_dante.errors import DonorError, StorageError
 from nnunet_dante.files import write_text_atomically
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically
-from nnunet_dante.nnunet import trainers
+from nnunet_dante.training import trainers
 
 FULL = Path("/dev/full")  # every write into it fails with ENOSPC
 CLS = trainers.nnUNetTrainerLoRA

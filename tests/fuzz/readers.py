@@ -29,9 +29,9 @@ from nnunet_dante.models.network import build_network
 from nnunet_dante.models.settings import read_dante_block
 from nnunet_dante.nnunet import adapter
 from nnunet_dante.nnunet.inspect import inspect_path
-from nnunet_dante.nnunet.start import load_start_weights
 from nnunet_dante.protocol.protocol import planned_runs, read_protocol
 from nnunet_dante.protocol.run import _shots_table
+from nnunet_dante.training.start import load_start_weights
 from nnunet_dante.transfers.transfer import fit, transfer
 
 from . import crafted, hostile

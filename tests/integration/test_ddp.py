@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 def _two_stages(rank: int, port: int, results) -> None:
     from nnunet_dante.methods import GradualUnfreezing
-    from nnunet_dante.nnunet.trainer import DanteMixin
+    from nnunet_dante.training.trainer import DanteMixin
 
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import tiny
 from running import build, prepare, train
 
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet import trainers
+from nnunet_dante.training import trainers
 from nnunet_dante.transfers.transfer import transfer
 
 pytestmark = pytest.mark.slow

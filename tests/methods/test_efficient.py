@@ -14,9 +14,9 @@ from running import build, keep_checkpoint, prepare, train
 
 from nnunet_dante.methods import LoRA, ParameterEfficient
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, info, remove
 from nnunet_dante.nnunet.adapter_file import read_adapter
+from nnunet_dante.training import trainers
 
 
 class nnUNetTrainerAllOptions(trainers.DanteMixin, trainers.nnUNetTrainer):  # noqa: N801

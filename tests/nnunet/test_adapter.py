@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from nnunet_dante.errors import AdapterError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.adapter import apply, extract, info, remove
 from nnunet_dante.nnunet.adapter_file import read_adapter
+from nnunet_dante.training import trainers
 
 
 @pytest.fixture(scope="module")

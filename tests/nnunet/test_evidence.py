@@ -7,8 +7,8 @@ import json
 import pytest
 
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.evidence import Row, nearest, read_evidence
+from nnunet_dante.training import trainers
 
 
 def row(experiment="mild", *, shots=2, trainer="nnUNetTrainerLoRA", dice=0.832, zero_shot=0.86, **changes) -> Row:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_dante.nnunet import trainers
 from nnunet_dante.nnunet.rules import FEW, HOLDS, INPUT_SIDE, MANY, OUTPUT_SIDE, RULES, Situation, choose
+from nnunet_dante.training import trainers
 
 
 def situation(**changes) -> Situation:

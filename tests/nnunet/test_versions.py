@@ -92,13 +92,13 @@ def test_the_ranges_of_this_installation_name_the_framework_and_hold_here():
 
 
 @pytest.mark.parametrize("name, version", [("nnunetv2", "2.7.0"), ("torch", "2.1.0")])
-@pytest.mark.parametrize("module", ["nnunet_dante.nnunet.trainers", "nnunet_dante.nnunet.trainer",
+@pytest.mark.parametrize("module", ["nnunet_dante.training.trainers", "nnunet_dante.training.trainer",
                                     "nnunet_dante_trainers"])
 def test_importing_the_trainers_is_refused_before_torch_is_imported(tmp_path, name, version, module):
     fake = tmp_path / f"{name}-{version}.dist-info"
     fake.mkdir()
     (fake / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    from nnunet_dante.nnunet.launch import trainers_folder
+    from nnunet_dante.training.launch import trainers_folder
 
     paths = [tmp_path, trainers_folder(), Path(nnunet_dante.__file__).parents[1]]
     code = (f"import sys\ntry:\n    import {module}\nexcept Exception as error:\n"

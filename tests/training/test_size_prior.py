@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import nn
 
-from nnunet_dante.nnunet.size_prior import SizePrior, Volume, penalty
+from nnunet_dante.training.size_prior import SizePrior, Volume, penalty
 
 
 def softmax(logits):

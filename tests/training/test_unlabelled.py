@@ -10,7 +10,7 @@ import tiny
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dante.errors import ConfigurationError, TransferError
-from nnunet_dante.nnunet.unlabelled import organ_sizes_mm3, unlabelled_volumes, voxel_mm3
+from nnunet_dante.training.unlabelled import organ_sizes_mm3, unlabelled_volumes, voxel_mm3
 
 
 @pytest.mark.parametrize(("configuration", "spacing", "volume"), [("3d_fullres", (2.0, 1.5, 1.0), 3.0),

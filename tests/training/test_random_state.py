@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet.random_state import random_state, restore_random_state
+from nnunet_dante.training.random_state import random_state, restore_random_state
 
 
 def draw() -> list[float]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunet_dante.nnunet.lr import WarmupPolyLR, learning_rate
+from nnunet_dante.training.lr import WarmupPolyLR, learning_rate
 
 
 def test_without_warmup_it_is_nnunets_schedule():

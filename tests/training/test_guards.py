@@ -12,7 +12,8 @@ from running import build, train, with_overrides
 
 from nnunet_dante.errors import NonFiniteError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet import stopping, trainers
+from nnunet_dante.training import guards as stopping
+from nnunet_dante.training import trainers
 
 
 @pytest.fixture

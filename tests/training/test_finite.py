@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from nnunet_dante.nnunet.finite import described, not_finite, not_finite_weights
+from nnunet_dante.training.finite import described, not_finite, not_finite_weights
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -1,6 +1,6 @@
 import os
 
-from nnunet_dante.nnunet import launch
+from nnunet_dante.training import launch
 
 
 def test_the_folder_holds_the_trainer_module_and_nothing_else():
@@ -19,7 +19,7 @@ def test_the_search_path_keeps_what_the_user_had_and_names_us_once(monkeypatch):
 def test_nnunets_own_search_finds_every_trainer(monkeypatch):
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    from nnunet_dante.nnunet import trainers
+    from nnunet_dante.training import trainers
 
     monkeypatch.setenv(launch.VARIABLE, launch.search_path())
     for name in [n for n in dir(trainers) if n.startswith("nnUNetTrainer") and n != "nnUNetTrainer"]:

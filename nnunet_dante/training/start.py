@@ -10,9 +10,9 @@ from torch import nn
 from ..errors import ConfigurationError
 from ..models.checkpoint import file_sha256, load_checkpoint_safely
 from ..models.labels import channel_names, head_names
+from ..nnunet.adapter_file import are_tensors
 from ..peft.added_modules import is_added
 from ..types import DatasetJson
-from .adapter_file import are_tensors
 
 
 def refuse_other_names(entry: dict, dataset_json: DatasetJson) -> None:

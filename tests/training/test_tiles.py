@@ -7,7 +7,7 @@ from math import ceil, prod
 import pytest
 import torch
 
-from nnunet_dante.nnunet.tiles import tiles
+from nnunet_dante.training.tiles import tiles
 
 
 @pytest.mark.parametrize(("shape", "patch"), [

@@ -19,7 +19,7 @@ import io
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .versions import refuse_unsupported
+from ..nnunet.versions import refuse_unsupported
 
 refuse_unsupported()  # before the imports that fail in other versions of nnU-Net, and do not say why
 
@@ -36,17 +36,17 @@ from ..methods import Method, ParameterEfficient
 from ..methods.groups import stem_modules
 from ..models.checkpoint import save_atomically, unique_tensors, weights_sha256
 from ..models.settings import read_dante_block
+from ..nnunet.adapter import extract
 from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, load_split
 from ..types import StateDict
-from .adapter import extract
+from .guards import StoppingMixin
 from .lr import WarmupPolyLR
 from .objective import ObjectiveMixin
 from .provenance import provenance
 from .random_state import random_state, restore_random_state
 from .resume import described, refuse_changes
 from .start import load_start_weights, refuse_other_names
-from .stopping import StoppingMixin
 from .storage import StorageMixin
 
 

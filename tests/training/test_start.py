@@ -8,7 +8,7 @@ import torch
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import file_sha256
-from nnunet_dante.nnunet.start import load_start_weights
+from nnunet_dante.training.start import load_start_weights
 
 
 def loaded(tmp_path, content, **entry):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nnunet_dante.nnunet.plateau import on_plateau
+from nnunet_dante.training.plateau import on_plateau
 
 
 def first_stop(losses, patience):

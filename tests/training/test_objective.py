@@ -16,8 +16,8 @@ from running import build, keep_checkpoint, prepare, train, with_overrides
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet import objective, trainers
 from nnunet_dante.peft.extended_loss import ExtendedLoss
+from nnunet_dante.training import objective, trainers
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from running import build, train, with_overrides
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically
-from nnunet_dante.nnunet import trainers
+from nnunet_dante.training import trainers
 from nnunet_dante.transfers.transfer import transfer
 
 CLS = trainers.nnUNetTrainerLoRA
