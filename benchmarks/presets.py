@@ -28,8 +28,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from nnunet_dante import LoRA, audit_gradients
+from nnunet_dante.adapters.adapter import apply, extract
 from nnunet_dante.models.checkpoint import save_atomically, weights_sha256
-from nnunet_dante.nnunet.adapter import apply, extract
 from nnunet_dante.peft.inject import adapted, base_weights, factors, settings
 from nnunet_dante.protocol.memory import PeakMemory
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nnunet_dante.nnunet.adapter import apply, extract, info
+from nnunet_dante.adapters.adapter import apply, extract, info
 
 
 def main(fold_folder: str, start_weights: str, output_folder: str) -> None:

@@ -16,7 +16,7 @@ _HOME = {
     "merge": "peft.inject",
     "remove": "peft.inject",
     "audit_gradients": "peft.audit",
-    "drop_aliases": "nnunet.peft_folder",
+    "drop_aliases": "adapters.hf_peft",
     "parameter_groups": "methods.groups",
     "Schedule": "methods.schedule",
     "Stage": "methods.schedule",

@@ -244,7 +244,7 @@ def adapter() -> None:
               help="peft: a folder for Hugging Face PEFT, of nnUNetTrainerLoRAFlat's checkpoints alone.")
 def adapter_extract(checkpoint: Path, output: Path, form: str) -> None:
     """Write what was trained in CHECKPOINT as an adapter."""
-    from .nnunet.adapter import extract, info
+    from .adapters.adapter import extract, info
 
     extract(checkpoint, output, form=form)
     click.echo(info(output))
@@ -256,7 +256,7 @@ def adapter_extract(checkpoint: Path, output: Path, form: str) -> None:
 @click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
 def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
     """Merge ADAPTER, a file or a folder of PEFT, into the checkpoint BASE that it was trained on."""
-    from .nnunet.adapter import apply
+    from .adapters.adapter import apply
 
     apply(base, adapter_file, output)
     click.echo(f"Wrote {output}")
@@ -267,7 +267,7 @@ def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
 @click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
 def adapter_remove(checkpoint: Path, output: Path) -> None:
     """Write CHECKPOINT as it was before its training, bit for bit."""
-    from .nnunet.adapter import remove
+    from .adapters.adapter import remove
 
     remove(checkpoint, output)
     click.echo(f"Wrote {output}")
@@ -277,7 +277,7 @@ def adapter_remove(checkpoint: Path, output: Path) -> None:
 @click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
 def adapter_info(adapter_file: Path) -> None:
     """Say what ADAPTER is and which base it belongs to."""
-    from .nnunet.adapter import info
+    from .adapters.adapter import info
 
     click.echo(info(adapter_file))
 

@@ -22,9 +22,9 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from running import Prepared, build
 
+from nnunet_dante.adapters.file import read_adapter
 from nnunet_dante.methods import GradualUnfreezing, LoRA
 from nnunet_dante.models.checkpoint import file_sha256, load_checkpoint_safely
-from nnunet_dante.nnunet.adapter_file import read_adapter
 from nnunet_dante.nnunet.inspect import inspect_path
 from nnunet_dante.training.trainer import DanteMixin
 

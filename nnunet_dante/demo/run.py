@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.adapter import remove
 from ..errors import ConfigurationError
-from ..nnunet.adapter import remove
 from .dafne import APPLY, install_dafne
 from .data import CT, MR, write_dataset, write_split
 from .download import DemoDataError, fetch_images, writable_cache

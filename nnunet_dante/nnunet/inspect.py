@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..adapters.hf_peft import CONFIG
 from ..errors import DanteError, DonorError, UntrustedFileError
 from ..files import printable, read_json
 from ..models.checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_sha256
@@ -18,7 +19,6 @@ from ..models.labels import channel_names, has_regions, head_names
 from ..models.torch_file import foreign_names
 from ..peft.added_modules import is_added
 from ..types import PathLike, ReadOnlyStateDict
-from .peft_folder import CONFIG
 
 _INDENT = "    "
 _NOT_SHOWN = ("format", "version", "adapter", "random_state")  # the last two hold tensors
@@ -43,7 +43,7 @@ def inspect_path(path: PathLike) -> str:
 
 def _described(path: Path) -> str:
     if path.is_dir() and (path / CONFIG).is_file():
-        from .adapter import info
+        from ..adapters.adapter import info
 
         return info(path)
     if path.is_dir():
@@ -55,7 +55,7 @@ def _described(path: Path) -> str:
 
         return describe(path)
     if path.suffix == ".safetensors":
-        from .adapter import info
+        from ..adapters.adapter import info
 
         return info(path)
     if path.suffix == ".json":

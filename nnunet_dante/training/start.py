@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from ..adapters.file import are_tensors
 from ..errors import ConfigurationError
 from ..models.checkpoint import file_sha256, load_checkpoint_safely
 from ..models.labels import channel_names, head_names
-from ..nnunet.adapter_file import are_tensors
 from ..peft.added_modules import is_added
 from ..types import DatasetJson
 

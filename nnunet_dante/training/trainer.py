@@ -31,12 +31,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from ..adapters.adapter import extract
 from ..errors import ConfigurationError
 from ..methods import Method, ParameterEfficient
 from ..methods.groups import stem_modules
 from ..models.checkpoint import save_atomically, unique_tensors, weights_sha256
 from ..models.settings import read_dante_block
-from ..nnunet.adapter import extract
 from ..peft.audit import audit_gradients
 from ..peft.inject import adapted, load_split
 from ..types import StateDict

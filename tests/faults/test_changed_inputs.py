@@ -11,8 +11,8 @@ import pytest
 from killing import content
 from running import TARGET_LABELS, build, train, with_overrides
 
+from nnunet_dante.adapters.adapter import apply, extract
 from nnunet_dante.errors import AdapterError, ConfigurationError, DonorError
-from nnunet_dante.nnunet.adapter import apply, extract
 from nnunet_dante.training import trainers
 from nnunet_dante.transfers.transfer import transfer
 

@@ -12,10 +12,10 @@ import folds
 import tiny
 import torch
 
+from nnunet_dante.adapters.adapter import apply
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.evaluation.results import RunResult, write_result
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically, unique_tensors, weights_sha256
-from nnunet_dante.nnunet.adapter import apply
 from nnunet_dante.peft.low_rank import LowRankDelta
 
 DATASET = "Dataset901_Tiny"
@@ -67,7 +67,7 @@ def write_samples(root: Path) -> None:
 
 def _write_adapter(root: Path) -> None:
     """adapter.safetensors of the checkpoint, and trained.pth that it was extracted from."""
-    from nnunet_dante.nnunet.adapter import extract
+    from nnunet_dante.adapters.adapter import extract
 
     content = load_checkpoint_safely(root / "checkpoint.pth")
     weights = content["network_weights"]

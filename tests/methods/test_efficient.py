@@ -12,10 +12,10 @@ import tiny
 import torch
 from running import build, keep_checkpoint, prepare, train
 
+from nnunet_dante.adapters.adapter import apply, info, remove
+from nnunet_dante.adapters.file import read_adapter
 from nnunet_dante.methods import LoRA, ParameterEfficient
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet.adapter import apply, info, remove
-from nnunet_dante.nnunet.adapter_file import read_adapter
 from nnunet_dante.training import trainers
 
 

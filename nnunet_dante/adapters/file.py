@@ -53,7 +53,7 @@ def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple
     """
     path = Path(path)
     if path.is_dir():
-        from .peft_folder import read_folder
+        from .hf_peft import read_folder
 
         metadata, tensors = read_folder(path, base)
         check(metadata, _NEEDED, path)

@@ -16,7 +16,7 @@ from ..peft.low_rank import LowRankDelta
 from ..peft.pointwise import PointwiseDelta
 from ..peft.update import WeightUpdate
 from ..types import PathLike, ReadOnlyStateDict, StateDict
-from .adapter_file import (
+from .file import (
     FORMAT,
     IDENTITY,
     LOW_RANK,
@@ -43,7 +43,7 @@ def extract(checkpoint: PathLike, output: PathLike, *, form: str = "file") -> No
     metadata, tensors, weights = contents(checkpoint)
     if form == "peft":
         from ..models.network import build_network
-        from .peft_folder import write_folder
+        from .hf_peft import write_folder
 
         init = metadata["init_args"]
         network = build_network(init["plans"], init["dataset_json"], init["configuration"],

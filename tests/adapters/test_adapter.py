@@ -11,10 +11,10 @@ import torch
 from running import train
 from safetensors.torch import save_file
 
+from nnunet_dante.adapters.adapter import apply, extract, info, remove
+from nnunet_dante.adapters.file import read_adapter
 from nnunet_dante.errors import AdapterError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.nnunet.adapter import apply, extract, info, remove
-from nnunet_dante.nnunet.adapter_file import read_adapter
 from nnunet_dante.training import trainers
 
 
