@@ -4,7 +4,7 @@
 
 Takes the donor of Dataset841 and development cases of Dataset845, changes images or labels of their patches, and
 measures what `nnunet-dante suggest` measures, on four times three cases. Writes results/gradient_side.json: the borders
-in nnunet_dante/nnunet/rules.py come from it. No case of the benchmark's test sets is used.
+in nnunet_dante/advise/rules.py come from it. No case of the benchmark's test sets is used.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def main() -> None:
     out = parser.parse_args().out.resolve()
     os.environ |= {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     from nnunet_dante import open_donor
+    from nnunet_dante.advise.probe import cut_patches, probe
+    from nnunet_dante.advise.suggest import gradient_ratio
     from nnunet_dante.datasets.dataset import open_target
     from nnunet_dante.models.network import build_network
-    from nnunet_dante.nnunet.probe import cut_patches, probe
-    from nnunet_dante.nnunet.suggest import gradient_ratio
 
     torch.set_num_threads(1)
     donor, target = open_donor(out / "nnUNet_results" / "Dataset841_HippocampusSource"), open_target(845)

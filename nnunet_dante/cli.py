@@ -114,7 +114,7 @@ def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options
 @click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
 def suggest(source: Path, dataset: str, **options) -> None:
     """Measure how a donor fits your training cases, and say which trainer, rank and opening order suit, and why."""
-    from .nnunet.suggest import suggest as run
+    from .advise.suggest import suggest as run
 
     click.echo(str(run(source, dataset, **options)))
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from nnunet_dante.advise.evidence import Row, nearest, read_evidence
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.nnunet.evidence import Row, nearest, read_evidence
 from nnunet_dante.training import trainers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_dante.nnunet.rules import FEW, HOLDS, INPUT_SIDE, MANY, OUTPUT_SIDE, RULES, Situation, choose
+from nnunet_dante.advise.rules import FEW, HOLDS, INPUT_SIDE, MANY, OUTPUT_SIDE, RULES, Situation, choose
 from nnunet_dante.training import trainers
 
 

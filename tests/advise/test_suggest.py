@@ -12,15 +12,15 @@ import tiny
 import torch
 from click.testing import CliRunner
 
+from nnunet_dante.advise import suggest as module
+from nnunet_dante.advise.evidence import Measured, Row
+from nnunet_dante.advise.probe import _loss, cut_patches
+from nnunet_dante.advise.rules import RULES
+from nnunet_dante.advise.suggest import decide, suggest
 from nnunet_dante.cli import main
 from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.network import build_network
-from nnunet_dante.nnunet import suggest as module
-from nnunet_dante.nnunet.evidence import Measured, Row
-from nnunet_dante.nnunet.probe import _loss, cut_patches
-from nnunet_dante.nnunet.rules import RULES
-from nnunet_dante.nnunet.suggest import decide, suggest
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 
+from nnunet_dante.advise.probe import Patch, cut_patches, probe
 from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods.groups import parameter_groups
-from nnunet_dante.nnunet.probe import Patch, cut_patches, probe
 
 PLAIN = tiny.dataset_json()
 REGIONS = tiny.dataset_json(labels={"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])

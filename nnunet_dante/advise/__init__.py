@@ -1,0 +1,1 @@
+"""Which method suits a donor and a data set."""
