@@ -39,7 +39,7 @@ _HOME = {
     "DanteMixin": "training.trainer",
     "open_donor": "models.donor",
     "transfer": "transfers.transfer",
-    "inspect_path": "nnunet.inspect",
+    "inspect_path": "command.inspect",
     "export_model": "dafne.export",
     "import_model": "dafne.importer",
 }

@@ -139,7 +139,7 @@ def env() -> None:
 @main.command()
 def doctor() -> None:
     """Check versions, folders, the trainer search and the gradient audit on a real network."""
-    from .nnunet.doctor import diagnose
+    from .command.doctor import diagnose
 
     ok = True
     for check in diagnose():
@@ -153,7 +153,7 @@ def doctor() -> None:
 @click.argument("path", type=_EXISTING)
 def inspect(path: Path) -> None:
     """Say what a model folder, zip, checkpoint, adapter, plans or .model file holds, executing nothing in it."""
-    from .nnunet.inspect import inspect_path
+    from .command.inspect import inspect_path
 
     click.echo(inspect_path(path))
 

@@ -23,9 +23,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from running import Prepared, build
 
 from nnunet_dante.adapters.file import read_adapter
+from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.methods import GradualUnfreezing, LoRA
 from nnunet_dante.models.checkpoint import file_sha256, load_checkpoint_safely
-from nnunet_dante.nnunet.inspect import inspect_path
 from nnunet_dante.training.trainer import DanteMixin
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # the order in which --c looks

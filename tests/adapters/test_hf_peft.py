@@ -19,10 +19,10 @@ from torch import nn
 from nnunet_dante.adapters.adapter import apply, extract, info, remove
 from nnunet_dante.adapters.file import read_adapter
 from nnunet_dante.adapters.hf_peft import CONFIG, WEIGHTS, drop_aliases, read_folder, write_folder
+from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.errors import AdapterError
 from nnunet_dante.methods import DoRA, LoRA
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, weights_sha256
-from nnunet_dante.nnunet.inspect import inspect_path
 from nnunet_dante.peft.inject import adapted, factors, settings
 from nnunet_dante.peft.inject import remove as remove_updates
 from nnunet_dante.training import trainers

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from nnunet_dante.nnunet import doctor
+from nnunet_dante.command import doctor
 
 
 def test_a_version_outside_the_range_fails_the_check_and_the_others_still_run(monkeypatch):

@@ -10,9 +10,9 @@ import pytest
 import tiny
 import torch
 
+from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.errors import DonorError
 from nnunet_dante.models.checkpoint import file_sha256, weights_sha256
-from nnunet_dante.nnunet.inspect import inspect_path
 
 
 @pytest.fixture

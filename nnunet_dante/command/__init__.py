@@ -1,0 +1,1 @@
+"""Commands that look at the whole: the installation, and any file."""
