@@ -10,8 +10,8 @@ from io import StringIO
 from pathlib import Path
 
 from ..errors import UnsupportedVersionError
-from ..nnunet.versions import PACKAGE, installed, remedy, supported, unsupported
 from ..training.launch import VARIABLE, search_path, trainers_folder
+from ..versions import PACKAGE, installed, remedy, supported, unsupported
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import io
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..nnunet.versions import refuse_unsupported
+from ..versions import refuse_unsupported
 
 refuse_unsupported()  # before the imports that fail in other versions of nnU-Net, and do not say why
 

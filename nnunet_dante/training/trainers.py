@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..nnunet.versions import refuse_unsupported
+from ..versions import refuse_unsupported
 
 refuse_unsupported()  # before the imports that fail in other versions of nnU-Net, and do not say why
 

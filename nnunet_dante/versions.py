@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from .. import __version__
-from ..errors import UnsupportedVersionError
+from . import __version__
+from .errors import UnsupportedVersionError
 
 PACKAGE = "nnunet-dante"
 FRAMEWORK = ("Python", "nnunetv2", "torch")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import nnunet_dante
+from nnunet_dante import versions
 from nnunet_dante.errors import DanteError, UnsupportedVersionError
-from nnunet_dante.nnunet import versions
 
 OWN = ["nnunetv2>=2.8.1,<2.9", "torch>=2.6", "tomli>=2; python_version < '3'", "peft>=99; extra == 'test'"]
 GOOD = {"nnunetv2": "2.8.1", "torch": "2.6.0+cu124", "peft": "0.1", "tomli": "1.0"}

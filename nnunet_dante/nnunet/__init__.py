@@ -1,1 +1,0 @@
-"""Everything that touches nnU-Net: transfer, trainers, checkpoints."""
