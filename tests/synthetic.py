@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from nnunet_dante.evaluation.results import RunResult
+from nnunet_dante.compare.results import RunResult
 
 SHOTS, SEEDS, CASES, LABELS = (1, 2, 4, 8, 16), (0, 1, 2), 13, ("anterior", "posterior")
 EPOCHS, TOTAL = 30, 2_000_000

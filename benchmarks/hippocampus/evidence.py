@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from nnunet_dante.advise.evidence import FILE
-from nnunet_dante.evaluation.evidence import evidence_rows
-from nnunet_dante.evaluation.results import read_results
+from nnunet_dante.compare.evidence import evidence_rows
+from nnunet_dante.compare.results import read_results
 
 NEW_LABELS = {"task shift"}  # the donor knows neither Anterior nor Posterior
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nnunet_dante.evaluation.results import read_results, write_result, write_results
+from nnunet_dante.compare.results import read_results, write_result, write_results
 from nnunet_dante.protocol.protocol import run_id
 
 HERE = Path(__file__).parent

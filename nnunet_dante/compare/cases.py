@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from ..evaluation.comparison import slug
-from ..evaluation.document import Block, Picture, Text
-from ..evaluation.plots import overlays
-from ..evaluation.study import Shots, Study, case_means, mean_score, shots_of
+from .comparison import slug
+from .document import Block, Picture, Text
+from .plots import overlays
 from .sources import Source, label_values
+from .study import Shots, Study, case_means, mean_score, shots_of
 
 _MARGIN = 0.25  # of the labelled box, on each side
 _QUANTILES = (0.25, 0.6)  # two slices, so that the picture fits a screen

@@ -13,11 +13,11 @@ import numpy as np
 from ..datasets.compressed import is_cut
 from ..datasets.segmentation import segmentation_reader
 from ..errors import DanteError, ResultError
-from ..evaluation.convergence import read_training_log
-from ..evaluation.metrics import score
-from ..evaluation.results import CaseScores, RunResult
 from ..files import read_json
 from ..models.checkpoint import load_checkpoint_safely
+from .metrics import score
+from .results import CaseScores, RunResult
+from .training_log import read_training_log
 
 _PREPROCESSED, _RAW = "nnUNet_preprocessed", "nnUNet_raw"
 

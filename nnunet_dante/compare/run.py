@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..evaluation.comparison import write_comparison
-from ..evaluation.results import write_results
-from ..evaluation.study import with_donor_names
 from ..types import PathLike
 from .cases import case_pictures
+from .comparison import write_comparison
+from .results import write_results
 from .sources import read_sources
+from .study import with_donor_names
 
 
 def compare(paths: Sequence[PathLike], out: PathLike, *, tolerance_mm: float = 2.0) -> Path:

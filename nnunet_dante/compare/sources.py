@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ResultError
-from ..evaluation.convergence import read_training_log
-from ..evaluation.results import RunResult, read_results
-from ..evaluation.study import shots_of
 from .fold import nnunet_folder, read_fold
+from .results import RunResult, read_results
+from .study import shots_of
+from .training_log import read_training_log
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from ..evaluation.metrics import score
-from ..evaluation.plots import learning_curves, overlays
-from ..evaluation.report import cost_table, score_table, table
-from ..evaluation.runs import read_run
+from ..compare.metrics import score
+from ..compare.plots import learning_curves, overlays
+from ..compare.report import cost_table, score_table, table
+from ..compare.runs import read_run
 from ..models.checkpoint import load_checkpoint_safely, write_text_atomically
 from .data import MR
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ..evaluation.results import RunResult
+    from ..compare.results import RunResult
     from .protocol import PlannedRun
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..compare.results import RunResult, read_results, write_result
 from ..datasets.dataset import open_target
 from ..errors import ConfigurationError
-from ..evaluation.results import RunResult, read_results, write_result
 from ..files import read_json, write_text_atomically
 from ..models.checkpoint import file_sha256
 from ..training.launch import VARIABLE, search_path

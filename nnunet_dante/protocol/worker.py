@@ -20,10 +20,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from ..compare.metrics import score
+from ..compare.results import CaseScores, RunResult
+from ..compare.training_log import read_training_log
 from ..errors import ConfigurationError
-from ..evaluation.convergence import read_training_log
-from ..evaluation.metrics import score
-from ..evaluation.results import CaseScores, RunResult
 from ..models.checkpoint import load_checkpoint_safely
 from ..models.settings import checked_overrides
 from .memory import PeakMemory

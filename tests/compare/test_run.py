@@ -10,10 +10,10 @@ import synthetic
 from click.testing import CliRunner
 
 from nnunet_dante.cli import main
+from nnunet_dante.compare.results import read_results, write_result, write_results
 from nnunet_dante.compare.run import compare
 from nnunet_dante.compare.sources import label_values, read_sources
 from nnunet_dante.errors import ResultError
-from nnunet_dante.evaluation.results import read_results, write_result, write_results
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ import torch
 from nnunet_dante.adapters import adapter
 from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.compare.fold import read_fold
+from nnunet_dante.compare.results import read_results
+from nnunet_dante.compare.training_log import read_training_log
 from nnunet_dante.dafne import payload
 from nnunet_dante.dafne.importer import describe, import_model
 from nnunet_dante.dafne.model_file import open_model
@@ -23,8 +25,6 @@ from nnunet_dante.dafne.settings import settings_for
 from nnunet_dante.datasets.case_lists import read_cases, read_groups
 from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import DanteError
-from nnunet_dante.evaluation.convergence import read_training_log
-from nnunet_dante.evaluation.results import read_results
 from nnunet_dante.models.checkpoint import file_sha256, load_checkpoint_safely
 from nnunet_dante.models.donor import open_donor
 from nnunet_dante.models.network import build_network

@@ -13,8 +13,8 @@ import tiny
 import torch
 
 from nnunet_dante.adapters.adapter import apply
+from nnunet_dante.compare.results import RunResult, write_result
 from nnunet_dante.dafne.export import export_model
-from nnunet_dante.evaluation.results import RunResult, write_result
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically, unique_tensors, weights_sha256
 from nnunet_dante.peft.low_rank import LowRankDelta
 

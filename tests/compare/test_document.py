@@ -8,8 +8,8 @@ import html.parser
 import io
 import math
 
-from nnunet_dante.evaluation.document import Document, Folded, Heading, Listing, Picture, Table, Text, as_csv, markdown
-from nnunet_dante.evaluation.page import html as page
+from nnunet_dante.compare.document import Document, Folded, Heading, Listing, Picture, Table, Text, as_csv, markdown
+from nnunet_dante.compare.page import html as page
 
 TABLE = Table(name="t", title="Dice <b>", head=["method", "1"], rows=[["A|B", "0.5"]], notes=["read so"],
               records=[{"method": "A|B", "dice": 0.5, "low": math.nan}, {"method": "C", "dice": math.inf, "more": None}])

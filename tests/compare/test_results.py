@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
+from nnunet_dante.compare.results import RunResult, read_results, write_result
 from nnunet_dante.errors import ResultError
-from nnunet_dante.evaluation.results import RunResult, read_results, write_result
 
 RESULT = RunResult(
     experiment="virtual scanner", simulated=True, donor="CT organs", method="LoRA", trainer="nnUNetTrainerLoRA", shots=2,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .convergence import convergence, smoothed
 from .runs import Run
+from .training_log import convergence, smoothed
 
 
 def score_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from nnunet_dante.evaluation.convergence import TrainingLog
-from nnunet_dante.evaluation.report import cost_table, score_table, table
-from nnunet_dante.evaluation.runs import Run
+from nnunet_dante.compare.report import cost_table, score_table, table
+from nnunet_dante.compare.runs import Run
+from nnunet_dante.compare.training_log import TrainingLog
 
 
 def cells(text: str) -> list[list[str]]:

@@ -7,8 +7,8 @@ import json
 import pytest
 import synthetic
 
-from nnunet_dante.evaluation.evidence import evidence_rows
-from nnunet_dante.evaluation.study import mean_score
+from nnunet_dante.compare.evidence import evidence_rows
+from nnunet_dante.compare.study import mean_score
 
 
 def test_one_row_for_each_experiment_shots_and_trained_method_with_its_baselines():

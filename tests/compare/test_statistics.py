@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_dante.evaluation.statistics import bootstrap_interval, holm, paired_test
+from nnunet_dante.compare.statistics import bootstrap_interval, holm, paired_test
 
 
 def test_holm_multiplies_the_smallest_by_all_and_never_falls():

@@ -8,8 +8,8 @@ import math
 import pytest
 import synthetic
 
+from nnunet_dante.compare.study import case_means, mean_score, missed, shots_of, studies
 from nnunet_dante.errors import ResultError
-from nnunet_dante.evaluation.study import case_means, mean_score, missed, shots_of, studies
 
 NAN, INF = math.nan, math.inf
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nnunet_dante.compare.training_log import convergence, read_training_log, smoothed
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.evaluation.convergence import convergence, read_training_log, smoothed
 
 LOG = """\
 2026-01-01 00:00:00.000001: Using splits from existing split file: x

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .convergence import TrainingLog, read_training_log
+from .training_log import TrainingLog, read_training_log
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .convergence import ema
 from .document import MISSING, Table, Value
 from .results import RunResult
 from .study import Shots, Study
+from .training_log import ema
 
 SHARE = 0.85
 CURVES = {"raw": lambda curve: np.asarray(curve, float), "ema": ema}

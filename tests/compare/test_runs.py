@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_dante.evaluation.runs import read_run
+from nnunet_dante.compare.runs import read_run
 
 LOG = ("2026-01-01 00:00:00.1: Epoch 0\n2026-01-01 00:00:00.1: Pseudo dice [0.5]\n"
        "2026-01-01 00:00:00.1: Epoch time: 2.0 s\n")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import synthetic
 
-from nnunet_dante.evaluation import overview_plots, panels
-from nnunet_dante.evaluation.overview_plots import methods_overview, parameters_overview, shots_overview
-from nnunet_dante.evaluation.panels import curve_panels, shots_panels
-from nnunet_dante.evaluation.plots import COLOURS
-from nnunet_dante.evaluation.study import studies
-from nnunet_dante.evaluation.timeline_plot import unfreezing_timeline
+from nnunet_dante.compare import overview_plots, panels
+from nnunet_dante.compare.overview_plots import methods_overview, parameters_overview, shots_overview
+from nnunet_dante.compare.panels import curve_panels, shots_panels
+from nnunet_dante.compare.plots import COLOURS
+from nnunet_dante.compare.study import studies
+from nnunet_dante.compare.timeline_plot import unfreezing_timeline
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_few_runs_and_runs_that_lack_something_are_drawn(tmp_path, results):
 
 def test_the_timeline_shows_when_groups_open_and_is_left_out_without_stages(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("nnunet_dante.evaluation.timeline_plot.save", lambda figure, file: drawn.append(figure))
+    monkeypatch.setattr("nnunet_dante.compare.timeline_plot.save", lambda figure, file: drawn.append(figure))
     assert unfreezing_timeline(whole(), tmp_path / "t.png")
     panels = {axis.get_title("left"): axis for axis in drawn[0].axes if axis.get_visible()}
     assert set(panels) == {"scratch, full, norm, BitFit, LoRA,\nLP-FT, DoRA", "decoder, LoRA decoder", "head",

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..files import atomic_path
 from ..types import PathLike
-from .convergence import convergence
 from .runs import Run
+from .training_log import convergence
 
 # Okabe and Ito's colours, told apart by most people with a colour vision deficiency; black and grey are left out,
 # they are the image. Neighbours in this order also differ in lightness.

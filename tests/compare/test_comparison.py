@@ -9,9 +9,9 @@ import re
 import pytest
 import synthetic
 
+from nnunet_dante.compare.comparison import write_comparison
+from nnunet_dante.compare.document import Text
 from nnunet_dante.errors import ResultError
-from nnunet_dante.evaluation.comparison import write_comparison
-from nnunet_dante.evaluation.document import Text
 
 
 @pytest.fixture(scope="module")

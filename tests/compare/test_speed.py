@@ -7,9 +7,9 @@ import math
 import pytest
 import synthetic
 
-from nnunet_dante.evaluation.convergence import ema
-from nnunet_dante.evaluation.speed import fewer, median, peak, reached, speed_table
-from nnunet_dante.evaluation.study import studies
+from nnunet_dante.compare.speed import fewer, median, peak, reached, speed_table
+from nnunet_dante.compare.study import studies
+from nnunet_dante.compare.training_log import ema
 
 NAN, INF = math.nan, math.inf
 

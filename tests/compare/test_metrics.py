@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import nnunet_dante
+from nnunet_dante.compare.metrics import dice, hd95_mm, score, surface_dice
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.evaluation.metrics import dice, hd95_mm, score, surface_dice
 
 
 def block(start: int, stop: int, shape=(12, 12, 12)) -> np.ndarray:
@@ -145,7 +145,7 @@ def test_voxels_that_the_truth_ignores_do_not_count():
 
 def test_measuring_leaves_transformers_alone_and_importable(tmp_path):
     (tmp_path / "transformers.py").write_text("print('loaded')")
-    code = ("import sys, numpy as np\nfrom nnunet_dante.evaluation.metrics import hd95_mm\n"
+    code = ("import sys, numpy as np\nfrom nnunet_dante.compare.metrics import hd95_mm\n"
             "assert hd95_mm(np.ones((3, 3), bool), np.ones((3, 3), bool), spacing_mm=(1, 1)) == 0\n"
             "print('measured', 'transformers' in sys.modules)\nimport transformers")
     paths = os.pathsep.join(map(str, (tmp_path, Path(nnunet_dante.__file__).parents[1])))

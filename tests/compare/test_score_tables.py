@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import synthetic
 
-from nnunet_dante.evaluation.cost_table import cost_table
-from nnunet_dante.evaluation.score_tables import forgetting_table, label_table, shots_table
-from nnunet_dante.evaluation.significance import significance_table
-from nnunet_dante.evaluation.study import Study, studies
+from nnunet_dante.compare.cost_table import cost_table
+from nnunet_dante.compare.score_tables import forgetting_table, label_table, shots_table
+from nnunet_dante.compare.significance import significance_table
+from nnunet_dante.compare.study import Study, studies
 
 INF = math.inf
 

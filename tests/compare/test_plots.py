@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from nnunet_dante.evaluation.convergence import TrainingLog
-from nnunet_dante.evaluation.plots import COLOURS, learning_curves, overlays
-from nnunet_dante.evaluation.runs import Run
+from nnunet_dante.compare.plots import COLOURS, learning_curves, overlays
+from nnunet_dante.compare.runs import Run
+from nnunet_dante.compare.training_log import TrainingLog
 
 
 def run(name: str, dice: list[float], start: float | None = 0.1) -> Run:
@@ -68,7 +68,7 @@ def test_an_outline_lies_where_its_label_is(tmp_path):
 
 def test_drawing_leaves_the_backend_alone_and_importing_draws_in_nothing(tmp_path):
     code = ("import os, sys; os.environ.pop('MPLBACKEND', None)\n"
-            "import nnunet_dante.evaluation.plots as plots\n"
+            "import nnunet_dante.compare.plots as plots\n"
             "assert 'matplotlib' not in sys.modules\n"
             "import matplotlib; matplotlib.use('svg')\n"
             "import numpy as np\n"

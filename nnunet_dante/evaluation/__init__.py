@@ -1,1 +1,0 @@
-"""Metrics, convergence, plots and reports; no nnU-Net needed."""
