@@ -29,9 +29,9 @@ from torch import nn
 
 from nnunet_dante import LoRA, audit_gradients
 from nnunet_dante.adapters.adapter import apply, extract
+from nnunet_dante.benchmark.memory import PeakMemory
 from nnunet_dante.models.checkpoint import save_atomically, weights_sha256
 from nnunet_dante.peft.inject import adapted, base_weights, factors, settings
-from nnunet_dante.protocol.memory import PeakMemory
 
 FEATURES, BLOCKS = (32, 64, 128, 256, 320, 320, 320), (1, 3, 4, 6, 6, 6, 6)
 ROWS = {"default (PlainConvUNet), 6 stages": (PlainConvUNet, 6), "ResEnc, 5 stages": (ResidualEncoderUNet, 5),

@@ -194,7 +194,7 @@ def export(model_folder: Path, output: Path, categories, info, **options) -> Non
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs side by side.")
 def benchmark(protocol: Path, output: Path, jobs: int) -> None:
     """Run PROTOCOL, a TOML file of methods, shots, draws and donors; then `nnunet-dante compare OUTPUT`."""
-    from .protocol.run import run_protocol
+    from .benchmark.run import run_protocol
 
     results = run_protocol(protocol, output, jobs=jobs)
     failed = [r for r in results if r.error]

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nnunet_dante.benchmark.protocol import run_id
 from nnunet_dante.compare.results import read_results, write_result, write_results
-from nnunet_dante.protocol.protocol import run_id
 
 HERE = Path(__file__).parent
 KEPT = HERE.parent / "results" / "hippocampus"

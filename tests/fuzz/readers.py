@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from nnunet_dante.adapters import adapter
+from nnunet_dante.benchmark.protocol import planned_runs, read_protocol
+from nnunet_dante.benchmark.run import _shots_table
 from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.compare.fold import read_fold
 from nnunet_dante.compare.results import read_results
@@ -29,8 +31,6 @@ from nnunet_dante.models.checkpoint import file_sha256, load_checkpoint_safely
 from nnunet_dante.models.donor import open_donor
 from nnunet_dante.models.network import build_network
 from nnunet_dante.models.settings import read_dante_block
-from nnunet_dante.protocol.protocol import planned_runs, read_protocol
-from nnunet_dante.protocol.run import _shots_table
 from nnunet_dante.training.start import load_start_weights
 from nnunet_dante.transfers.transfer import fit, transfer
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from nnunet_dante.benchmark.protocol import METHODS, PlannedRun, planned_runs, read_protocol, settings_digest
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.protocol.protocol import METHODS, PlannedRun, planned_runs, read_protocol, settings_digest
 
 TABLE = {"val": ["v"], "test": ["t"], "folds": [
     {"fold": 0, "shots": 1, "all": False, "seed": 0, "train": ["a"]},

@@ -7,10 +7,10 @@ import os
 
 import pytest
 
+from nnunet_dante.benchmark import run as module
+from nnunet_dante.benchmark.run import run_protocol
 from nnunet_dante.datasets.shots import write_shots
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.protocol import run as module
-from nnunet_dante.protocol.run import run_protocol
 
 TEXT = """
 name = "tiny"
@@ -50,7 +50,7 @@ def protocol(prepared_once, tmp_path, monkeypatch):
 
 def here(made, jobs):
     """Run jobs in this process: starting others takes most of a test's time."""
-    from nnunet_dante.protocol.worker import execute
+    from nnunet_dante.benchmark.worker import execute
 
     for job in made:
         yield execute(job), job.run

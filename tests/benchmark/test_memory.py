@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_dante.protocol.memory import PeakMemory
+from nnunet_dante.benchmark.memory import PeakMemory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process")
