@@ -27,8 +27,8 @@ os.environ["nnUNet_def_n_proc"] = str(torch.get_num_threads())  # noqa: SIM112
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
 
-from nnunet_dante.dafne.payload import function_of, sources  # noqa: E402
 from nnunet_dante.dafne.settings import settings_for  # noqa: E402
+from nnunet_dante.dafne.sources import function_of, sources  # noqa: E402
 from nnunet_dante.models.checkpoint import unique_tensors  # noqa: E402
 from nnunet_dante.models.donor import open_donor  # noqa: E402
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from nnunet_dante.dafne.payload import function_of, sources
 from nnunet_dante.dafne.settings import settings_for
+from nnunet_dante.dafne.sources import function_of, sources
 from nnunet_dante.models.checkpoint import unique_tensors
 from nnunet_dante.models.donor import open_donor
 

@@ -17,12 +17,13 @@ from ..models.checkpoint import unique_tensors, write_text_atomically
 from ..models.donor import Donor, open_donor
 from ..models.network import differences
 from ..types import PathLike, StateDict
-from . import payload_geometry, payload_network
 from .identity import model_id
 from .model_file import TYPE, write
 from .orientation import Orientation, training_orientation
-from .payload import sources
+from .payload import geometry as payload_geometry
+from .payload import network as payload_network
 from .settings import settings_for
+from .sources import sources
 
 _SERVER_NAME = re.compile(r"[A-Za-z0-9() -]+")
 

@@ -18,7 +18,7 @@ from ..errors import DafneError, UntrustedFileError
 from ..files import atomic_path, bounded
 from ..models.torch_file import BoundedUnpickler, Inert, check_tensors, foreign_names, load
 from ..types import PathLike, StateDict
-from .payload import settings_of
+from .sources import settings_of
 
 TYPE = "DynamicTorchModel"
 

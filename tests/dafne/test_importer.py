@@ -15,7 +15,7 @@ from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.dafne.importer import describe, import_model
 from nnunet_dante.dafne.model_file import read, write
-from nnunet_dante.dafne.payload import settings_of
+from nnunet_dante.dafne.sources import settings_of
 from nnunet_dante.errors import DafneError, DanteError, UntrustedFileError
 from nnunet_dante.models.donor import open_donor
 

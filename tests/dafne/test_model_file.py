@@ -16,8 +16,8 @@ from shipped import settings_of
 
 from nnunet_dante.dafne.importer import describe
 from nnunet_dante.dafne.model_file import open_model, read, write
-from nnunet_dante.dafne.payload import settings_of as payload_settings_of
-from nnunet_dante.dafne.payload import sources
+from nnunet_dante.dafne.sources import settings_of as payload_settings_of
+from nnunet_dante.dafne.sources import sources
 from nnunet_dante.errors import DafneError, DanteError, UntrustedFileError
 from nnunet_dante.models.checkpoint import unique_tensors
 from nnunet_dante.models.donor import open_donor

@@ -10,7 +10,7 @@ import tiny
 import torch
 from shipped import settings_of
 
-from nnunet_dante.dafne.payload_network import build
+from nnunet_dante.dafne.payload.network import build
 from nnunet_dante.dafne.settings import settings_for
 from nnunet_dante.models.checkpoint import unique_tensors
 from nnunet_dante.models.donor import open_donor

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nnunet_dante.adapters import adapter
-from nnunet_dante.dafne import payload
+from nnunet_dante.dafne import sources as payload
 
 from . import crafted, crafted_images, crafted_plans
 from .mutations import changed, damaged, damaged_entry, odd_tensor

@@ -19,7 +19,7 @@ from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.compare.fold import read_fold
 from nnunet_dante.compare.results import read_results
 from nnunet_dante.compare.training_log import read_training_log
-from nnunet_dante.dafne import payload
+from nnunet_dante.dafne import sources as payload
 from nnunet_dante.dafne.importer import describe, import_model
 from nnunet_dante.dafne.model_file import open_model
 from nnunet_dante.dafne.orientation import training_orientation

@@ -15,7 +15,7 @@ import traceback
 import numpy as np
 import torch
 
-from .payload_cases import annotated, completed, cut, prepare
+from .cases import annotated, completed, cut, prepare
 
 
 def loss_of(logits, target, inside, settings):

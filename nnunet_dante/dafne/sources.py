@@ -30,7 +30,24 @@ from typing import Any
 from .. import __version__
 from ..errors import DafneError
 from ..files import MAX_JSON_BYTES, bounded, parse_json
-from . import payload_apply, payload_cases, payload_geometry, payload_learn, payload_network, payload_weights
+from .payload import (
+    apply as payload_apply,
+)
+from .payload import (
+    cases as payload_cases,
+)
+from .payload import (
+    geometry as payload_geometry,
+)
+from .payload import (
+    learn as payload_learn,
+)
+from .payload import (
+    network as payload_network,
+)
+from .payload import (
+    weights as payload_weights,
+)
 
 _HEADER = f"# nnunet-dante {__version__}, Apache License 2.0\n"
 _APPLY = (payload_geometry, payload_apply)

@@ -13,17 +13,27 @@ import pytest
 import tiny
 from shipped import settings_of
 
-from nnunet_dante.dafne import (
-    payload,
-    payload_apply,
-    payload_cases,
-    payload_geometry,
-    payload_learn,
-    payload_network,
-    payload_weights,
+from nnunet_dante.dafne import sources as payload
+from nnunet_dante.dafne.payload import (
+    apply as payload_apply,
 )
-from nnunet_dante.dafne.payload import function_of, sources
-from nnunet_dante.dafne.payload import settings_of as read_settings
+from nnunet_dante.dafne.payload import (
+    cases as payload_cases,
+)
+from nnunet_dante.dafne.payload import (
+    geometry as payload_geometry,
+)
+from nnunet_dante.dafne.payload import (
+    learn as payload_learn,
+)
+from nnunet_dante.dafne.payload import (
+    network as payload_network,
+)
+from nnunet_dante.dafne.payload import (
+    weights as payload_weights,
+)
+from nnunet_dante.dafne.sources import function_of, sources
+from nnunet_dante.dafne.sources import settings_of as read_settings
 from nnunet_dante.errors import DafneError
 
 MODULES = (payload_apply, payload_cases, payload_geometry, payload_learn, payload_network, payload_weights)

@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import torch
 
-from .payload_apply import contrasts
-from .payload_geometry import known_affine, preprocess, turn
+from .apply import contrasts
+from .geometry import known_affine, preprocess, turn
 
 
 def annotated(settings, data, outputs):

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import torch
 
-from .payload_geometry import known_affine, preprocess, resample, turn_back
+from .geometry import known_affine, preprocess, resample, turn_back
 
 
 def contrasts(settings, data):
