@@ -1,4 +1,4 @@
-"""What to train for a donor and a data set: measured on the training cases, decided by rules and measured results."""
+"""What to train for a donor and a data set: measured on the user's own training cases, decided by rules."""
 
 from __future__ import annotations
 
@@ -20,22 +20,16 @@ from ..transfers.plans import PlansReport
 from ..transfers.report import MAX_SPACING_RATIO
 from ..transfers.transfer import fit
 from ..types import PathLike, Plans
-from .evidence import Measured, nearest, read_evidence
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
 
 CHECKPOINT = "checkpoint_final.pth"
 _PROBED = 3
-_SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """Facts, rule, nearest measured results and commands; `str(suggestion)` is the text that is printed.
-
-    trainer: the rule's, or the best measured one where results are near and differ clearly. keep: use the donor without
-    training, first of all.
-    """
+    """Facts, the rule that applies to them, and commands; `str(suggestion)` is the text that is printed."""
 
     dataset: str
     situation: Situation
@@ -45,13 +39,10 @@ class Suggestion:
     spacing_ratio: tuple[float, ...]
     intensity: tuple[str, ...]
     rule: Rule
-    measured: Measured | None
-    trainer: str
-    keep: bool
     commands: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([*self._facts(), *self._suggestion(), *self._evidence(), "Commands:",
+        return "\n".join([*self._facts(), *self._suggestion(), "Commands:",
                           *(f"  {command}" for command in self.commands)])
 
     def _facts(self) -> Iterator[str]:
@@ -79,38 +70,18 @@ class Suggestion:
 
     def _suggestion(self) -> Iterator[str]:
         yield "Suggestion:"
-        if self.keep:
+        if self.rule.keep:
             yield "  Use the donor as it is. If you train, train little and compare:"
-        low_rank = f", rank {self.rule.rank}, alpha {2 * self.rule.rank}" if _has_rank(self.trainer) else ""
-        yield f"  {self.trainer}{low_rank}"
+        low_rank = f", rank {self.rule.rank}, alpha {2 * self.rule.rank}" if _has_rank(self.rule.trainer) else ""
+        yield f"  {self.rule.trainer}{low_rank}"
         inwards = self.rule.order == "input_first"
         yield (f"  Opening order, where you open in stages: {self.rule.order}, "
                f"{'from the image inwards' if inwards else 'from the output inwards (the default)'}")
         yield f"  Reason: {self.rule.reason}."
         yield f"  Source: {self.rule.source}."
-        if self.trainer != self.rule.trainer:
-            yield f"  The rule alone says {self.rule.trainer}; the results measured below are clearly better for this."
         yield ("  checkpoint_best starts as the donor and is replaced only by a better pseudo Dice on the validation\n"
                "  cases of the fold: by that score it never ends worse than the start. With few validation cases the "
                "score\n  itself is uncertain.")
-
-    def _evidence(self) -> Iterator[str]:
-        yield "Evidence:"
-        if self.measured is None:
-            yield ("  This version has no measured results of this kind: the suggestion rests on the literature above "
-                   "and on your facts alone.")
-            return
-        best = self.measured.best
-        kind = "simulated" if best.simulated else "real"
-        decides = "near enough to decide" if self.measured.near else "too far from your situation to decide"
-        yield (f"  {best.experiment} ({kind} data), {best.shots} shots, {best.draws} draws, {best.cases} test cases; "
-               f"{decides}:")
-        for row in self.measured.rows[:_SHOWN]:
-            interval = "" if row.dice_interval is None else " [{:.3f}, {:.3f}]".format(*row.dice_interval)
-            yield f"  Dice {row.dice:.3f}{interval}  {row.method}  ({row.source})"
-        for name, value in (("the donor without training", best.zero_shot), ("from scratch", best.scratch)):
-            if value is not None:
-                yield f"  Dice {value:.3f}  {name}"
 
 
 def suggest(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
@@ -142,34 +113,21 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
         zero_shot_inverted=_mean(measures.dice_inverted.values()),
         gradient_ratio=gradient_ratio(measures.gradients) if known else None)
     rule = choose(situation)
-    before = situation.zero_shot_inverted if situation.inverted else situation.zero_shot  # what training starts from
-    measured = nearest(read_evidence(), shots=len(cases), zero_shot=before, new_labels=bool(situation.new))
-    trainer, keep = decide(rule, measured)
-    keep = keep and not situation.inverted  # the donor as it is does not see the images inverted
-    rank = rule.rank if _has_rank(trainer) else None
+    rank = rule.rank if _has_rank(rule.trainer) else None
     inverted = [channel.name for channel in plans_report.channels] if situation.inverted else []
     return Suggestion(
         dataset=target.name, situation=situation, probe=measures, probed=probed, fold=used, rule=rule,
-        measured=measured, trainer=trainer, keep=keep, spacing_ratio=plans_report.spacing_ratio,
+        spacing_ratio=plans_report.spacing_ratio,
         intensity=tuple(_intensity(target, plans, plans_report)),
-        commands=(*([_predict_command(Path(source), donor)] if keep else []),
+        commands=(*([_predict_command(Path(source), donor)] if rule.keep else []),
                   _transfer_command(target, source, {
                       "-c": configuration, "--fold": fold,
                       "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint,
                       "--rank": rank, "--alpha": 2 * rank if rank else None,
-                      "--set": f"direction={rule.order}" if trainer == "nnUNetTrainerGradualUnfreezing" else None},
+                      "--set": f"direction={rule.order}" if rule.trainer == "nnUNetTrainerGradualUnfreezing" else None},
                       inverted, trust),
                   shlex.join(["nnunet-dante", "train", str(int(target.name[7:10])), donor.configuration, used, "-p",
-                              "nnUNetDantePlans", "-tr", trainer])))
-
-
-def decide(rule: Rule, measured: Measured | None) -> tuple[str, bool]:
-    """Return trainer and whether to keep the donor: the rule's, unless near measured results clearly say otherwise."""
-    if measured is None or not measured.near:
-        return rule.trainer, rule.keep
-    if not measured.training_helps:
-        return rule.trainer, True
-    return rule.trainer if measured.as_good_as_best(rule.trainer) else measured.best.trainer, False
+                              "nnUNetDantePlans", "-tr", rule.trainer])))
 
 
 def _training_cases(target: Target, fold: int | str | None) -> tuple[str, tuple[str, ...]]:
