@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
 
 from ..errors import ConfigurationError
 from ..files import read_text
@@ -24,15 +26,20 @@ else:
 ZERO_SHOT = "zero-shot"
 _MAX_SIZE, _MAX_DOTS = 2**20, 100  # the parser's memory grows with the square of the dots in a key
 Value = int | float | str | bool | list | dict
+Tolerance = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0, lt=1e6)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One data set fine-tuned from one donor.
+class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One data set, fine-tuned from one donor.
 
-    dataset: id or name below nnUNet_raw, with the shots.json of `nnunet-dante shots`. donor: model folder, zip or
-    checkpoint. donor_test: folder with imagesTr and labelsTr of the donor's own domain, to see what it forgets.
-    simulated: the images are; every table and plot says so. invert: channels whose contrast is inverted (see transfer).
+    name: stands in tables, plots and file names.
+    dataset: id or name below nnUNet_raw, with the shots.json that `nnunet-dante shots` wrote.
+    donor: model folder, zip or checkpoint.
+    configuration: needed where the donor holds several.
+    donor_test: folder with imagesTr and labelsTr of the donor's own domain, to measure what fine-tuning forgets. Masks
+        have the donor's numbering.
+    simulated: the images are simulated; every table and plot says so.
+    invert: channels whose bright and dark are exchanged against the donor's images, as in `nnunet-dante transfer`.
     """
 
     name: str
@@ -49,13 +56,17 @@ class Experiment:
         return "nnUNetProtocol" + "".join(word.capitalize() for word in re.findall(r"[A-Za-z0-9]+", self.name))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A method of the protocol: display name, trainer ("" for zero-shot) and overrides of the trainer's numbers."""
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One method of the protocol.
+
+    name: stands in tables, plots and file names.
+    trainer: class name, such as nnUNetTrainerLoRA; "" for zero-shot, which trains nothing.
+    set: options of the trainer's method that differ from their defaults.
+    """
 
     name: str
     trainer: str = ""
-    set: Mapping[str, Value] = field(default_factory=dict)
+    set: dict[str, Value] = {}
 
 
 METHODS = (
@@ -70,28 +81,35 @@ METHODS = (
 """What a protocol without [[methods]] compares."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """Experiments x methods x shots x draws. shots, seeds: which of each data set's shots.json; () for all of them.
+class Protocol(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every experiment with every method, number of training cases and draw.
 
-    training: overrides for every method (epochs, iterations, val_iterations, ...). tolerance_mm: of the surface Dice.
-    mirroring: average over mirrored images at prediction. keep_checkpoints: else only logs, masks and results stay.
+    name: stands in messages.
+    experiments, methods: what is compared.
+    shots, seeds: which numbers of training cases and which draws of each shots.json; empty for all of them.
+    training: overrides for every method (epochs, iterations, val_iterations, ...).
+    tolerance_mm: tolerance of the surface Dice, in mm.
+    mirroring: whether prediction averages over mirrored images.
+    keep_checkpoints: whether checkpoints stay; otherwise only logs, masks and results do.
     """
 
     name: str
-    experiments: tuple[Experiment, ...]
+    experiments: tuple[Experiment, ...] = ()
     methods: tuple[Entry, ...] = METHODS
-    shots: tuple[int | str, ...] = ()
+    shots: tuple[int | Literal["all"], ...] = ()
     seeds: tuple[int, ...] = ()
-    training: Mapping[str, Value] = field(default_factory=dict)
-    tolerance_mm: float = 1.0
+    training: dict[str, Value] = {}
+    tolerance_mm: Tolerance = 1.0
     mirroring: bool = False
     keep_checkpoints: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One cell of the protocol; fold None is zero-shot."""
+    """One run of the protocol.
+
+    shots: number of training cases. all: these are all there are. seed: of the draw. fold: None for zero-shot.
+    """
 
     experiment: Experiment
     method: Entry
@@ -117,7 +135,7 @@ def slug(name: str) -> str:
 
 
 def read_protocol(path: PathLike) -> Protocol:
-    """Read a protocol file; relative donor paths are relative to it.
+    """Read a protocol file; relative donor paths start at its folder.
 
     Raises:
         ConfigurationError: no TOML, an unknown or missing key, a value of the wrong kind, or a name used twice.
@@ -128,68 +146,43 @@ def read_protocol(path: PathLike) -> Protocol:
         if len(text) > _MAX_SIZE or any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
             raise ValueError(f"more than {_MAX_SIZE} characters, or {_MAX_DOTS} dots in a line")
         content = tomllib.loads(text)
+        protocol = msgspec.convert(content, Protocol)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{path.name}: {error}, in {_value(str(error), content)}. {_allowed()}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} cannot be read as TOML ({error}).") from error
-    experiments = tuple(_located(_entry(Experiment, _with_tuples(e, "invert"), path), path)
-                        for e in _tables(content, "experiments", path))
-    methods = tuple(_entry(Entry, m, path) for m in _tables(content, "methods", path)) or METHODS
+    methods = protocol.methods or METHODS
     if all(m.name != ZERO_SHOT for m in methods):  # what fine-tuning is compared to, and what the donor could do before
         methods = (METHODS[0], *methods)
-    others = {key: value for key, value in content.items() if key not in ("experiments", "methods")}
-    protocol = _entry(Protocol, _with_tuples(others, "shots", "seeds") | {"experiments": experiments,
-                                                                          "methods": methods}, path)
     _check(protocol, path)
-    return protocol
+    return msgspec.structs.replace(protocol, methods=methods,
+                                   experiments=tuple(_located(e, path) for e in protocol.experiments))
 
 
-def _with_tuples(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {k: tuple(v) if k in names and isinstance(v, list) else v for k, v in values.items()}
+def _value(message: str, content: Any) -> str:
+    """Return the value that a message of msgspec is about, such as "Expected `int` - at `$.experiments[0].name`"."""
+    for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", message.partition("`$")[2]):
+        content = content[key or int(index)]
+    return f"{content!r:.80}"
 
 
-def _tables(content: Mapping[str, Any], key: str, path: Path) -> list[dict]:
-    found = content.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
-        raise ConfigurationError(f"{path.name}: {key} must be written as [[{key}]] tables.")
-    return found
-
-
-def _entry(kind: type, values: Mapping[str, Any], path: Path) -> Any:
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    needed = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
-    if wrong := [*(k for k in values if k not in known), *(n for n in needed if n not in values)]:
-        raise ConfigurationError(f"{path.name}: {wrong[0]!r} is unknown or missing in {kind.__name__.lower()} "
-                                 f"{values.get('name', '')!r}; it knows {', '.join(known)} and needs "
-                                 f"{', '.join(needed)}.")
-    entry = kind(**values)
-    for name, value in values.items():
-        if not _fits(value, getattr(kind(**{n: values[n] for n in needed}), name), name):
-            raise ConfigurationError(f"{path.name}: {name} of {kind.__name__.lower()} {values.get('name', '')!r} is "
-                                     f"{value!r}, which is of the wrong kind.")
-    return entry
-
-
-def _fits(value: object, default: object, name: str) -> bool:
-    """Whether a value is of the kind of its default; without one it is a text, and a data set may be a number."""
-    if name == "dataset":
-        return isinstance(value, int | str) and not isinstance(value, bool)
-    if name in ("shots", "seeds"):
-        return isinstance(value, tuple) and all((isinstance(v, int) and not isinstance(v, bool))
-                                                or (name == "shots" and v == "all") for v in value)
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float) and 0 < value < float("inf")
-    return isinstance(value, str if default is None else Mapping if isinstance(default, Mapping) else type(default))
+def _allowed() -> str:
+    """Return a sentence for each kind of table that names its keys."""
+    kinds = {"The protocol": Protocol, "An [[experiments]] table": Experiment, "A [[methods]] table": Entry}
+    return " ".join(f"{name} may have {', '.join(kind.__struct_fields__)}." for name, kind in kinds.items())
 
 
 def _located(experiment: Experiment, path: Path) -> Experiment:
-    places: dict[str, Any] = {key: str((path.parent / Path(value).expanduser()).resolve())
-              for key, value in (("donor", experiment.donor), ("donor_test", experiment.donor_test)) if value}
-    for key, place in places.items():
-        if not Path(place).exists():
-            raise ConfigurationError(f"{path.name}: {key} of experiment {experiment.name!r} is {place}, which does not "
-                                     f"exist; a relative path starts at the folder of the protocol file.")
-    return dataclasses.replace(experiment, **places)
+    """Return the experiment with absolute paths, which must exist."""
+    places = {}
+    for key in ("donor", "donor_test"):
+        if value := getattr(experiment, key):
+            place = (path.parent / Path(value).expanduser()).resolve()
+            if not place.exists():
+                raise ConfigurationError(f"{path.name}: {key} of experiment {experiment.name!r} is {place}, which does "
+                                         "not exist; a relative path starts at the folder of the protocol file.")
+            places[key] = str(place)
+    return msgspec.structs.replace(experiment, **places)
 
 
 def _check(protocol: Protocol, path: Path) -> None:
@@ -226,8 +219,8 @@ def _wanted(protocol: Protocol, fold: Mapping[str, Any]) -> bool:
 
 def settings_digest(run: PlannedRun, protocol: Protocol, cases: Mapping[str, Any]) -> str:
     """Return a hash of everything that decides a run's result, paths left out; `cases`: train, val and test."""
-    experiment = {k: v for k, v in dataclasses.asdict(run.experiment).items() if k not in ("donor", "donor_test")}
-    content = {"experiment": experiment, "method": dataclasses.asdict(run.method), "cases": cases,
-               "seed": run.seed, "training": dict(protocol.training), "tolerance_mm": protocol.tolerance_mm,
-               "mirroring": protocol.mirroring}
+    experiment = msgspec.structs.asdict(run.experiment)
+    content = {"experiment": {k: v for k, v in experiment.items() if k not in ("donor", "donor_test")},
+               "method": msgspec.structs.asdict(run.method), "cases": cases, "seed": run.seed,
+               "training": protocol.training, "tolerance_mm": protocol.tolerance_mm, "mirroring": protocol.mirroring}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

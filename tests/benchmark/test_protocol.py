@@ -61,18 +61,45 @@ def test_shots_and_draws_can_be_chosen(written, choice, folds):
     ("a." * 200 + "b = 1", "100 dots in a line"),
     ('name = "p"', "no \\[\\[experiments\\]\\]"),
     (TEXT.replace("donor.pth", "gone.pth"), "gone.pth, which does not exist"),
-    (TEXT.replace("dataset = 901", ""), "'dataset' is unknown or missing"),
-    (TEXT + "colour = 1", "'colour' is unknown"),
-    (TEXT + "simulated = 1", "simulated of experiment 'Real shift' is 1"),
-    ('tolerance_mm = "wide"' + TEXT, "tolerance_mm of protocol 'p' is 'wide'"),
+    (TEXT.replace("dataset = 901", ""), "missing required field `dataset` - at `\\$.experiments\\[0\\]`, in {'name': 'Real shift'"),
+    (TEXT + "colour = 1", "unknown field `colour`.* An \\[\\[experiments\\]\\] table may have name, dataset, donor, "),
+    (TEXT + "simulated = 1", "Expected `bool`, got `int` - at `\\$.experiments\\[0\\].simulated`, in 1"),
+    ('tolerance_mm = "wide"' + TEXT, "tolerance_mm`, in 'wide'"),
     ("tolerance_mm = -1.0" + TEXT, "tolerance_mm"),
     ('shots = ["few"]' + TEXT, "shots"),
-    ("experiments = 3", "written as"),
+    ("experiments = 3", "Expected `array`, got `int` - at `\\$.experiments`, in 3"),
+    ('tolerance_mm = inf' + TEXT, "tolerance_mm"),
+    (TEXT + LORA.replace("4", "1979-05-27"), "methods\\[0\\].set"),
     (TEXT + LORA + LORA, "two methods are named 'lora'"),
     (TEXT + '[[methods]]\nname = "mine"', "'mine' names no trainer")])
 def test_a_wrong_protocol_is_refused_by_name(written, text, message):
     with pytest.raises(ConfigurationError, match=message):
         read_protocol(written(text))
+
+
+def test_results_of_version_0_1_0_go_on(written):
+    """The digests were written by 0.1.0: other ones would make it refuse, or run again, what it had done."""
+    protocol = read_protocol(written("""
+name = "p"
+tolerance_mm = 2
+mirroring = true
+[training]
+epochs = 50
+lr = 0.01
+[[experiments]]
+name = "Real shift"
+dataset = "Dataset901_Mine"
+donor = "donor.pth"
+invert = ["MRI"]
+simulated = true
+[[methods]]
+name = "LoRA 4"
+trainer = "nnUNetTrainerLoRA"
+set = {rank = 4, ranks = {"decoder.*" = 2}, targets = ["encoder"], full_decoder = true}
+"""))
+    cases = {"train": ["a"], "val": ["v"], "test": ["t"]}
+    assert {run.id: settings_digest(run, protocol, cases) for run in runs(protocol)[:2]} == {
+        "real-shift__zero-shot__k000__s0": "c28ea64999e0c907", "real-shift__lora-4__k001__s0": "623a63a08544079b"}
 
 
 def test_the_digest_changes_with_what_decides_a_result_and_not_with_paths(written):
