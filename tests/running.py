@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing.dummy
+import multiprocessing.pool  # now: imported while get_context is replaced, it would keep the replacement
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
