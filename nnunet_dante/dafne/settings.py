@@ -17,7 +17,7 @@ from .. import __version__
 from ..errors import DafneError
 from ..models.donor import Donor
 from ..models.labels import channel_names, has_regions, head_names
-from ..training.added import added_by
+from ..training.trainers import added_by
 
 FORMAT = 1
 _SCHEMES = ("ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization",

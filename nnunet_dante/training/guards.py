@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from ..errors import NonFiniteError
 from ..types import ReadOnlyStateDict
-from .finite import described, not_finite, not_finite_weights
-from .plateau import MIN_GAIN, WINDOW, on_plateau
 
 _Base: Any = object
 _TOLERATED = 20  # steps in a row that a GradScaler may skip before the training counts as broken
@@ -86,18 +87,18 @@ class StoppingMixin(_Base):
             return
         epoch, step = self.broken_steps[0]
         self._stop(f"{what} in {where}, not finite since epoch {epoch}, step {step}; "
-                   + (described(bad) if bad else "all weights are finite, so look for NaN in these images"))
+                   + (describe_not_finite(bad) if bad else "all weights are finite, so look for NaN in these images"))
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Look at the weights once an epoch: the last step's are in no loss yet."""
         super().on_train_epoch_end(train_outputs)
         if bad := not_finite_weights(self.bare_network):
-            self._stop(f"after the last step of epoch {self.current_epoch} {described(bad)}")
+            self._stop(f"after the last step of epoch {self.current_epoch} {describe_not_finite(bad)}")
 
     def refuse_not_finite(self, weights: ReadOnlyStateDict, file: str) -> None:
         """Never let a checkpoint with NaN or infinite weights take the place of a good one."""
         if bad := not_finite(weights.items()):
-            self._stop(f"{Path(file).name} is not written: {described(bad)}")
+            self._stop(f"{Path(file).name} is not written: {describe_not_finite(bad)}")
 
     def _stop(self, what: str) -> None:
         good = [name for name in ("checkpoint_latest.pth", "checkpoint_best.pth")
@@ -108,3 +109,44 @@ class StoppingMixin(_Base):
                      f"values in the images.")
         self.print_to_log_file(message)
         raise NonFiniteError(message)
+
+
+WINDOW = 10
+MIN_GAIN = 1e-3
+
+
+def on_plateau(losses: Sequence[float], *, patience: int) -> bool:
+    """Whether the mean loss of the last 10 epochs is less than 0.001 below that of `patience` epochs before.
+
+    FSEFT's rule (arXiv 2303.17051; there with a patience of 20). Never with a patience of 0, nor in the first
+    10 + patience epochs.
+    """
+    if patience < 1 or len(losses) < WINDOW + patience:
+        return False
+    now = sum(losses[-WINDOW:]) / WINDOW
+    before = sum(losses[-WINDOW - patience:-patience]) / WINDOW
+    return before - now < MIN_GAIN
+
+
+_SHOWN = 5
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of tensors that hold NaN or infinite numbers; waits for the device once."""
+    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    if not named:
+        return []
+    # Smallest and largest number: NaN passes through both, and on a CPU that takes a tenth of isfinite's time.
+    extremes = torch.stack([torch.stack(torch.aminmax(tensor.detach())) for _, tensor in named])
+    return [name for (name, _), finite in zip(named, extremes.isfinite().all(1).tolist()) if not finite]
+
+
+def not_finite_weights(network: nn.Module) -> list[str]:
+    """Return the names of parameters and buffers that hold NaN or infinite numbers, each tensor once."""
+    return not_finite([*network.named_parameters(), *network.named_buffers()])
+
+
+def describe_not_finite(names: list[str]) -> str:
+    """Return how many tensors are not finite, and the first of them."""
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"{len(names)} tensors hold NaN or infinite numbers: {', '.join(names[:_SHOWN])}{more}"

@@ -17,8 +17,7 @@ from ..peft.extended_loss import ExtendedLoss
 from ..peft.fisher import diagonal_fisher
 from ..peft.penalty import StartPenalty, Weight, trained_weights
 from ..types import StateDict
-from .size_prior import Gradient, SizePrior
-from .unlabelled import organ_sizes_mm3, unlabelled_volumes
+from .size_prior import Gradient, SizePrior, organ_sizes_mm3, unlabelled_volumes
 
 _Base: Any = object
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from .. import __version__
+from ..adapters.file import are_tensors
+from ..errors import ConfigurationError
 from ..methods import ParameterEfficient
+from ..models.checkpoint import file_sha256, load_checkpoint_safely
+from ..models.labels import channel_names, head_names
+from ..peft.added_modules import is_added
 from ..peft.inject import factors, settings
+from ..types import DatasetJson
 
 if TYPE_CHECKING:
     from .trainer import DanteMixin
@@ -42,3 +51,46 @@ def provenance(trainer: DanteMixin) -> dict:
                   "adapter": {"base": trainer.base, "updates": settings(network),
                               "factors": {k: v.cpu().clone() for k, v in factors(network).items()}}}
     return block
+
+
+def refuse_other_names(entry: dict, dataset_json: DatasetJson) -> None:
+    """Refuse labels or channels that are not, in number and order, those that a plans' start_weights `entry` is for.
+
+    Their rows and kernels lie in that order: with two names exchanged, the weights would fit and be of the other organ.
+
+    Raises:
+        ConfigurationError: they differ.
+    """
+    for what, key, now in (("labels", "label_map", head_names(dataset_json)),
+                           ("channels", "channel_map", channel_names(dataset_json))):
+        if (then := entry.get(key)) and list(then) != list(dict.fromkeys(now)):
+            raise ConfigurationError(f"dataset.json has the {what} {', '.join(now)}; the start weights are for "
+                                     f"{', '.join(then)}. Put dataset.json back as it was, or run `nnunet-dante "
+                                     f"transfer` again.")
+
+
+def load_start_weights(network: nn.Module, folder: Path, entry: dict) -> None:
+    """Load the file named by a plans' start_weights `entry` from `folder` into `network`, by stock keys.
+
+    Raises:
+        ConfigurationError: the file is missing, is not the one the plans were written with, or does not fit.
+    """
+    file = folder / entry["file"]
+    if not file.is_file():
+        raise ConfigurationError(f"the plans name the start weights {entry['file']!r}, but {folder} does not hold "
+                                 f"them; run `nnunet-dante transfer` again.")
+    if (found := file_sha256(file)) != entry["sha256"]:
+        raise ConfigurationError(f"{file} has sha256 {found[:12]}..., the plans were written for "
+                                 f"{entry['sha256'][:12]}...; run `nnunet-dante transfer` again.")
+    weights: Any = load_checkpoint_safely(file).get("network_weights")
+    if not are_tensors(weights):
+        raise ConfigurationError(f"{file} holds no network_weights; run `nnunet-dante transfer` again.")
+    if foreign := [key for key in weights if is_added(key) and key not in network.state_dict()]:
+        trainer = entry["donor"]["trainer"]
+        raise ConfigurationError(f"{file.name} holds modules that this network lacks, such as {foreign[0]}; its donor "
+                                 f"was trained with {trainer}. Train with -tr {trainer}.")
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, AttributeError) as error:  # torch takes names apart at their dots
+        raise ConfigurationError(f"{file} does not fit the network that the plans describe: {error}. Do not edit the "
+                                 f"architecture after a transfer; run `nnunet-dante transfer` again.") from error

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..errors import ConfigurationError
@@ -25,7 +28,7 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
     nnU-Net reads all of these anew from the disk, without a look at the checkpoint's. More epochs are refused, too:
     learning rate, stages and size prior are functions of their number, so the epochs behind would have been others.
     A checkpoint of another package is not looked at. steps: "iterations" and "val_iterations" of an epoch. cases: what
-    `described` returns for "training" and "validation".
+    `describe_cases` returns for "training" and "validation".
 
     Raises:
         ConfigurationError: something differs; the message says what.
@@ -47,7 +50,7 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
             f"it, and a finished model can be the MODEL of another transfer.")
 
 
-def described(cases: Iterable[str]) -> str:
+def describe_cases(cases: Iterable[str]) -> str:
     """Return the number of cases and a hash of their names, which may be those of patients."""
     names = sorted(cases)
     return f"{len(names)} (sha256 of their names {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]})"
@@ -75,3 +78,27 @@ def _plans(then: Plans, now: Plans, configuration: str) -> Iterator[str]:
         donors = [f"{entry.get('donor', {}).get('source', 'none')} (sha256 {str(entry.get('sha256'))[:12]})"
                   for entry in start]
         yield f"the start weights were {donors[0]}, are {donors[1]}"
+
+
+def random_state() -> dict:
+    """Return the state of Python's, numpy's and torch's generators (the GPUs' too)."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    return {
+        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss),
+                  float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict) -> None:
+    """Set all generators to a `random_state()`; GPUs only where their number is the same as then."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -10,7 +10,7 @@ Each override is short and calls super(): network, data, losses, validation and 
     load_checkpoint        base and factors apart again, random state: as if the training had never stopped
 
 Three more mixins under it serve any method: further terms of the loss (objective.py), the early end of a training
-(stopping.py), and what a training that was killed leaves and finds (storage.py).
+(guards.py), and what a training that was killed leaves and finds (storage.py).
 """
 
 from __future__ import annotations
@@ -43,10 +43,8 @@ from ..types import StateDict
 from .guards import StoppingMixin
 from .lr import WarmupPolyLR
 from .objective import ObjectiveMixin
-from .provenance import provenance
-from .random_state import random_state, restore_random_state
-from .resume import described, refuse_changes
-from .start import load_start_weights, refuse_other_names
+from .provenance import load_start_weights, provenance, refuse_other_names
+from .resume import describe_cases, random_state, refuse_changes, restore_random_state
 from .storage import StorageMixin
 
 
@@ -207,7 +205,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
             raise ConfigurationError(f"fold {self.fold} is not in {file}, which holds folds 0 to {n - 1}; train one "
                                      f"of these, or `all`.")
         split = super().do_split()
-        self.cases = self.cases or {use: described(names) for use, names in zip(("training", "validation"), split)}
+        self.cases = self.cases or {use: describe_cases(names) for use, names in zip(("training", "validation"), split)}
         return split
 
     def save_checkpoint(self, filename: str) -> None:

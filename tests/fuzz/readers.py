@@ -31,7 +31,7 @@ from nnunet_dante.models.checkpoint import file_sha256, load_checkpoint_safely
 from nnunet_dante.models.donor import open_donor
 from nnunet_dante.models.network import build_network
 from nnunet_dante.models.settings import read_dante_block
-from nnunet_dante.training.start import load_start_weights
+from nnunet_dante.training.provenance import load_start_weights
 from nnunet_dante.transfers.transfer import fit, transfer
 
 from . import crafted, hostile

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from running import build, train, with_overrides
 
@@ -14,6 +16,7 @@ from nnunet_dante.errors import NonFiniteError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.training import guards as stopping
 from nnunet_dante.training import trainers
+from nnunet_dante.training.guards import describe_not_finite, not_finite, not_finite_weights, on_plateau
 
 
 @pytest.fixture
@@ -188,3 +191,68 @@ def test_plans_written_for_the_option_are_read(prepared):
     trainer = build(trainers.nnUNetTrainerFineTune, prepared, plans=plans)
     trainer.initialize()
     assert trainer.run_method.stop_patience == 20
+
+
+def first_stop(losses, patience):
+    return next((n for n in range(len(losses) + 1) if on_plateau(losses[:n], patience=patience)), None)
+
+
+def test_a_falling_loss_goes_on_and_a_flat_one_stops_as_soon_as_it_can_be_seen():
+    falling = [1 - 0.001 * epoch for epoch in range(200)]
+    assert first_stop(falling, 20) is None
+    assert first_stop([0.5] * 100, 20) == 30
+    assert first_stop([0.5] * 100, 5) == 15
+
+
+def test_a_curve_that_flattens_stops_after_the_patience():
+    """Falls until epoch 50, then flat: windows 20 epochs apart are both flat once 80 epochs are done."""
+    losses = [1 - 0.01 * min(epoch, 50) for epoch in range(200)]
+    stop = first_stop(losses, 20)
+    assert 70 < stop <= 80
+
+
+def test_a_rising_loss_stops_and_noise_is_averaged():
+    assert first_stop([0.5 + 0.01 * e for e in range(50)], 20) == 30
+    noisy = [1 - 0.002 * e + 0.05 * (-1) ** e for e in range(200)]
+    assert first_stop(noisy, 20) is None
+
+
+@pytest.mark.parametrize("gain", [0.0009, 0.0011])
+def test_the_threshold_is_a_thousandth_over_the_patience(gain):
+    losses = [1 - gain / 20 * e for e in range(100)]
+    assert (first_stop(losses, 20) is None) == (gain > 1e-3)
+
+
+def test_off_never_stops_and_nan_is_no_plateau():
+    assert first_stop([0.5] * 100, 0) is None
+    assert first_stop([math.nan] * 100, 20) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_the_tensors_are_named_each_once(value):
+    network = tiny.plain_unet(2)
+    assert not_finite_weights(network) == []
+    with torch.no_grad():
+        network.encoder.stages[0][0].convs[0].conv.weight[0, 0, 1, 1] = value
+    assert not_finite_weights(network) == ["encoder.stages.0.0.convs.0.conv.weight"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_one_wrong_number_among_many_of_any_kind_is_seen_and_large_ones_are_not_wrong(value, place):
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    tensors = [(str(kind), torch.full((999,), torch.finfo(kind).max, dtype=kind)) for kind in kinds]
+    assert not_finite([*tensors, ("none", torch.zeros(0))]) == []
+    for name, tensor in tensors:
+        tensor[place] = value
+        assert not_finite(tensors) == [name]
+        tensor[place] = -torch.finfo(tensor.dtype).max
+
+
+def test_whole_numbers_and_nothing_are_finite():
+    assert not_finite([("steps", torch.tensor([1, 2]))]) == not_finite([]) == []
+
+
+def test_many_are_counted_and_some_shown():
+    text = describe_not_finite([f"w{i}" for i in range(9)])
+    assert text.startswith("9 tensors") and "w4, ..." in text and "w5" not in text

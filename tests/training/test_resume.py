@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from running import build, train, with_overrides
@@ -14,6 +16,7 @@ from running import build, train, with_overrides
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically
 from nnunet_dante.training import trainers
+from nnunet_dante.training.resume import random_state, restore_random_state
 from nnunet_dante.transfers.transfer import transfer
 
 CLS = trainers.nnUNetTrainerLoRA
@@ -152,3 +155,17 @@ def test_a_stock_checkpoint_is_not_looked_at(finished):
     torch.save(checkpoint, Path(trainer.output_folder, "checkpoint_final.pth"))
     assert build(CLS, finished, resume=True).current_epoch == 3
     assert json.dumps(checkpoint["init_args"]["plans"])
+
+
+def draw() -> list[float]:
+    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()]
+
+
+def test_the_numbers_after_restoring_are_the_numbers_after_saving(tmp_path):
+    draw()
+    torch.save({"random_state": random_state()}, tmp_path / "state.pth")
+    expected = [draw(), draw()]
+    draw()
+    restore_random_state(load_checkpoint_safely(tmp_path / "state.pth")["random_state"])
+    assert [draw(), draw()] == expected
+    assert random_state()["numpy"][0] == "MT19937"

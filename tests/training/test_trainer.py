@@ -16,7 +16,7 @@ from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import ParameterEfficient
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.training import trainers
-from nnunet_dante.training.added import AddedModulesMixin
+from nnunet_dante.training.trainers import AddedModulesMixin
 
 NAMES = [name for name in dir(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"
          and not issubclass(getattr(trainers, name), AddedModulesMixin)]

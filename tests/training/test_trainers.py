@@ -20,8 +20,8 @@ from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.models.donor import open_donor
 from nnunet_dante.peft.added_modules import added_modules, is_added
 from nnunet_dante.training import trainers
-from nnunet_dante.training.added import AddedModulesMixin
 from nnunet_dante.training.launch import VARIABLE, trainers_folder
+from nnunet_dante.training.trainers import AddedModulesMixin
 from nnunet_dante.transfers.transfer import transfer
 
 TRAINERS = [trainers.nnUNetTrainerSpatialAdapter, trainers.nnUNetTrainerAdaptFormer]

@@ -1,4 +1,4 @@
-"""start.py: start weights that are damaged or of another network stop the training, and say so."""
+"""Start weights that are damaged or of another network stop the training, and say so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import file_sha256
-from nnunet_dante.training.start import load_start_weights
+from nnunet_dante.training.provenance import load_start_weights
 
 
 def loaded(tmp_path, content, **entry):
