@@ -1,11 +1,11 @@
-"""The figure and the tables of docs/few-shot.md, from the kept results.
+"""The figure and the table of docs/few-shot.md, from the kept results.
 
-    python benchmarks/hippocampus/page.py        # writes docs/images/few_shot.png, prints the tables
+    python benchmarks/hippocampus/page.py     # also writes benchmarks/results/hippocampus/tables.md: all results
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nnunet_dante.compare.plots import new_figure, save
@@ -15,31 +15,57 @@ from nnunet_dante.compare.study import Mean, Shots, Study, mean_score, studies
 
 REPOSITORY = Path(__file__).parents[2]
 KEPT = REPOSITORY / "benchmarks" / "results" / "hippocampus"
-SHOWN = {"scratch": "0.35", "full": "#d55e00", "decoder": "#0072b2", "LoRA": "#009e73", "GU": "#cc79a7"}
+SHOWN = {"scratch": ("from scratch", "0.35"), "full": ("full fine-tuning", "#d55e00"),  # method: name, colour
+         "LoRA": ("LoRA", "#009e73"), "head": ("heads only", "#0072b2")}
+UNTRAINED = "#b0578f"
+TITLES = {"acquisition shift": "Mild shift: keep the donor", "task shift": "New labels: fine-tune",
+          "virtual scanner": "Inverted contrast (simulated)"}
 METHODS = ("zero-shot", "scratch", "full", "decoder", "head", "norm", "BitFit", "LoRA", "LoRA decoder", "DoRA", "LP-FT",
            "GU", "GU input first", "GU Dante")
 ORDER = ("acquisition shift", "virtual scanner", "task shift", "virtual scanner, inverted start")
 
 
 def figure(found: list[Study], file: Path) -> None:
-    """One panel a shift: Dice against training cases, bands are bootstrap intervals over the test cases."""
-    panels, axes = new_figure(10.5, 3.6, columns=len(found), sharey=True)
+    """One panel per shift: Dice over the number of training cases; each line is named at its end."""
+    panels, axes = new_figure(10.5, 3.8, columns=len(found), sharey=True)
     for axis, study in zip(axes[0], found):
         columns = [s for s in study.shots if all(study.of(m, s) for m in SHOWN)]
-        names = [study.shots_name(s) for s in columns]
+        positions = list(range(len(columns)))
+        ends = []
+        for method, (name, colour) in SHOWN.items():
+            means = [m.value for s in columns if isinstance(m := mean_score(study.of(method, s)), Mean)]
+            axis.plot(positions, means, color=colour, marker="o", markersize=4, linewidth=2)
+            ends.append((means[-1], name, colour))
         if before := mean_score(study.of("zero-shot")):
-            axis.axhline(before.value, color="0.35", linestyle=":", label="donor, untrained")
-        for method, colour in SHOWN.items():
-            means = [m for s in columns if isinstance(m := mean_score(study.of(method, s)), Mean)]
-            axis.plot(names, [m.value for m in means], color=colour, marker="o", markersize=4, label=method,
-                      linestyle="--" if method == "scratch" else "-")
-            axis.fill_between(names, *zip(*(m.interval for m in means)), color=colour, alpha=0.08, linewidth=0)
-        axis.set_title(f"{study.name}{' (simulated)' if study.simulated else ''}", fontsize=10)
-        axis.set_xlabel("training cases")
-        axis.grid(alpha=0.2)
-    axes[0, 0].set_ylabel("Dice on test cases")
-    axes[0, -1].legend(fontsize=8, frameon=False, loc="lower right")
+            axis.plot(positions, [before.value] * len(positions), color=UNTRAINED, linestyle=":", linewidth=2)
+            ends.append((before.value, "donor, untrained", UNTRAINED))
+        _name_lines(axis, positions[-1] + 0.15, ends)
+        axis.set_xticks(positions, [study.shots_name(s).replace("all (16)", "16") for s in columns])
+        axis.set(title=TITLES[study.name], xlabel="training cases", xlim=(-0.2, positions[-1] + 2.3), ylim=(0, 0.95))
+        axis.grid(axis="y", alpha=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("Dice on 13 test cases")
     save(panels, file, dpi=110)
+
+
+def _name_lines(axis, x: float, ends: list[tuple[float, str, str]], *, gap: float = 0.05) -> None:
+    """Write the names at the ends of their lines, pushed apart where lines end close together."""
+    ends = sorted(ends)
+    heights = [value for value, _, _ in ends]
+    for _ in range(50):
+        for low, high in zip(range(len(ends)), range(1, len(ends))):
+            push = max(0.0, gap - (heights[high] - heights[low])) / 2
+            heights[low], heights[high] = heights[low] - push, heights[high] + push
+    for height, (_, name, colour) in zip(heights, ends):
+        axis.text(x, height, name, color=colour, va="center", fontsize=9)
+
+
+def short_rows(found: list[Study]) -> Iterator[str]:
+    """Per method and shift, the Dice with 1, 4 and 16 cases."""
+    for method in METHODS[1:]:
+        cells = [" / ".join(f"{mean.value:.2f}" for s in study.shots if (not s[0] and s[1] in (1, 4)) or s[0]
+                            if (mean := mean_score(study.of(method, s)))) for study in found]
+        yield f"| {method} | {' | '.join(cells)} |"
 
 
 def dice_rows(study: Study, methods: list[str]) -> Iterator[str]:
@@ -50,7 +76,7 @@ def dice_rows(study: Study, methods: list[str]) -> Iterator[str]:
         yield f"| {_name(study)}, {study.shots_name(shots)} | {study.expected_draws(shots)} | {' | '.join(cells)} |"
 
 
-def speed_rows(study: Study, methods: list[str]) -> Iterator[str]:
+def speed_rows(study: Study, methods: Sequence[str]) -> Iterator[str]:
     for shots in study.shots:
         cells = [_speed(study, shots, method) for method in methods]
         yield f"| {_name(study)}, {study.shots_name(shots)} | {' | '.join(cells)} |"
@@ -110,21 +136,26 @@ def main() -> None:
     results = [run for file in sorted(KEPT.glob("*/runs.json")) if file.parent.name not in ("search", "schedules")
                for run in read_results(file)]
     found = sorted(studies(results), key=lambda study: ORDER.index(study.name))
-    figure([study for study in found if study.of("scratch")], REPOSITORY / "docs" / "images" / "few_shot.png")
-    for wide in (True, False):
-        chosen = [study for study in found if bool(study.of("scratch")) is wide]
-        if not chosen:
-            continue
+    complete = [study for study in found if study.of("scratch")]
+    figure(complete, REPOSITORY / "docs" / "images" / "few_shot.png")
+    lines = ["# All results of the hippocampus benchmark", "", "Written by `page.py`; docs/few-shot.md explains them."]
+    for chosen in (complete, [study for study in found if study not in complete]):
         methods = sorted(chosen[0].methods, key=METHODS.index)
-        print(head("Dice on 13 test cases: shift, training cases", "draws", *methods))
-        print("\n".join(row for study in chosen for row in dice_rows(study, methods)), end="\n\n")
-        if wide:
-            trained = [method for method in methods if method != "zero-shot"]
-            print(head("epochs to 85 % of scratch's peak (fewer)", *trained))
-            print("\n".join(row for study in chosen for row in speed_rows(study, trained)), end="\n\n")
-            print(head("over all shifts", "fewer epochs, median", "without the mild shift",
-                       "Dice over full's, 1 to 4 cases", "all cases", "above scratch"))
-            print("\n".join(aim_rows(chosen, [m for m in trained if m != "scratch"])), end="\n\n")
+        lines += ["", head("Dice on 13 test cases: shift, training cases", "draws", *methods),
+                  *(row for study in chosen for row in dice_rows(study, methods))]
+    trained = METHODS[1:]
+    lines += ["", head("epochs to 85 % of scratch's peak (fewer)", *trained),
+              *(row for study in complete for row in speed_rows(study, trained)), "",
+              "Epochs of 50, median over the draws; 0: the donor was there before training. In brackets: how many "
+              "fewer than scratch, the median of the pairs of one draw. \"never\": not within 50 epochs.", "",
+              head("over all shifts", "fewer epochs, median", "without the mild shift",
+                   "Dice over full's, 1 to 4 cases", "all cases", "above scratch"),
+              *aim_rows(complete, [m for m in trained if m != "scratch"]), "",
+              "Fewer epochs: median over all runs. Dice over full fine-tuning's: mean over shifts and numbers of "
+              "cases, smallest and largest in brackets. Above scratch: of the 15 rows of the first table."]
+    (KEPT / "tables.md").write_text("\n".join(lines) + "\n")
+    print(head("method", *(f"{study.name}, 1 / 4 / 16 cases" for study in complete)))
+    print("\n".join(short_rows(complete)))
 
 
 if __name__ == "__main__":
