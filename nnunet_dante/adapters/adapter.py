@@ -11,10 +11,8 @@ from torch import Tensor
 
 from ..errors import AdapterError
 from ..models.checkpoint import alias_sets, load_checkpoint_safely, save_atomically, weights_sha256
-from ..peft.decomposed import DecomposedLowRank
-from ..peft.low_rank import LowRankDelta
-from ..peft.pointwise import PointwiseDelta
-from ..peft.update import WeightUpdate
+from ..peft.low_rank import DecomposedLowRank, LowRankDelta
+from ..peft.update import PointwiseDelta, WeightUpdate
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 from .file import (
     FORMAT,

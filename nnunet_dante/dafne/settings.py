@@ -15,9 +15,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from .. import __version__
 from ..errors import DafneError
+from ..methods.nonlinear import added_by
 from ..models.donor import Donor
 from ..models.labels import channel_names, has_regions, head_names
-from ..training.trainers import added_by
 
 FORMAT = 1
 _SCHEMES = ("ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization",

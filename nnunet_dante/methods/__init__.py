@@ -4,13 +4,11 @@ A method never touches nnU-Net. The trainer lets it adapt the network (`Method.a
 `TrainingPlan`. Learning rates and budgets follow the sources named in each class.
 """
 
-from .base import Method
-from .conv_adapter import ConvAdapter
-from .efficient import ParameterEfficient
+from .base import Method, ParameterEfficient
 from .low_rank import LPFT, DoRA, LoRA
 from .nonlinear import AdaptFormer, SpatialAdapter
 from .plan import TrainingPlan
-from .selective import BitFit, DecoderOnly, FineTune, FromScratch, HeadOnly, NormAffine
+from .selective import BitFit, ConvAdapter, DecoderOnly, FineTune, FromScratch, HeadOnly, NormAffine
 from .unfreezing import DanteGradualUnfreezing, GradualUnfreezing
 
 __all__ = ["AdaptFormer", "BitFit", "ConvAdapter", "DanteGradualUnfreezing", "DecoderOnly", "DoRA", "FineTune",

@@ -71,3 +71,10 @@ class Method:
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return what to train in `network`, whose low-rank modules have been adapted already."""
         return constant_plan(trained_groups(network))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterEfficient(Method):
+    """Train few numbers, without weight decay; what was trained is also left as an adapter file."""
+
+    weight_decay: float = 0.0

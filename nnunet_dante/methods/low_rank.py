@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ..errors import ConfigurationError
-from ..peft.decomposed import DecomposedLowRank
 from ..peft.inject import attach, checked_layers
-from ..peft.low_rank import LowRankDelta, capped_rank
-from .efficient import ParameterEfficient, outside_decoder
+from ..peft.low_rank import DecomposedLowRank, LowRankDelta, capped_rank
+from .base import ParameterEfficient
 from .groups import Group, low_rank_targets
-from .patterns import matching, weight_names
-from .plan import TrainingPlan, trained_groups, without_encoder
+from .plan import TrainingPlan, outside_decoder, trained_groups, without_encoder
 from .schedule import Schedule, Stage, constant
+
+Value = TypeVar("Value")
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -152,3 +154,26 @@ class LPFT(LoRA):
         switch = min(math.ceil(self.head_share * self.epochs), self.epochs - 1)
         stages = (Stage(0, names[:1]), Stage(switch, names)) if switch else (Stage(0, names),)
         return dataclasses.replace(plan, schedule=Schedule(stages))
+
+
+def weight_names(network: nn.Module, modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
+    """Return canonical weight name -> module; canonical is the name under which the module was registered first."""
+    wanted = {id(module) for module in modules}
+    return {f"{name}.weight".lstrip("."): m for name, m in network.named_modules() if id(m) in wanted}
+
+
+def matching(names: Iterable[str], patterns: Mapping[str, Value], *, option: str) -> dict[str, Value]:
+    """Return name -> value of the first pattern that matches it; names that none matches are left out.
+
+    option: what the patterns are called where they come from, for the message.
+
+    Raises:
+        ConfigurationError: a pattern matches no name.
+    """
+    names = tuple(names)
+    if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
+        shown = names if len(names) < 7 else (*names[:3], "...", *names[-3:])
+        raise ConfigurationError(f"{option}: {idle[0]!r} matches none of the {len(names)} weights that can be adapted "
+                                 f"here: {', '.join(shown) or 'none'}.")
+    found = ((name, next((v for p, v in patterns.items() if fnmatchcase(name, p)), None)) for name in names)
+    return {name: value for name, value in found if value is not None}

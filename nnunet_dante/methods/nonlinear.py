@@ -65,3 +65,19 @@ def _added_and_heads(network: nn.Module) -> tuple[Group, ...]:
     groups = (Group(g.name, tuple((n, p) for n, p in g.parameters if g.name == "head" or id(p) in added))
               for g in trained_groups(network))
     return tuple(group for group in groups if group.parameters)
+
+
+ADDING_TRAINERS: dict[str, Method] = {"nnUNetTrainerSpatialAdapter": SpatialAdapter(),
+                                      "nnUNetTrainerAdaptFormer": AdaptFormer()}
+"""Trainer name -> the method whose modules its networks have. Who builds such a network needs no trainer for it."""
+
+
+def added_by(trainer_name: str) -> dict[str, Any]:
+    """Return what a trainer adds to its network: the name of the modules, and the numbers that shape them.
+
+    {"adaptformer": {"width": 16, "scale": 0.1}}, {"spatial_adapter": True}, or {} for every other trainer.
+    """
+    method = ADDING_TRAINERS.get(trainer_name)
+    if isinstance(method, AdaptFormer):
+        return {"adaptformer": {"width": method.width, "scale": method.scale}}
+    return {"spatial_adapter": True} if isinstance(method, SpatialAdapter) else {}

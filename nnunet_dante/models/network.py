@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError
 from ..methods.groups import head_modules
+from ..methods.nonlinear import ADDING_TRAINERS
 from ..types import DatasetJson, Plans, ReadOnlyStateDict
 from .labels import channel_names
 from .trusted_plans import check_plans
@@ -50,11 +51,14 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
             config = manager.get_configuration(configuration)
             channels = determine_num_input_channels(manager, config, dataset_json)
             heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-            if trainer_name != "nnUNetTrainer":
+            if trainer_name != "nnUNetTrainer" and trainer_name not in ADDING_TRAINERS:
                 return _trainer(trainer_name).build_network_architecture(manager, config, channels, heads, True)
-            return get_network_from_plans(
+            network = get_network_from_plans(
                 config.network_arch_class_name, config.network_arch_init_kwargs,
                 config.network_arch_init_kwargs_req_import, channels, heads, allow_init=True, deep_supervision=True)
+            if trainer_name in ADDING_TRAINERS:
+                ADDING_TRAINERS[trainer_name].adapt(network)
+            return network
     except ConfigurationError:
         raise
     except Exception as error:  # whatever a foreign architecture raises, the user needs to know which one it was
@@ -83,16 +87,12 @@ def _limited() -> Iterator[None]:
 
 
 def _trainer(name: str) -> Any:
-    from ..training import trainers  # they import this module
-
-    own = getattr(trainers, name, None)
-    if isinstance(own, type) and issubclass(own, trainers.DanteMixin):
-        return own
     folder = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
     found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
     if found is None:
-        raise ConfigurationError(f"Trainer {name!r} is none of nnU-Net's own nor of this package, so its network is "
-                                 "unknown. Only these, and trainers that use the network of the plans, are supported.")
+        raise ConfigurationError(f"Trainer {name!r} is none of nnU-Net's own, so its network is unknown. Supported are "
+                                 f"nnU-Net's own trainers, {', '.join(ADDING_TRAINERS)}, and trainers that use the "
+                                 "network of the plans.")
     return found
 
 

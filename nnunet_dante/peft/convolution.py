@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from .pointwise import PointwiseDelta
+from .update import PointwiseDelta
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -1,11 +1,15 @@
-"""What all mergeable updates of a weight have in common, whatever their arithmetic."""
+"""What all mergeable updates of a weight have in common, and the simplest: one of the kernel's centre."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import ConfigurationError
 
 
 class WeightUpdate(nn.Module):
@@ -39,3 +43,42 @@ class WeightUpdate(nn.Module):
                 return self(weight)
         finally:
             self.training = training
+
+
+def has_centre(shape: Sequence[int]) -> bool:
+    """Whether a kernel of the weight (out, in, *kernel) has a centre: it has axes, and all of its sizes are odd."""
+    return len(shape) > 2 and all(size % 2 for size in shape[2:])
+
+
+class PointwiseDelta(WeightUpdate):
+    """W[:, :, centre] -> W[:, :, centre] + P: a parallel 1x1 convolution without bias, P of zeros at first.
+
+    With padding (kernel - 1) / 2 * dilation, as nnU-Net has it, conv(x; W + P at the centre) = conv(x; W) +
+    conv1x1(x; P) at any stride and group number (residual adapters in parallel, Rebuffi 2018, arXiv 1803.10082; FSEFT's
+    AdapterCNN). pointwise: (out, in), as the weight has them.
+
+    Raises:
+        ConfigurationError: the kernel has no centre.
+    """
+
+    KIND = "conv_adapter"
+    FACTORS = ("pointwise",)
+
+    def __init__(self, shape: Sequence[int], *, device: torch.device | None = None):
+        super().__init__()
+        if not has_centre(shape):
+            raise ConfigurationError(f"a weight of shape {tuple(shape)} has no kernel with a centre; choose "
+                                     f"convolutions whose kernel sizes are all odd.")
+        # functional.pad counts from the last axis; the kernel is symmetric in itself, its axes need not be alike.
+        self.padding = [size // 2 for size in reversed(shape[2:]) for _ in (0, 1)]
+        self.pointwise = nn.Parameter(torch.zeros(tuple(shape[:2]), device=device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight with the update, in the weight's dtype."""
+        centre = self.pointwise[(..., *[None] * (len(self.padding) // 2))]
+        return weight + functional.pad(centre, self.padding).to(weight.dtype)
+
+    def reset(self) -> None:
+        """Make the update zero."""
+        with torch.no_grad():
+            self.pointwise.zero_()

@@ -13,9 +13,7 @@ from torch import distributed
 from ..errors import ConfigurationError
 from ..models.labels import head_names
 from ..models.network import head_rows
-from ..peft.extended_loss import ExtendedLoss
-from ..peft.fisher import diagonal_fisher
-from ..peft.penalty import StartPenalty, Weight, trained_weights
+from ..peft.regularisation import ExtendedLoss, StartPenalty, Weight, diagonal_fisher, trained_weights
 from ..types import StateDict
 from .size_prior import Gradient, SizePrior, organ_sizes_mm3, unlabelled_volumes
 

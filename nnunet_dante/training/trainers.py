@@ -178,14 +178,3 @@ class nnUNetTrainerAdaptFormer(AddedModulesMixin, nnUNetTrainer):
     """A parallel bottleneck a block, and the heads; prediction needs this trainer."""
 
     method = AdaptFormer()
-
-
-def added_by(trainer_name: str) -> dict[str, Any]:
-    """Return what a trainer of this package adds, by the name of the modules and with the numbers that shape them.
-
-    {"adaptformer": {"width": 16, "scale": 0.1}}, {"spatial_adapter": True}, or {} for every other trainer.
-    """
-    method = getattr(globals().get(trainer_name), "method", None)
-    if isinstance(method, AdaptFormer):
-        return {"adaptformer": {"width": method.width, "scale": method.scale}}
-    return {"spatial_adapter": True} if isinstance(method, SpatialAdapter) else {}

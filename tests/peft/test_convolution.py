@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_dante import BitFit, ConvAdapter, DecoderOnly, DoRA, GradualUnfreezing, LoRA, NormAffine
 from nnunet_dante.peft.convolution import spare_gradients
 from nnunet_dante.peft.inject import attach, merge, original
-from nnunet_dante.peft.pointwise import PointwiseDelta
+from nnunet_dante.peft.update import PointwiseDelta
 
 
 def adapted(dim=2, *, dtype=torch.float64, **options):

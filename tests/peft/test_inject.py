@@ -13,10 +13,9 @@ from torch import nn
 
 from nnunet_dante.errors import InjectionError
 from nnunet_dante.methods.groups import low_rank_targets
-from nnunet_dante.peft.decomposed import DecomposedLowRank
 from nnunet_dante.peft.inject import adapted, attach, base_weights, factors, inject, load_split, merge, remove, settings
-from nnunet_dante.peft.low_rank import LowRankDelta, capped_rank
-from nnunet_dante.peft.pointwise import PointwiseDelta, has_centre
+from nnunet_dante.peft.low_rank import DecomposedLowRank, LowRankDelta, capped_rank
+from nnunet_dante.peft.update import PointwiseDelta, has_centre
 
 NETWORKS = {
     "plain 3d": lambda: (tiny.plain_unet(3), (1, 1, 16, 16, 16)),

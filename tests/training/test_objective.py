@@ -16,7 +16,7 @@ from running import build, keep_checkpoint, prepare, train, with_overrides
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.peft.extended_loss import ExtendedLoss
+from nnunet_dante.peft.regularisation import ExtendedLoss
 from nnunet_dante.training import objective, trainers
 
 

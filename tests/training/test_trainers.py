@@ -16,6 +16,7 @@ from running import build, keep_checkpoint, train
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import AdaptFormer
+from nnunet_dante.methods.nonlinear import ADDING_TRAINERS
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.models.donor import open_donor
 from nnunet_dante.peft.added_modules import added_modules, is_added
@@ -25,6 +26,12 @@ from nnunet_dante.training.trainers import AddedModulesMixin
 from nnunet_dante.transfers.transfer import transfer
 
 TRAINERS = [trainers.nnUNetTrainerSpatialAdapter, trainers.nnUNetTrainerAdaptFormer]
+
+
+def test_the_table_from_which_networks_are_built_names_the_trainers_with_their_methods():
+    found = {name: cls.method for name, cls in vars(trainers).items()
+             if isinstance(cls, type) and issubclass(cls, AddedModulesMixin) and cls is not AddedModulesMixin}
+    assert found == ADDING_TRAINERS
 
 
 @pytest.fixture
