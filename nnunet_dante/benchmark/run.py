@@ -2,51 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from ..compare.results import RunResult, read_results, write_result
-from ..datasets.dataset import open_target
+from ..datasets.dataset import Target, open_target
+from ..datasets.images import Case, image_files
 from ..errors import ConfigurationError
 from ..files import read_json, write_text_atomically
-from ..models.checkpoint import file_sha256
+from ..models.donor import Donor, open_donor
+from ..models.settings import read_dante_block
 from ..training.launch import VARIABLE, search_path
 from ..transfers.transfer import transfer
 from ..types import PathLike
 from .processes import cores, execute_all
-from .protocol import PlannedRun, Protocol, planned_runs, read_protocol, settings_digest
+from .protocol import Experiment, PlannedRun, Protocol, planned_runs, read_protocol, settings_digest
+from .worker import Job, Scored, check_methods, execute
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What all runs of one experiment share."""
+
+    configuration: str
+    preprocessed: Path
+    test: Scored
+    donor_test: Scored | None
 
 
 def run_protocol(file: PathLike, out: PathLike, *, jobs: int = 1) -> tuple[RunResult, ...]:
-    """Run what is left of a protocol and return all results; `out`/runs holds one JSON file a run.
+    """Run what is left of a protocol and return all results; each run is one JSON file in `out`/runs.
 
-    A run that failed is recorded with its error and the others go on; the next call tries it again. Stopped at any
-    moment, the same call goes on: only runs in progress are lost. jobs: runs side by side; each gets its share of the
-    CPU cores.
+    Trainers and options are checked before the first run. A run that fails later is recorded with its error, the others
+    go on, and the next call tries it again. Stopped at any moment, the same call goes on: only runs in progress are
+    lost.
+
+    Args:
+        file: the protocol, a TOML file.
+        out: folder of the results.
+        jobs: how many runs go side by side; each gets its share of the CPU cores.
 
     Raises:
-        ConfigurationError: the protocol, its data sets or donors cannot be used, or `out` holds results of a run that
-            meant something else.
+        ConfigurationError: the protocol, its data sets, donors, trainers or options cannot be used, or `out` holds
+            results of a run that had other settings or cases.
     """
     protocol, out = read_protocol(file), Path(out).resolve()
     tables = {e.name: _shots_table(e.dataset) for e in protocol.experiments}
     runs = tuple(planned_runs(protocol, tables))
     todo = _without_results(runs, protocol, tables, out)
-    os.environ |= {"nnUNet_results": str(out / "nnUNet_results"), "nnUNet_n_proc_DA": "0", VARIABLE: search_path()}
-    targets = {e.name: _prepare(e, out) for e in protocol.experiments} if todo else {}
+    if not todo:
+        return read_results(out)
     threads = max(1, cores() // jobs)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ |= {"nnUNet_results": str(out / "nnUNet_results"), "nnUNet_n_proc_DA": "0", VARIABLE: search_path(),
+                   "OMP_NUM_THREADS": str(threads)}
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it looks for each trainer
+        check_methods(protocol)
+    prepared = {e.name: _prepare(e, tables[e.name]["test"]) for e in protocol.experiments}
     with tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", smoothing=0, file=sys.stderr) as progress:
         for phase in ([r for r in todo if r.fold is None], [r for r in todo if r.fold is not None]):
-            made = [_job(run, protocol, tables[run.experiment.name], out, threads, targets) for run in phase]
-            for result, run in execute_all(made, jobs):
+            made = [Job(run=run, protocol=protocol, out=out, threads=threads, side_by_side=jobs,
+                        donor_before=_donor_before(run, out), **vars(prepared[run.experiment.name])) for run in phase]
+            for result, run in execute_all(execute, made, jobs):
                 write_result(result, out / "runs" / f"{run.id}.json")
                 tqdm.write(_line(result), file=sys.stderr)
                 progress.update()
@@ -58,7 +85,7 @@ def _shots_table(dataset: int | str) -> dict[str, Any]:
     file = target.preprocessed / "shots.json"
     if not file.is_file():
         raise ConfigurationError(f"{target.name} has no shots.json; draw its shots first: nnunet-dante shots -d "
-                                 f"{int(target.name[7:10])} -k 1 2 4 8 --seeds 3 --test FILE")
+                                 f"{target.name} -k 1,2,4,8 --seeds 3 --test FILE")
     table = _table(file)
     if not table["test"]:
         raise ConfigurationError(f"the shots of {target.name} keep no test cases, so nothing could be compared; draw "
@@ -83,7 +110,8 @@ def _table(file: Path) -> dict[str, Any]:
     return table
 
 
-def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, tables: dict, out: Path) -> list[PlannedRun]:
+def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, tables: Mapping[str, Any],
+                     out: Path) -> list[PlannedRun]:
     """Return the runs to do; refuse results of runs that had other settings."""
     file = out / "settings.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
@@ -94,7 +122,7 @@ def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, tables: dic
         digests[run.id] = settings_digest(run, protocol, {"train": train, "val": table["val"], "test": table["test"]})
     done = {r.id for r in runs if (out / "runs" / f"{r.id}.json").is_file()}
     if changed := sorted(i for i in done if known.get(i) != digests[i]):
-        raise ConfigurationError(f"{out} holds results of {len(changed)} runs whose settings or cases are others now, "
+        raise ConfigurationError(f"{out} holds results of {len(changed)} runs whose settings or cases were others, "
                                  f"first {changed[0]}; choose another folder for the changed protocol, or remove "
                                  f"runs/{changed[0]}.json and the like to run them anew.")
     write_text_atomically(json.dumps(known | digests, indent=1), file)
@@ -102,30 +130,48 @@ def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, tables: dic
     return [r for r in runs if r.id not in done or r.id in failed]
 
 
-def _prepare(experiment: Any, out: Path) -> dict[str, Any]:
-    """Transfer and preprocess where that has not been done with this donor; returns the folders a job needs."""
+def _prepare(experiment: Experiment, test: Sequence[str]) -> _Prepared:
+    """Transfer and preprocess, unless that has been done with this donor and these cases."""
     target = open_target(experiment.dataset)
-    plans_file = target.preprocessed / f"{experiment.plans_name}.json"
-    mark = out / "prepared" / f"{experiment.plans_name}.json"
-    donor = Path(experiment.donor)
-    weights = sorted(donor.glob("fold_*/checkpoint_final.pth")) if donor.is_dir() else [donor]
-    state = {"donor": [file_sha256(w) for w in weights], "cases": sorted(target.cases),
-             "invert": list(experiment.invert)}
-    if not (plans_file.is_file() and mark.is_file() and json.loads(mark.read_text())["state"] == state):
-        tqdm.write(f"{experiment.name}: transfer {donor.name} to {target.name} and preprocess", file=sys.stderr)
-        report = transfer(donor, experiment.dataset, configuration=experiment.configuration, preprocess=True,
-                          plans_name=experiment.plans_name, invert=experiment.invert, num_processes=1)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(json.dumps({"state": state, "configuration": report.configuration}), mark)
-    return {"configuration": json.loads(mark.read_text())["configuration"], "preprocessed": target.preprocessed,
-            "raw": target.raw}
+    if unknown := sorted(set(test) - set(target.cases)):
+        raise ConfigurationError(f"shots.json of {target.name} keeps {unknown[0]} for the test, which the data set no "
+                                 "longer holds; draw the shots again: nnunet-dante shots.")
+    donor = open_donor(experiment.donor, configuration=experiment.configuration)
+    if not _is_prepared(experiment, donor, target):
+        tqdm.write(f"{experiment.name}: transfer {donor.source} to {target.name} and preprocess", file=sys.stderr)
+        transfer(experiment.donor, experiment.dataset, configuration=experiment.configuration, preprocess=True,
+                 plans_name=experiment.plans_name, invert=experiment.invert, num_processes=1)
+    return _Prepared(
+        configuration=donor.configuration, preprocessed=target.preprocessed, donor_test=_donor_test(experiment, donor),
+        test=Scored(cases={case: target.cases[case] for case in test}, labels=target.dataset_json["labels"]))
 
 
-def _job(run: PlannedRun, protocol: Protocol, table: dict, out: Path, threads: int, targets: dict) -> Any:
-    from .worker import Job
+def _is_prepared(experiment: Experiment, donor: Donor, target: Target) -> bool:
+    """Whether plans are there that came from this donor, and preprocessed data of every case."""
+    file = target.preprocessed / f"{experiment.plans_name}.json"
+    if not file.is_file():
+        return False
+    plans = read_json(file)
+    start = read_dante_block(plans)["start_weights"].get(donor.configuration)
+    if start is None or (start["donor"]["sha256"], start["inverted_channels"]) != (donor.sha256, [*experiment.invert]):
+        return False
+    data = target.preprocessed / PlansManager(plans).get_configuration(donor.configuration).data_identifier
+    return all((data / f"{case}.pkl").is_file() for case in target.cases)  # the last file that nnU-Net writes of a case
 
-    return Job(run=run, protocol=protocol, out=out, threads=threads, test=tuple(table["test"]),
-               donor_before=_donor_before(run, out), **targets[run.experiment.name])
+
+def _donor_test(experiment: Experiment, donor: Donor) -> Scored | None:
+    """Return the cases of the donor's own domain, whose masks have the donor's labels."""
+    if not experiment.donor_test:
+        return None
+    folder, ending = Path(experiment.donor_test), donor.dataset_json["file_ending"]
+    cases = {name: Case(images=tuple(files), mask=folder / "labelsTr" / f"{name}{ending}")
+             for name, files in image_files(folder / "imagesTr", ending).items()}
+    if not cases or (missing := [case.mask.name for case in cases.values() if not case.mask.is_file()]):
+        raise ConfigurationError(
+            f"donor_test of experiment {experiment.name!r} is {folder}, which holds " +
+            (f"no {missing[0]} in labelsTr" if cases else f"no images CASE_0000{ending} in imagesTr") +
+            "; give a folder with images and masks of the donor's own data set, named as nnU-Net names them.")
+    return Scored(cases=cases, labels=donor.dataset_json["labels"])
 
 
 def _donor_before(run: PlannedRun, out: Path) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
+import os
 import random
 import shutil
 import traceback
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,84 +21,96 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from ..compare.metrics import score
+from ..compare.metrics import LabelValues, score
 from ..compare.results import CaseScores, RunResult
 from ..compare.training_log import read_training_log
-from ..errors import ConfigurationError
+from ..datasets.images import Case
+from ..errors import ConfigurationError, DanteError
 from ..models.checkpoint import load_checkpoint_safely
-from ..models.settings import checked_overrides
-from .memory import PeakMemory
+from ..models.overrides import checked_overrides
+from ..models.settings import read_dante_block, with_overrides
+from ..training import trainers
+from ..training.launch import VARIABLE
+from ..training.trainer import DanteMixin
+from .processes import PeakMemory, processor_name
 from .protocol import PlannedRun, Protocol
+
+_UNTRAINED = "nnUNetTrainerHeadOnly"  # of a zero-shot run: every trainer starts from the same weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Test cases, and the labels of their masks."""
+
+    cases: Mapping[str, Case]
+    labels: LabelValues
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What a worker needs for one run.
 
-    preprocessed, raw: folders of the data set. test: its test cases. out: the protocol's folder, in which the run
-    keeps its log and masks. donor_before: the donor's scores on its own test cases, {} where not measured.
+    preprocessed: folder of the data set. test, donor_test: cases to score after the run; the donor's own domain may be
+    without. out: the protocol's folder, in which the run keeps its log and masks. donor_before: the untrained donor's
+    scores on its own cases, {} where not measured. threads: CPU threads of this run. side_by_side: runs at a time.
     """
 
     run: PlannedRun
     protocol: Protocol
     configuration: str
     preprocessed: Path
-    raw: Path
-    test: tuple[str, ...]
+    test: Scored
+    donor_test: Scored | None
     out: Path
     donor_before: CaseScores
     threads: int
+    side_by_side: int
 
 
 def execute(job: Job) -> RunResult:
-    """Run a job and return its result; whatever goes wrong is in the result's `error`, never lost."""
+    """Run a job and return its result; whatever goes wrong stands in the result's `error`."""
     torch.set_num_threads(job.threads)
+    torch._dynamo.reset()  # after 8 networks in one process it would compile no more, and run the others eagerly
     log = job.out / "logs" / f"{job.run.id}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         try:
-            return _train_and_score(job)
+            return _result(job, **_train_and_score(job))
         except Exception as error:
             traceback.print_exc()
             return _result(job, error=f"{type(error).__name__}: {error}")
 
 
-def _train_and_score(job: Job) -> RunResult:
+def _train_and_score(job: Job) -> dict[str, Any]:
+    """Return the facts of the run's result."""
     _seed(job.run.id)
-    trainer = _trainer(job)
+    trainer, trained = _trainer(job), job.run.fold is not None
     memory = PeakMemory(trainer.device)
-    if job.run.fold is None:
-        trainer.on_train_start()  # scores the start weights and saves them as the first checkpoint_best
-        checkpoint = "checkpoint_best.pth"
-    else:
+    if trained:
         trainer.run_training()
-        checkpoint = "checkpoint_final.pth"
-    peak = memory.peak_mib()
-    folder = Path(trainer.output_folder)
+    else:
+        trainer.on_train_start()  # scores the start weights and saves them as the first checkpoint_best
+    facts: dict[str, Any] = {"peak_memory_mib": memory.peak_mib(), "trained_parameters": 0,
+                             "iterations_per_epoch": trainer.num_iterations_per_epoch}
+    folder, checkpoint = Path(trainer.output_folder), f"checkpoint_{'final' if trained else 'best'}.pth"
     dante = load_checkpoint_safely(folder / checkpoint).get("dante") or {}
-    predictor = _predictor(job, folder, checkpoint, trainer.device)
-    experiment, masks = job.run.experiment, job.out / "predictions" / job.run.id
-    facts: dict[str, Any] = {
-        "cases": score_cases(predictor, job.raw, job.test, masks, tolerance_mm=job.protocol.tolerance_mm),
-        "start_dice": float(np.nanmean([*dante["start_dice"].values()])) if dante.get("start_dice") else None,
-        "trained_parameters": dante.get("trainable_parameters") if job.run.fold is not None else 0,
-        "total_parameters": dante.get("total_parameters"), "peak_memory_mib": peak,
-        "iterations_per_epoch": trainer.num_iterations_per_epoch}
-    if experiment.donor_test:
-        test = Path(experiment.donor_test)
-        cases = sorted(f.name.removesuffix(trainer.dataset_json["file_ending"])
-                       for f in (test / "labelsTr").glob(f"*{trainer.dataset_json['file_ending']}"))
-        facts["donor_cases"] = score_cases(predictor, test, cases, None, tolerance_mm=job.protocol.tolerance_mm)
-    if job.run.fold is not None:
+    facts |= {"start_dice": float(np.nanmean([*dante["start_dice"].values()])) if dante.get("start_dice") else None,
+              "total_parameters": dante.get("total_parameters")}
+    if trained:
         training = read_training_log(folder)
-        facts |= {"curve": training.mean_dice.tolist(), "seconds": training.seconds.tolist(),
-                  "stages": training.stages}
-        with contextlib.suppress(FileNotFoundError):
-            facts["adapter_mib"] = (folder / "adapter.safetensors").stat().st_size / 2**20
+        adapter = folder / "adapter.safetensors"
+        facts |= {"trained_parameters": dante.get("trainable_parameters"), "curve": training.mean_dice.tolist(),
+                  "seconds": training.seconds.tolist(), "stages": training.stages,
+                  "adapter_mib": adapter.stat().st_size / 2**20 if adapter.is_file() else None}
+    predictor = _predictor(job, folder, checkpoint, trainer.device)
+    facts["cases"] = score_cases(predictor, job.test, tolerance_mm=job.protocol.tolerance_mm,
+                                 masks=job.out / "predictions" / job.run.id)
+    if job.donor_test:
+        facts["donor_cases"] = score_cases(predictor, job.donor_test, tolerance_mm=job.protocol.tolerance_mm)
     if not job.protocol.keep_checkpoints:
         for file in (*folder.glob("*.pth"), *folder.glob("*.safetensors")):
             file.unlink()
-    return _result(job, **facts)
+    return facts
 
 
 def _seed(name: str) -> None:
@@ -108,18 +121,48 @@ def _seed(name: str) -> None:
     torch.manual_seed(number)
 
 
+def check_methods(protocol: Protocol) -> None:
+    """Find every trainer of the protocol, and check what the protocol sets for it.
+
+    Raises:
+        ConfigurationError: names the method; a trainer is not found, or has no such option, or refuses a value.
+    """
+    for method in protocol.methods:
+        try:
+            cls = _trainer_class(method.trainer or _UNTRAINED)
+            overrides = checked_overrides({**protocol.training, **method.set})
+            known: set[str] = set()
+            if issubclass(cls, DanteMixin):
+                cls.method.with_overrides(overrides)
+                known = cls.method.known_overrides() | {"iterations", "val_iterations"}
+            if unread := sorted(method.set.keys() - known):
+                raise ConfigurationError(f"{cls.__name__} has no option {unread[0]!r}, so that `set` would change "
+                                         f"nothing; it has {', '.join(sorted(known)) or 'none'}.")
+        except DanteError as error:
+            raise ConfigurationError(f"Method {method.name!r} of the protocol cannot run: {error}") from error
+
+
+def _trainer_class(name: str) -> type[nnUNetTrainer]:
+    """Return the trainer; finding it imports it, so that options of a user's own method are known from then on."""
+    own = getattr(trainers, name, None)
+    if isinstance(own, type) and issubclass(own, nnUNetTrainer):
+        return own  # nnU-Net would import all of its trainers before it looks elsewhere
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except Exception as error:  # nnU-Net does not find it, or whatever importing a user's module raises
+        raise ConfigurationError(f"The trainer {name} is not found among nnU-Net's, nor in the folders of "
+                                 f"{VARIABLE} ({os.environ.get(VARIABLE)}): {error}") from error
+
+
 def _trainer(job: Job) -> nnUNetTrainer:
     """Return the run's trainer, whose results go to a folder of its own; preprocessed data are shared."""
     run = job.run
+    cls = _trainer_class(run.method.trainer or _UNTRAINED)  # first: this imports the options that are checked next
     plans = json.loads((job.preprocessed / f"{run.experiment.plans_name}.json").read_text())
-    overrides = {**plans["dante"]["overrides"], **job.protocol.training, **run.method.set}
-    plans["dante"]["overrides"] = checked_overrides(overrides)
-    plans |= {"plans_name": run.id.replace("__", "-"), "continue_training": False}
-    name = run.method.trainer or "nnUNetTrainerHeadOnly"  # zero-shot: the start weights of any method, untrained
-    cls = recursive_find_trainer_class_by_name(name)
-    if cls is None:
-        raise ConfigurationError(f"method {run.method.name!r} asks for the trainer {name}, which nnU-Net does not find "
-                                 f"in nnUNet_extTrainer nor among its own.")
+    block = read_dante_block(plans)
+    overrides = checked_overrides({**block["overrides"], **job.protocol.training, **run.method.set})
+    plans |= {"plans_name": run.id.replace("__", "-"), "continue_training": False,
+              "dante": with_overrides(block, overrides)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = cls(plans=plans, configuration=job.configuration, fold=run.fold or 0, device=device,
                   dataset_json=json.loads((job.preprocessed / "dataset.json").read_text()))
@@ -136,34 +179,46 @@ def _predictor(job: Job, fold: Path, checkpoint: str, device: torch.device) -> n
     return predictor
 
 
-def score_cases(predictor: nnUNetPredictor, folder: Path, cases: tuple[str, ...] | list[str], masks: Path | None, *,
-                tolerance_mm: float) -> CaseScores:
-    """Predict cases of `folder`/imagesTr as nnU-Net predicts, and score them against labelsTr.
+def score_cases(predictor: nnUNetPredictor, test: Scored, *, tolerance_mm: float,
+                masks: Path | None = None) -> dict[str, dict[str, dict[str, float]]]:
+    """Predict the cases as nnU-Net does and score the predictions; return case -> label -> scores.
 
-    masks: folder for the predicted masks; None: not kept. Returns case -> label -> scores.
+    masks: folder for the predicted masks; None: they are not kept. Labels that only the test masks or only the network
+    have are left out.
     """
     reader = predictor.plans_manager.image_reader_writer_class()
-    ending, labels = predictor.dataset_json["file_ending"], predictor.dataset_json["labels"]
     scores = {}
-    for case in cases:
-        channels = sorted(str(f) for f in (folder / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
-        image, properties = reader.read_images(channels)
-        truth, _ = reader.read_seg(str(folder / "labelsTr" / f"{case}{ending}"))
+    for name, case in test.cases.items():
+        image, properties = reader.read_images([str(file) for file in case.images])
+        truth, _ = reader.read_seg(str(case.mask))
         mask = predictor.predict_single_npy_array(image, properties, None, None, False)
         if masks is not None:
             masks.mkdir(parents=True, exist_ok=True)
-            reader.write_seg(mask, str(masks / f"{case}{ending}"), properties)
-        scores[case] = score(truth[0].astype(int), mask, labels=labels, spacing_mm=properties["spacing"],
-                             tolerance_mm=tolerance_mm)
+            reader.write_seg(mask, str(masks / f"{name}{predictor.dataset_json['file_ending']}"), properties)
+        scores[name] = _score_by_name(truth[0].astype(int), mask, test.labels, predictor.dataset_json["labels"],
+                                      spacing_mm=properties["spacing"], tolerance_mm=tolerance_mm)
     return scores
+
+
+def _score_by_name(truth: np.ndarray, prediction: np.ndarray, true_labels: LabelValues, own_labels: LabelValues,
+                   **options: Any) -> dict[str, dict[str, float]]:
+    """Score the labels that both have: a donor's masks may number the same label otherwise than the data set does."""
+    if "ignore" in true_labels:
+        prediction = np.where(np.isin(truth, true_labels["ignore"]), 0, prediction)
+    found: dict[str, dict[str, float]] = {}
+    for name, values in own_labels.items():
+        if name in true_labels and name not in ("background", "ignore"):
+            masks = np.isin(truth, true_labels[name]), np.isin(prediction, values)
+            found |= score(*masks, labels={name: 1}, **options)
+    return found
 
 
 def _result(job: Job, **facts: Any) -> RunResult:
     run, experiment = job.run, job.run.experiment
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else \
-        f"{platform.machine()}, {job.threads} threads a run"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
+    machine = f"{device}, {job.threads} threads a run, {job.side_by_side} at a time"
     return RunResult(**{
         "experiment": experiment.name, "simulated": experiment.simulated, "donor": Path(experiment.donor).name,
         "method": run.method.name, "trainer": run.method.trainer, "shots": run.shots, "all": run.all, "seed": run.seed,
-        "cases": {}, "tolerance_mm": job.protocol.tolerance_mm, "donor_before": job.donor_before, "machine": machine,
-        "date": date.today().isoformat(), **facts})
+        "cases": {}, "tolerance_mm": job.protocol.tolerance_mm, "donor_before": job.donor_before,
+        "machine": machine, "date": date.today().isoformat(), **facts})
