@@ -13,8 +13,8 @@ from torch import nn
 
 from ..errors import ConfigurationError
 from ..peft.inject import attach, checked_layers
-from ..peft.low_rank import DecomposedLowRank, LowRankDelta, capped_rank
-from .base import ParameterEfficient
+from ..peft.low_rank import FACTORISATIONS, DecomposedLowRank, LowRankDelta, capped_rank
+from .base import COUNT, FLAG, POSITIVE, SHARE_BELOW_1, Limit, ParameterEfficient, one_of
 from .groups import Group, low_rank_targets
 from .plan import TrainingPlan, outside_decoder, trained_groups, without_encoder
 from .schedule import Schedule, Stage, constant
@@ -22,6 +22,14 @@ from .schedule import Schedule, Stage, constant
 Value = TypeVar("Value")
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _are_ranks(value: Any) -> bool:
+    return value is None or isinstance(value, Mapping) and all(COUNT.allows(rank) for rank in value.values())
+
+
+def _are_patterns(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(part, str) for part in value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,12 @@ class LoRA(ParameterEfficient):
     2402.12354). There the matrix on the output side is the faster one, here that is lora_A: LoRA+ is a ratio below 1.
     """
 
+    LIMITS = {
+        "rank": COUNT, "alpha": POSITIVE, "factorisation": one_of(*FACTORISATIONS), "encoder": FLAG,
+        "full_decoder": FLAG, "rank_stabilised": FLAG, "dropout": SHARE_BELOW_1, "lr_ratio": POSITIVE,
+        "ranks": Limit('patterns with ranks of at least 1, such as {"decoder.*": 16}', _are_ranks),
+        "targets": Limit('a list of patterns, such as ["decoder.*"]', _are_patterns)}
+
     rank: int = 8
     alpha: float = 16.0
     factorisation: str = "channel"
@@ -52,17 +66,10 @@ class LoRA(ParameterEfficient):
 
     def __post_init__(self):
         super().__post_init__()
-        name = type(self).__name__
-        if isinstance(self.targets, str) or not self.targets:
-            raise ConfigurationError(f"{name}: targets is {self.targets!r}; give a list of patterns, such as "
-                                     f'["decoder.*"].')
         object.__setattr__(self, "targets", tuple(self.targets))
-        if not 0 < self.lr_ratio < math.inf or not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"{name}: lr_ratio is {self.lr_ratio!r}, dropout {self.dropout!r}; lr_ratio must "
-                                     f"be above 0, dropout a probability below 1.")
         if self.full_decoder and not self.encoder:
-            raise ConfigurationError(f"{name}: full_decoder=True with encoder=False leaves nothing to adapt; use "
-                                     f"nnUNetTrainerDecoderOnly.")
+            raise ConfigurationError(f"{type(self).__name__}: full_decoder=True with encoder=False leaves nothing to "
+                                     f"adapt; use nnUNetTrainerDecoderOnly.")
 
     def _candidates(self, network: nn.Module) -> dict[str, nn.Module]:
         """Return weight name -> layer of what can be adapted: all but stem and heads, of encoder or decoder alone."""
@@ -139,13 +146,9 @@ class LPFT(LoRA):
     head_share: share of the epochs that train the heads alone; backward stops at the features meanwhile.
     """
 
-    head_share: float = 0.2
+    LIMITS = {"head_share": SHARE_BELOW_1}
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.head_share < 1:
-            raise ConfigurationError(f"LPFT: head_share is {self.head_share!r}; give a share of the epochs from 0 to "
-                                     f"below 1.")
+    head_share: float = 0.2
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return two stages: the heads, then everything that LoRA trains."""

@@ -56,15 +56,7 @@ def gradual_unfreezing(names: Sequence[str], *, epochs: int, direction: str = "o
         direction: "output_first" goes on with the decoder and ends at the image (ULMFiT); "input_first" goes on with
             the encoder at the image and ends at the decoder's output (Amiri 2020).
         max_stages: neighbours share a stage where there would be more. Where two stages fall on one epoch they merge.
-
-    Raises:
-        ConfigurationError: an argument is out of range.
     """
-    if direction not in DIRECTIONS:
-        raise ConfigurationError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}.")
-    if max_stages < 1 or epochs < 1 or not 0 <= open_by <= 1:
-        raise ConfigurationError(f"max_stages={max_stages}, epochs={epochs}, open_by={open_by}: the first two must be "
-                                 f"at least 1, open_by between 0 and 1.")
     head, rest = list(names[:1]), list(names[1:])
     if direction == "input_first":
         rest.reverse()
@@ -81,13 +73,7 @@ def dante_fractions(*, epochs: int, fraction: float = 0.5) -> tuple[tuple[int, f
 
     With E epochs and a share f frozen at first: every max(1, int(0.1 E)) epochs e the trainable share becomes
     min(1, (1 - f) + e / int(0.75 E)). Here f holds from epoch 0 for every E; there it is ignored for E below 20.
-
-    Raises:
-        ConfigurationError: epochs below 1 or fraction outside 0 to 1.
     """
-    if epochs < 1 or not 0 <= fraction <= 1:
-        raise ConfigurationError(f"epochs={epochs}, fraction={fraction}: epochs must be at least 1, fraction between "
-                                 f"0 and 1.")
     steps = []
     for epoch in range(0, epochs, max(1, int(0.1 * epochs))):
         steps.append((epoch, min(1.0, (1 - fraction) + epoch / max(1, int(0.75 * epochs)))))

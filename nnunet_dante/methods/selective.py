@@ -11,7 +11,7 @@ from ..errors import ConfigurationError
 from ..peft.convolution import CONVS
 from ..peft.inject import attach
 from ..peft.update import PointwiseDelta, has_centre
-from .base import Method, ParameterEfficient
+from .base import FLAG, POSITIVE, Method, ParameterEfficient
 from .groups import low_rank_targets, stem_modules
 from .plan import (
     TrainingPlan,
@@ -28,6 +28,8 @@ from .schedule import constant
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Method):
     """Train all weights, slower towards the input: factors fall linearly from 1 at the head (Dante's 0.1x to 1x)."""
+
+    LIMITS = {"input_lr_scale": POSITIVE}
 
     input_lr_scale: float = 0.1
 
@@ -76,6 +78,8 @@ class BitFit(ParameterEfficient):
     full_decoder: train the decoder in full besides (FSEFT does so for organs that are new, at a rate of 1e-4).
     """
 
+    LIMITS = {"full_decoder": FLAG}
+
     lr: float = 1e-2
     full_decoder: bool = False
 
@@ -90,6 +94,8 @@ class NormAffine(ParameterEfficient):
 
     full_decoder: train the decoder in full besides (FSEFT does so for organs that are new, at a rate of 1e-4).
     """
+
+    LIMITS = {"full_decoder": FLAG}
 
     lr: float = 1e-2
     full_decoder: bool = False
@@ -110,6 +116,8 @@ class ConvAdapter(ParameterEfficient):
 
     full_decoder: train the decoder in full instead (FSEFT does so for organs that are new, at a rate of 1e-4).
     """
+
+    LIMITS = {"full_decoder": FLAG}
 
     lr: float = 1e-2
     full_decoder: bool = False

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .base import Method
+from .base import COUNT, SHARE, Method, one_of
 from .groups import Group
 from .plan import TrainingPlan, trained_groups
-from .schedule import Schedule, Stage, dante_fractions, gradual_unfreezing
+from .schedule import DIRECTIONS, Schedule, Stage, dante_fractions, gradual_unfreezing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,8 @@ class GradualUnfreezing(Method):
     direction: "output_first" opens head, decoder from the output inwards, bottleneck, encoder; "input_first" opens
     head, encoder from the input inwards, bottleneck, decoder. open_by: share of the epochs after which all is open.
     """
+
+    LIMITS = {"direction": one_of(*DIRECTIONS), "max_stages": COUNT, "open_by": SHARE}
 
     direction: str = "output_first"
     max_stages: int = 7
@@ -41,6 +43,8 @@ class DanteGradualUnfreezing(Method):
     frozen at first. Shares of blocks are not shares of weights (half the blocks of a default network hold nearly three
     quarters of them). Source: dante-trainer 1.0.3b3, arXiv 2605.03602.
     """
+
+    LIMITS = {"fraction": SHARE}
 
     fraction: float = 0.5
 

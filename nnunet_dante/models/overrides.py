@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,10 +12,12 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..methods import Method
+from ..methods.base import COUNT
 
 OVERRIDES = {"epochs": int, "iterations": int, "val_iterations": int, "lr": float, "rank": int, "alpha": float}
-"""Those with an option of their own on the command line; they must be positive."""
+"""Those with an option of their own on the command line."""
 
+_SEARCH_PATH = "nnUNet_extTrainer"
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
           dict: 'JSON such as {"a": 1}', list: "a list such as a,b"}
 
@@ -24,32 +27,31 @@ def known_overrides() -> dict[str, type]:
     found: dict[str, type] = dict(OVERRIDES)
     for method in _methods(Method):
         try:
-            hints = typing.get_type_hints(method)
+            # nnU-Net's search forgets the modules it imports; the names in them are still those of their functions.
+            hints = typing.get_type_hints(method, localns=getattr(method.__init__, "__globals__", None))
         except NameError:  # a user's method, whose hints name what its module does not import
             continue
-        for field in dataclasses.fields(method):
-            if field.name != "uses_start_weights" and (kind := _kind(hints[field.name])) in _KINDS:
-                found.setdefault(field.name, kind)
+        for name in _options(method):
+            if name != "uses_start_weights" and (kind := _kind(hints[name])) in _KINDS:
+                found.setdefault(name, kind)
     return found
 
 
 def checked_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given values (None counts as not given), each of its kind and accepted by a method that has it.
 
+    A name that is not known yet is looked up in the user's own trainers, below nnUNet_extTrainer.
+
     Raises:
         ConfigurationError: an unknown name, or a value of the wrong kind or out of range.
     """
-    known, checked = known_overrides(), {}
+    known, checked = _known_with_own(overrides), dict[str, Any]()
     for name, value in overrides.items():
         if name not in known:
             raise ConfigurationError(f"Override {name!r} is unknown; allowed are {', '.join(sorted(known))}.")
-        if value is None:
-            continue
-        checked[name] = _of_kind(name, value, known[name])
-        for method in _methods(Method):  # the first is the one that brought the option in
-            if name in {field.name for field in dataclasses.fields(method)}:
-                dataclasses.replace(method(), **{name: checked[name]})
-                break
+        if value is not None:
+            checked[name] = _of_kind(name, value, known[name])
+            _refuse_out_of_range(name, checked[name])
     return checked
 
 
@@ -59,14 +61,66 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigurationError: as `checked_overrides`, or a text without =, or the same key twice.
     """
-    known, found = known_overrides(), dict[str, Any]()
+    found = dict[str, str]()
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or name in found:
             raise ConfigurationError(f"--set {text!r} " + ("sets a key for the second time; give each once."
                                                            if equals else "is not KEY=VALUE, such as l2_sp=0.01."))
-        found[name] = _parsed(name, value, known.get(name, str))
-    return checked_overrides(found)
+        found[name] = value
+    known = _known_with_own(found)
+    return checked_overrides({name: _parsed(name, text, known.get(name, str)) for name, text in found.items()})
+
+
+def _known_with_own(names: Iterable[str]) -> dict[str, type]:
+    """Return `known_overrides`, after importing the user's trainers if one of `names` is not among them."""
+    known = known_overrides()
+    if any(name not in known for name in names):
+        _import_own_trainers()
+        known = known_overrides()
+    return known
+
+
+_own_methods: list[type[Method]] = []  # nnU-Net's search forgets the modules it imports, and their classes with them
+
+
+def _import_own_trainers() -> None:
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    for folder in filter(os.path.isdir, os.environ.get(_SEARCH_PATH, "").split(os.pathsep)):
+        try:
+            # No class has this name, so the search imports every module.
+            recursive_find_python_class(folder, "every module", None, folder, cleanup_imports_from_base_folder=True)
+        except Exception as error:  # whatever a user's module raises
+            raise ConfigurationError(f"a trainer below {folder} ({_SEARCH_PATH}) cannot be imported: "
+                                     f"{type(error).__name__}: {error}. nnU-Net could not use it either; mend it, or "
+                                     f"take the folder out of {_SEARCH_PATH}.") from error
+    _own_methods[:] = _methods(Method)
+
+
+def _refuse_out_of_range(name: str, value: Any) -> None:
+    """Refuse a value that no method accepts which brought the option in; methods derived from it have it too."""
+    if name in ("iterations", "val_iterations") and not COUNT.allows(value):
+        raise ConfigurationError(f"Override {name} is {value!r}; give {COUNT.text}.")
+    errors: list[ConfigurationError] = []
+    for method in _methods(Method):
+        if name not in _options(method) or any(name in _options(base) for base in method.__bases__):
+            continue
+        try:
+            method.check(name, value)
+            if not any(required and other != name for other, required in _options(method).items()):
+                method(**{name: value})
+            return
+        except ConfigurationError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _options(method: type) -> dict[str, bool]:
+    """Return option -> whether the method cannot be made without it."""
+    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+    return {f.name: f.default is f.default_factory is dataclasses.MISSING for f in fields if f.init}
 
 
 def _parsed(name: str, text: str, kind: type) -> Any:
@@ -90,14 +144,11 @@ def _of_kind(name: str, value: Any, kind: type) -> Any:
         value = list(value)  # as JSON has it
     elif not isinstance(value, kind) or kind in (int, float):
         raise _wrong(name, value, kind)
-    if name in OVERRIDES and not value > 0:
-        raise _wrong(name, value, kind)
     return value
 
 
 def _wrong(name: str, value: Any, kind: type) -> ConfigurationError:
-    wanted = _KINDS[kind] if name not in OVERRIDES else f"a positive {'whole ' if kind is int else ''}number"
-    return ConfigurationError(f"Override {name} is {value!r}; it must be {wanted}.")
+    return ConfigurationError(f"Override {name} is {value!r}; it must be {_KINDS[kind]}.")
 
 
 def _kind(hint: Any) -> Any:

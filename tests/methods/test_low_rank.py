@@ -90,7 +90,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_names(option):
 
 @pytest.mark.parametrize(("options", "named"), [
     ({"targets": "decoder.*"}, "targets is 'decoder"), ({"targets": ()}, "targets"), ({"lr_ratio": 0}, "lr_ratio is 0"),
-    ({"dropout": 1}, "dropout 1"), ({"full_decoder": True, "encoder": False}, "nnUNetTrainerDecoderOnly")])
+    ({"dropout": 1}, "dropout is 1"), ({"full_decoder": True, "encoder": False}, "nnUNetTrainerDecoderOnly")])
 def test_options_that_cannot_work_are_refused(options, named):
     with pytest.raises(ConfigurationError, match=named):
         LoRA(**options)

@@ -41,13 +41,6 @@ def test_the_direction_decides_which_end_opens_first():
     assert first == ("head", "encoder.0", "encoder.1")
 
 
-@pytest.mark.parametrize(("options", "named"), [({"direction": "sideways"}, "'sideways'"), ({"epochs": 0}, "epochs=0"),
-                                               ({"open_by": 2}, "open_by=2"), ({"max_stages": 0}, "max_stages=0")])
-def test_bad_options_are_named(options, named):
-    with pytest.raises(ConfigurationError, match=named):
-        gradual_unfreezing(NAMES, **({"epochs": 10} | options))
-
-
 def test_dante_fractions_are_those_of_its_formula():
     """E = 200, f = 0.5: 0.63 at 20, 0.77 at 40, 0.90 at 60, all at 80 (dante-trainer 1.0.3b3)."""
     found = dante_fractions(epochs=200)

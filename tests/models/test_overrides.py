@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
 
 from nnunet_dante import methods
 from nnunet_dante.errors import ConfigurationError
-from nnunet_dante.methods import LoRA, Method
+from nnunet_dante.methods import DanteGradualUnfreezing, LoRA, Method
+from nnunet_dante.methods.base import SHARE
 from nnunet_dante.models.overrides import OVERRIDES, checked_overrides, known_overrides, parse_overrides
 from nnunet_dante.models.settings import new_dante_block, read_dante_block, with_overrides
 from nnunet_dante.transfers.plans import merge_plans
@@ -52,7 +55,7 @@ def test_texts_become_values_of_the_options_kind(text, value):
     (["l2_sp=nan"], "it must be a number"), (["l2_sp=-1"], "l2_sp is -1.0; give 0"),
     (["stop_patience=2.5"], "stop_patience is '2.5'; it must be a whole number"),
     (["encoder=1"], "encoder is '1'; it must be true or false"), (["size_margin=1"], "size_margin is 1.0; give a share"),
-    (["epochs=0"], "epochs is 0; it must be a positive whole number"), (["uses_start_weights=true"], "is unknown")])
+    (["epochs=0"], "epochs is 0; give a whole number of at least 1"), (["uses_start_weights=true"], "is unknown")])
 def test_what_is_wrong_is_named(texts, message):
     with pytest.raises(ConfigurationError, match=message):
         parse_overrides(texts)
@@ -64,6 +67,88 @@ def test_what_is_wrong_is_named(texts, message):
 def test_values_of_another_kind_are_refused(name, value):
     with pytest.raises(ConfigurationError, match=f"Override {name} is .*; it must be"):
         checked_overrides({name: value})
+
+
+@pytest.mark.parametrize("text", [
+    "direction=sideways", "max_stages=0", "open_by=1.1", "fraction=7", "weight_decay=-1", "warmup_epochs=-1", "lr=0",
+    "input_lr_scale=-1", "head_share=1", "dropout=1", "lr_ratio=0", "alpha=-1", "rank=0", "factorisation=tucker",
+    'ranks={"decoder.*": 0}', "targets=[1]", "size_margin=1", "size_prior=-1", "size_images=", "ewc=-1",
+    "stop_patience=-1", "iterations=0", "val_iterations=-3"])
+def test_a_value_out_of_range_is_refused_before_anything_is_written(text):
+    name, _, value = text.partition("=")
+    with pytest.raises(ConfigurationError, match=rf"{name} is .*; give "):
+        parse_overrides([text])
+
+
+def test_every_option_of_every_method_has_its_limits():
+    for method in all_methods():
+        without = {field.name for field in dataclasses.fields(method)} - method.limits().keys()
+        assert not without, f"{method.__name__} takes any value for {without}"
+        method()  # the defaults are within
+
+
+def test_an_option_with_two_meanings_is_checked_by_those_that_brought_it_in():
+    @dataclass(frozen=True, kw_only=True)
+    class Percent(Method):
+        fraction: float = 50.0
+
+    assert checked_overrides({"fraction": 70.0}) == {"fraction": 70.0}
+    with pytest.raises(ConfigurationError, match="fraction is 7.0; give a share"):
+        DanteGradualUnfreezing().with_overrides({"fraction": 7.0})
+    del Percent
+    gc.collect()
+
+
+def test_a_method_that_needs_an_option_is_checked_without_being_made():
+    @dataclass(frozen=True, kw_only=True)
+    class Needy(LoRA):
+        LIMITS = {"needed_share": SHARE}
+        needed: int
+        needed_share: float = 0.5
+
+    assert parse_overrides(["needed_share=0.25", "needed=3"]) == {"needed_share": 0.25, "needed": 3}
+    assert Needy(needed=1).with_overrides({"needed": 3}).needed == 3
+    with pytest.raises(ConfigurationError, match="Needy: needed_share is 2.0; give a share"):
+        parse_overrides(["needed_share=2"])
+
+
+OWN_TRAINER = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from nnunet_dante.methods import LoRA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(LoRA):
+    own_share: Optional[float] = None
+
+
+class nnUNetTrainerOwn:
+    method = Own()
+"""
+
+
+def test_options_of_trainers_below_nnunets_search_path_are_known_without_importing_them_first(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "__init__.py").write_text("")
+    (tmp_path / "below" / "own_trainer_of_a_test.py").write_text(OWN_TRAINER)
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    with pytest.raises(ConfigurationError, match="'own_share' is unknown"):
+        parse_overrides(["own_share=0.5"])
+    monkeypatch.setenv("nnUNet_extTrainer", f"/not/there{os.pathsep}{tmp_path}")
+    assert parse_overrides(["own_share=0.5"]) == {"own_share": 0.5}
+    gc.collect()
+    assert checked_overrides({"own_share": 0.5}) == {"own_share": 0.5}
+
+
+def test_a_broken_file_in_nnunets_search_path_is_named(tmp_path, monkeypatch):
+    (tmp_path / "broken_trainer_of_a_test.py").write_text("import nothing_of_this_name")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="nnUNet_extTrainer.*nothing_of_this_name"):
+        parse_overrides(["unknown=1"])
 
 
 def test_options_of_the_users_own_methods_are_known_once_imported():

@@ -26,9 +26,9 @@ def test_plans_without_a_block_are_the_defaults():
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [
-    ("epoch", 3, "'epoch' is unknown; allowed are"), ("epochs", 0, "positive whole number"),
-    ("epochs", 2.5, "positive whole number"), ("rank", True, "positive whole number"),
-    ("lr", -1.0, "positive number"), ("lr", float("nan"), "positive number"), ("alpha", "4", "positive number")])
+    ("epoch", 3, "'epoch' is unknown; allowed are"), ("epochs", 0, "a whole number of at least 1"),
+    ("epochs", 2.5, "must be a whole number"), ("rank", True, "must be a whole number"),
+    ("lr", -1.0, "a number above 0"), ("lr", float("nan"), "must be a number"), ("alpha", "4", "must be a number")])
 def test_bad_overrides(name, value, message):
     with pytest.raises(ConfigurationError, match=message):
         checked_overrides({name: value})

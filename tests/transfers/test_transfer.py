@@ -270,7 +270,7 @@ def test_primus_keeps_what_does_not_depend_on_the_labels(place, trainer):
     ({"plans_name": "../x"}, ConfigurationError, "The plans name is '../x'"),
     ({"intensity": "both"}, ConfigurationError, "choose 'donor' or 'target'"),
     ({"invert": ["T2"]}, ConfigurationError, "has the channels MRI"),
-    ({"overrides": {"epochs": 0}}, ConfigurationError, "positive whole number"),
+    ({"overrides": {"epochs": 0}}, ConfigurationError, "a whole number of at least 1"),
     ({"checkpoint": "checkpoint_best.pth"}, DonorError, "it holds fold_0/checkpoint_final.pth"),
 ])
 def test_bad_options_write_nothing(place, options, error, message):
