@@ -94,13 +94,15 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options) -> None:
     """Write folds of K training cases each, nested and drawn several times, with one validation set for all."""
     from .datasets.shots import ALL, write_shots
+    from .training.launch import train_command
 
     # The option parser gives an option one value; those after it arrive as arguments.
     words = [word for text in (*shots, *more) for word in text.split(",") if word]
     if wrong := [word for word in words if word != ALL and not word.isdecimal()]:
         raise click.BadParameter(f"{wrong[0]!r} is neither a number nor the word {ALL}.", param_hint="-k")
     drawn = write_shots(dataset, [word if word == ALL else int(word) for word in words], **options)
-    click.echo(f"{drawn}\nTrain one with: nnunet-dante train {drawn.dataset} CONFIGURATION FOLD -p PLANS -tr TRAINER")
+    command = train_command(drawn.dataset, "CONFIGURATION", "FOLD", plans="PLANS", trainer="TRAINER")
+    click.echo(f"{drawn}\nTrain one with: {command}")
 
 
 @main.command()

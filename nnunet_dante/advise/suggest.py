@@ -16,6 +16,7 @@ from ..datasets.dataset import INTENSITY, Target, open_target
 from ..errors import ConfigurationError
 from ..models.donor import Donor, open_donor
 from ..models.network import build_network
+from ..training.launch import device_option, train_command
 from ..transfers.plans import PlansReport
 from ..transfers.report import MAX_SPACING_RATIO
 from ..transfers.transfer import fit
@@ -126,8 +127,8 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
                       "--rank": rank, "--alpha": 2 * rank if rank else None,
                       "--set": f"direction={rule.order}" if rule.trainer == "nnUNetTrainerGradualUnfreezing" else None},
                       inverted, trust),
-                  shlex.join(["nnunet-dante", "train", str(int(target.name[7:10])), donor.configuration, used, "-p",
-                              "nnUNetDantePlans", "-tr", rule.trainer])))
+                  train_command(target.name, donor.configuration, used, plans="nnUNetDantePlans",
+                                trainer=rule.trainer)))
 
 
 def _training_cases(target: Target, fold: int | str | None) -> tuple[str, tuple[str, ...]]:
@@ -182,7 +183,7 @@ def _has_rank(trainer: str) -> bool:
 def _predict_command(source: Path, donor: Donor) -> str:
     model = str(source) if (source / "plans.json").is_file() else "MODEL_FOLDER"
     command = ["nnUNetv2_predict_from_modelfolder", "-i", "IMAGES", "-o", "OUTPUT", "-m", model, "-f", donor.fold,
-               "-chk", donor.checkpoint_name]
+               "-chk", donor.checkpoint_name, *device_option()]
     return f"{shlex.join(command)}   # labels are numbered as in the donor's dataset.json"
 
 
@@ -190,5 +191,5 @@ def _transfer_command(target: Target, source: PathLike, options: Mapping[str, An
                       trust: bool) -> str:
     given = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
     given += [word for name in inverted for word in ("--invert", name)]
-    return shlex.join(["nnunet-dante", "transfer", str(source), "-d", str(int(target.name[7:10])), "--preprocess",
+    return shlex.join(["nnunet-dante", "transfer", str(source), "-d", target.name, "--preprocess",
                        *given, *["--trust"] * trust])

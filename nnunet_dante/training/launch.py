@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,21 @@ def export_line() -> str:
     if os.name == "nt":
         return f'$env:{VARIABLE} = "{search_path()}"'
     return f'export {VARIABLE}="{search_path()}"'
+
+
+def device_option() -> tuple[str, ...]:
+    """Return the `-device` words that a printed command needs on this machine; none where torch finds a CUDA GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ()
+    return "-device", "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def train_command(dataset: str, configuration: str, fold: str, *, plans: str, trainer: str) -> str:
+    """Return the training command as it is printed. `dataset` is the full name, as two data sets may share a number."""
+    return shlex.join(["nnunet-dante", "train", dataset, configuration, fold, "-p", plans, "-tr", trainer,
+                       *device_option()])
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from .. import __version__
+from ..training.launch import train_command
 from .plans import PlansReport
 from .surgery import NameReport
 
@@ -95,8 +96,9 @@ class TransferReport:
         yield "Next:"
         if self.preprocess:
             yield f"  {self.preprocess}"
-        yield (f"  nnunet-dante train {self.dataset[7:10]} {self.configuration} {self.fold} -tr nnUNetTrainerLoRA "
-               f"-p {self.plans_name}")
+        command = train_command(self.dataset, self.configuration, self.fold, plans=self.plans_name,
+                                trainer="nnUNetTrainerLoRA")
+        yield f"  {command}"
 
 
 def _row(name: str, text: str) -> str:

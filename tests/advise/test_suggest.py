@@ -127,7 +127,7 @@ def test_one_case_is_trained_with_fold_all(data, skilled_donor):
     data(n_cases=1)
     found = suggest(skilled_donor, 901)
     assert (found.situation.cases, found.fold, found.probed) == (1, "all", ("case_000",))
-    assert " 901 3d_fullres all " in found.commands[-1]
+    assert " Dataset901_Tiny 3d_fullres all " in found.commands[-1]
 
 
 SPLITS = [{"train": ["case_001"], "val": ["case_000"]}, {"train": ["case_001", "case_002"], "val": ["case_000"]}]
@@ -154,8 +154,8 @@ def test_command_line_prints_commands_that_parse(data, skilled_donor):
     done = CliRunner().invoke(main, ["suggest", "-d", "901", "--from", str(skilled_donor), "-c", "3d_fullres"])
     assert done.exit_code == 0, done.output
     transfer = shlex.split(done.output.splitlines()[-2])
-    assert transfer == ["nnunet-dante", "transfer", str(skilled_donor), "-d", "901", "--preprocess", "-c", "3d_fullres",
-                        "--rank", "16", "--alpha", "32", "--invert", "MRI"]
+    assert transfer == ["nnunet-dante", "transfer", str(skilled_donor), "-d", "Dataset901_Tiny", "--preprocess", "-c",
+                        "3d_fullres", "--rank", "16", "--alpha", "32", "--invert", "MRI"]
     assert main.commands["transfer"].make_context("transfer", transfer[2:])
     assert "spacing    1.00 x 1.00 x 1.00 times the donor's" in done.output
     assert "MRI: foreground mean +2.00 standard deviations from the donor's; ZScoreNormalization takes" in done.output

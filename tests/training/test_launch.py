@@ -1,5 +1,7 @@
 import os
 
+import torch
+
 from nnunet_dante.training import launch
 
 
@@ -24,3 +26,15 @@ def test_nnunets_own_search_finds_every_trainer(monkeypatch):
     monkeypatch.setenv(launch.VARIABLE, launch.search_path())
     for name in [n for n in dir(trainers) if n.startswith("nnUNetTrainer") and n != "nnUNetTrainer"]:
         assert recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
+
+
+def test_printed_commands_name_the_device_where_torch_finds_no_cuda_gpu(monkeypatch):
+    def printed(cuda: bool, mps: bool) -> str:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        return launch.train_command("Dataset1234_Mine", "2d", "all", plans="P", trainer="nnUNetTrainerLoRA")
+
+    command = "nnunet-dante train Dataset1234_Mine 2d all -p P -tr nnUNetTrainerLoRA"
+    assert printed(cuda=True, mps=False) == command
+    assert printed(cuda=False, mps=True) == f"{command} -device mps"
+    assert printed(cuda=False, mps=False) == f"{command} -device cpu"

@@ -168,7 +168,7 @@ def test_report_is_printed_saved_and_names_no_path(place):
     for part in ("matched: background, lesion, organ", "new: vessel", "sha256", "ratio 0.333 x 1 x 1", "batch 4",
                  "mirroring  axes 0, 1, 2", "ZScoreNormalization (donor's)", "epochs 3", "leave one case out",
                  "nnUNetv2_preprocess -d 901 -plans_name nnUNetDantePlans -c 3d_fullres -np 1",
-                 "nnunet-dante train 901 3d_fullres 0 -tr nnUNetTrainerLoRA -p nnUNetDantePlans"):
+                 "nnunet-dante train Dataset901_Tiny 3d_fullres 0 -p nnUNetDantePlans -tr nnUNetTrainerLoRA"):
         assert part in text
     assert data["labels"]["new"] == ["vessel"]
     assert data["warnings"] == list(report.warnings)
@@ -228,7 +228,7 @@ def test_one_case_is_told_to_train_fold_all(place):
     place = place(n_cases=1)
     text = str(transfer(place.donor(), place.dataset))
     assert "train with fold `all`" in text
-    assert "nnunet-dante train 901 3d_fullres all -tr" in text
+    assert "nnunet-dante train Dataset901_Tiny 3d_fullres all -p" in text
 
 
 def test_trainers_that_replace_the_network_are_named(place):
