@@ -44,7 +44,8 @@ class _Sparing:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.layer
-        if not torch.is_grad_enabled():
+        unbatched = x.ndim < weight.ndim  # (in, *space), which torch takes as well
+        if unbatched or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return type(layer)._conv_forward(layer, x, weight, bias)
         centre = self._centre()
         weight = weight if centre is None else weight.detach()
@@ -72,7 +73,7 @@ class _Sparing:
 
 def _ends_without_gradient(x: Tensor) -> bool:
     """Whether x is a concatenation of two tensors, of which the first alone wants a gradient."""
-    if torch.compiler.is_compiling() or x.grad_fn is None:  # a traced tensor shows no grad_fn
+    if x.grad_fn is None:
         return False
     wanted = [node is not None for node, _ in x.grad_fn.next_functions]
     return x.grad_fn.name() == "CatBackward0" and wanted == [True, False]

@@ -144,7 +144,7 @@ def _merged(module: nn.Module) -> torch.Tensor:
 
 def _by_prefix(network: nn.Module, prefix: str) -> dict[str, nn.Module]:
     """Return key prefix -> adapted module, for every alias."""
-    return {f"{prefix}{name}.".replace("..", "."): module
+    return {f"{prefix}{name}." if name else prefix: module  # without a name: the network itself is the layer
             for name, module in network.named_modules(remove_duplicate=False) if _is_adapted(module)}
 
 

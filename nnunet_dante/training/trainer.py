@@ -37,7 +37,7 @@ from ..methods import Method, ParameterEfficient
 from ..methods.groups import stem_modules
 from ..models.checkpoint import save_atomically, unique_tensors, weights_sha256
 from ..models.settings import read_dante_block
-from ..peft.audit import audit_gradients
+from ..peft.audit import audit_on_small_patch
 from ..peft.inject import adapted, load_split
 from ..types import StateDict
 from .guards import StoppingMixin
@@ -106,9 +106,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
         method.adapt(network)
         self.training_plan = method.plan(network)
         self.training_plan.restrict(network)
-        patch = torch.rand((1, self.num_input_channels, *self.configuration_manager.patch_size),
-                           generator=torch.Generator().manual_seed(0))
-        self.audit = audit_gradients(network, patch.to(self.device))
+        self.audit = audit_on_small_patch(network, self.num_input_channels, self.configuration_manager.patch_size)
         self.print_to_log_file(f"{self.run_method}\n{self.audit}\n{self.training_plan.table()}", add_timestamp=False)
         self._warn_of_new_channels(network)
         self.training_plan.set_stage(0)

@@ -51,6 +51,23 @@ def test_output_and_gradients_are_the_stock_layers(dim, options, input_requires_
         assert got.shape == true.shape and torch.allclose(got, true)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_input_without_a_batch_axis_is_taken_as_torch_takes_it(dim):
+    conv, update = adapted(dim, padding=1)
+    x = torch.rand(4, *[7, 8, 9][:dim], dtype=torch.float64, requires_grad=True)
+    y, expected = conv(x), stock(conv, x)
+    assert y.shape == (6, *x.shape[1:]) and torch.equal(y, expected)
+    for got, true in zip(*(torch.autograd.grad(z.square().sum(), (x, update.pointwise)) for z in (y, expected))):
+        assert torch.equal(got, true)
+
+
+def test_an_empty_batch_is_taken_too():
+    conv, update = adapted(2, padding=1)
+    y = conv(torch.rand(0, 4, 5, 5, dtype=torch.float64))
+    y.sum().backward()
+    assert y.shape == (0, 6, 5, 5) and not update.pointwise.grad.any()
+
+
 def test_gradcheck():
     conv, update = adapted(2, padding=1, stride=2)
     x = torch.rand(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
@@ -213,3 +230,18 @@ def test_one_graph_forward_and_backward_under_compile(method):
     trained = [p for p in network.parameters() if p.requires_grad]
     got, true = (torch.autograd.grad(sum(y.square().mean() for y in run(x)), trained) for run in (compiled, network))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, true))
+
+
+@pytest.mark.parametrize("method", [ConvAdapter(), BitFit(), DecoderOnly()], ids=repr)
+def test_a_compiled_graph_holds_torchs_own_convolutions(method):
+    """Some versions of torch split graphs for DDP and refuse a function with a backward of its own inside."""
+    torch._dynamo.reset()
+    network, seen = tiny.plain_unet(2), []
+    prepared(method, network)
+
+    def look(graph, _):
+        seen.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    torch.compile(network, backend=look, fullgraph=True)(torch.rand(2, 1, 16, 16))
+    assert torch.conv2d in seen and not any("autograd_function" in str(target) for target in seen)

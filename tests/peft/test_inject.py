@@ -221,6 +221,24 @@ def test_every_layer_kind(kind, dim, options, update):
     assert torch.equal(output(network, x), live)
 
 
+@pytest.mark.parametrize(("kind", "dim", "options"), LAYERS)
+def test_a_layer_can_be_the_whole_network(kind, dim, options):
+    torch.manual_seed(0)
+    layer = getattr(nn, kind)(8, 8, *([3] if dim else []), **options)
+    stock, x = copy.deepcopy(layer), torch.rand(2, 8, *[9] * dim)
+    assert inject(layer, [layer], rank=1) == ("weight",)
+    assert list(layer.state_dict()) == list(stock.state_dict())
+    assert list(nn.ModuleDict({"module": layer}).state_dict()) == [f"module.{key}" for key in stock.state_dict()]
+    stir(layer)
+    stock.load_state_dict(layer.state_dict())
+    live = output(layer, x)
+    assert torch.equal(output(stock, x), live)
+    layer.load_state_dict(layer.state_dict())
+    assert torch.equal(base_weights(layer)["weight"], stock.weight) and not layer.parametrizations.weight[0].delta().any()
+    merge(layer)
+    assert torch.equal(output(layer, x), live) and is_stock(layer, stock)
+
+
 @pytest.mark.parametrize("update", [LowRankDelta, DecomposedLowRank])
 def test_dropout_acts_in_training_only_and_never_on_the_stock_weights(update):
     torch.manual_seed(0)
