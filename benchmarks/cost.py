@@ -92,7 +92,9 @@ class Contender:
         self.trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4)
         self.scaler = torch.amp.GradScaler(device, enabled=amp and device == "cuda")
-        self.run = torch.compile(self.network) if compiled else self.network
+        # From the ninth network on torch would run the others uncompiled; fullgraph turns that into an error.
+        torch._dynamo.config.cache_size_limit = 1000
+        self.run = torch.compile(self.network, fullgraph=True) if compiled else self.network
 
     def step(self, x: Tensor) -> None:
         with torch.autocast(self.device, enabled=self.amp), torch.set_grad_enabled(not self.forward_only):

@@ -2,7 +2,7 @@
 
     python benchmarks/gradient_side.py OUT      # OUT: written by benchmarks/hippocampus/prepare.py
 
-Takes the donor of Dataset841 and development cases of Dataset845, changes images or labels of their patches, and
+Takes the donor OUT/donors/source and development cases of Dataset845, changes images or labels of their patches, and
 measures what `nnunet-dante suggest` measures, on four times three cases. Writes results/gradient_side.json: the borders
 in nnunet_dante/advise/rules.py come from it. No case of the benchmark's test sets is used.
 """
@@ -68,7 +68,7 @@ def main() -> None:
     from nnunet_dante.models.network import build_network
 
     torch.set_num_threads(1)
-    donor, target = open_donor(out / "nnUNet_results" / "Dataset841_HippocampusSource"), open_target(845)
+    donor, target = open_donor(out / "donors" / "source"), open_target(845)
     network, known = build_network(donor.plans, donor.dataset_json, donor.configuration), ["Anterior", "Posterior"]
     network.load_state_dict(donor.weights)
     names = sorted(target.cases)[:GROUPS * CASES]

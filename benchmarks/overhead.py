@@ -29,15 +29,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
 
-import pytest  # noqa: E402
-import tiny  # noqa: E402
 import torch  # noqa: E402
+from running import Prepared, prepare  # noqa: E402
 
 from nnunet_dante.training.launch import VARIABLE, search_path  # noqa: E402
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerFineTune", "nnUNetTrainerLoRA", "nnUNetTrainerGradualUnfreezing")
-MODULES = {"inspect": "nnunet.inspect", "adapter extract": "nnunet.adapter", "adapter apply": "nnunet.adapter",
-           "adapter remove": "nnunet.adapter", "export": "dafne.export", "import": "dafne.importer"}
+MODULES = {"inspect": "command.inspect", "adapter extract": "adapters.adapter", "adapter apply": "adapters.adapter",
+           "adapter remove": "adapters.adapter", "export": "dafne.export", "import": "dafne.importer"}
 LARGE = {"features": (32, 64, 128, 256, 320, 320), "patch": (64, 64, 64)}
 
 # Runs nnUNetv2_train, and ends after the first training step.
@@ -78,23 +77,15 @@ def copying(paths: Sequence[Path], to: Path) -> float:
     return perf_counter() - start
 
 
-def prepared(root: Path, **donor: Any) -> tuple[Path, str]:
-    """Return a donor and the name of a data set that it was transferred to."""
-    from nnunet_dante.transfers.transfer import transfer
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            (root / name).mkdir(parents=True)
-            patch.setenv(name, str(root / name))
-        model = tiny.write_model_folder(root / "nnUNet_results", **donor)
-        dataset = tiny.write_raw_dataset(root / "nnUNet_raw", n_cases=5, shape=(48, 48, 48))
-        transfer(model, dataset, preprocess=True, num_processes=1,
-                 overrides={"epochs": 1, "iterations": 1, "val_iterations": 1})
-    return model, dataset
+def prepared(root: Path, **donor: Any) -> Prepared:
+    """Transfer a donor with these options of tiny.py to a data set of five synthetic images."""
+    root.mkdir()
+    return prepare(root, donor_options=donor, n_cases=5, shape=(48, 48, 48),
+                   overrides={"epochs": 1, "iterations": 1, "rank": 8, "alpha": 16.0})
 
 
 def training_rows(root: Path, rounds: int) -> list[dict[str, Any]]:
-    _, dataset = prepared(root, features=(32, 64, 128, 256), patch=(32, 32, 32))
+    dataset = prepared(root, features=(32, 64, 128, 256), patch=(32, 32, 32)).dataset
     plans = root / "nnUNet_preprocessed" / dataset / "nnUNetDantePlans.json"
     content = json.loads(plans.read_text())
     del content["dante"]["overrides"]["val_iterations"]  # nnU-Net's 50
@@ -122,7 +113,7 @@ def training_rows(root: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def command_rows(root: Path, rounds: int) -> list[dict[str, Any]]:
-    model, dataset = prepared(root, **LARGE)
+    dataset = prepared(root, **LARGE).dataset
     folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     train = [sys.executable, "-m", "nnunetv2.run.run_training", dataset, "3d_fullres", "0", "-tr", "nnUNetTrainerLoRA",
              "-p", "nnUNetDantePlans", "-device", "cpu"]

@@ -39,8 +39,8 @@ class Prepared:
 
 
 def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str = "PlainConvUNet", labels=None,
-            values=(2, 1, 3), **options) -> Prepared:
-    """Write a donor and a raw data set, transfer, and preprocess."""
+            values=(2, 1, 3), donor_options=None, overrides=None, **options) -> Prepared:
+    """Write a donor and a raw data set (`donor_options`, `options`: of tiny.py), transfer, and preprocess."""
     from nnunet_dante.transfers.transfer import transfer
 
     with pytest.MonkeyPatch.context() as patch:
@@ -49,10 +49,11 @@ def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str 
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (root / name).mkdir()
             patch.setenv(name, str(root / name))
-        donor = tiny.write_model_folder(root / "nnUNet_results", configuration=configuration, architecture=architecture)
+        donor = tiny.write_model_folder(root / "nnUNet_results", configuration=configuration, architecture=architecture,
+                                        **(donor_options or {}))
         dataset = tiny.write_raw_dataset(root / "nnUNet_raw", labels=labels or TARGET_LABELS, values=values, **options)
         transfer(donor, dataset, preprocess=True, num_processes=1,
-                 overrides={"epochs": 3, "iterations": 2, "val_iterations": 1, "rank": 2, "alpha": 4.0})
+                 overrides={"epochs": 3, "iterations": 2, "val_iterations": 1, "rank": 2, "alpha": 4.0} | (overrides or {}))
     return Prepared(root, dataset, donor)
 
 
