@@ -53,6 +53,8 @@ def demo(out: Path, data: Path | None) -> None:
               help="Whose intensity statistics CT normalisation uses.")
 @click.option("--invert", multiple=True, metavar="CHANNEL",
               help="Channel whose bright and dark are exchanged against the donor's images; repeatable.")
+@click.option("--mirroring", type=click.Choice(["donor", "none", "all"]), default="donor", show_default=True,
+              help="Axes along which training and prediction mirror images; none where labels tell left from right.")
 @click.option("--preprocess", is_flag=True, help="Run nnUNetv2_preprocess afterwards.")
 @click.option("--epochs", type=click.IntRange(1), help="Override of the trainers' number; so are the next five.")
 @click.option("--iterations", type=click.IntRange(1), help="Training steps an epoch.")

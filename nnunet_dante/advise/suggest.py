@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from ..errors import ConfigurationError
 from ..models.donor import Donor, open_donor
 from ..models.network import build_network
 from ..training.launch import device_option, train_command
+from ..transfers.mirroring import describe_axes
 from ..transfers.plans import PlansReport
 from ..transfers.report import MAX_SPACING_RATIO
-from ..transfers.transfer import fit
+from ..transfers.transfer import fit, next_trainer, side_note
 from ..types import PathLike, Plans
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
@@ -38,6 +39,7 @@ class Suggestion:
     probed: tuple[str, ...]
     fold: str
     spacing_ratio: tuple[float, ...]
+    mirroring: tuple[str, ...]
     intensity: tuple[str, ...]
     rule: Rule
     commands: tuple[str, ...]
@@ -53,6 +55,7 @@ class Suggestion:
         ratio = " x ".join(f"{r:.2f}" for r in self.spacing_ratio)
         far = any(not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO for r in self.spacing_ratio)
         yield f"  spacing    {ratio} times the donor's" + (": expect blur (above 1) or lost detail (below 1)" * far)
+        yield from (f"  mirroring  {line}" for line in self.mirroring)
         yield from (f"  intensity  {line}" for line in self.intensity)
         if s.zero_shot is None:
             yield "  zero-shot  cannot be measured: the donor knows none of your labels by name"
@@ -114,16 +117,22 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
         zero_shot_inverted=_mean(measures.dice_inverted.values()),
         gradient_ratio=gradient_ratio(measures.gradients) if known else None)
     rule = choose(situation)
+    if (trainer := next_trainer(donor, otherwise=rule.trainer)) != rule.trainer:
+        rule = replace(rule, trainer=trainer, source="the donor's checkpoint",
+                       reason="the donor's network holds modules that no other trainer builds")
+    side_notes = side_note(donor, target, plans, donor.mirroring_axes)
     rank = rule.rank if _has_rank(rule.trainer) else None
     inverted = [channel.name for channel in plans_report.channels] if situation.inverted else []
     return Suggestion(
         dataset=target.name, situation=situation, probe=measures, probed=probed, fold=used, rule=rule,
         spacing_ratio=plans_report.spacing_ratio,
+        mirroring=(describe_axes("donor", donor.mirroring_axes, donor.mirroring_axes), *side_notes),
         intensity=tuple(_intensity(target, plans, plans_report)),
         commands=(*([_predict_command(Path(source), donor)] if rule.keep else []),
                   _transfer_command(target, source, {
                       "-c": configuration, "--fold": fold,
                       "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint,
+                      "--mirroring": "none" if side_notes else None,
                       "--rank": rank, "--alpha": 2 * rank if rank else None,
                       "--set": f"direction={rule.order}" if rule.trainer == "nnUNetTrainerGradualUnfreezing" else None},
                       inverted, trust),

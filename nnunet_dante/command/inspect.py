@@ -152,9 +152,9 @@ def _checkpoint(path: Path) -> Iterator[str]:
            f"({len(weights)} keys), sha256 {weights_sha256(weights)}")
     yield from _added_modules(unique, content)
     if isinstance(init, dict):
+        axes = content.get("inference_allowed_mirroring_axes", "unknown") or "none"
         yield (f"  trainer {content.get('trainer_name')}, configuration {init.get('configuration')}, fold "
-               f"{init.get('fold')}, epoch {content.get('current_epoch')}, mirroring axes "
-               f"{content.get('inference_allowed_mirroring_axes')}")
+               f"{init.get('fold')}, epoch {content.get('current_epoch')}, mirroring axes {axes}")
         for key, describe in (("plans", _plans), ("dataset_json", _dataset)):
             yield from describe(init[key]) if isinstance(init.get(key), dict) else ()
     yield from _provenance(block)

@@ -63,7 +63,7 @@ def import_model(source: PathLike, output_folder: PathLike) -> ImportReport:
         "init_args": {"plans": plans, "configuration": configuration, "fold": _fold(origin["fold"]),
                       "dataset_json": dataset_json, "device": torch.device("cpu")},
         "trainer_name": origin["trainer"],
-        "inference_allowed_mirroring_axes": None if axes is None else tuple(axes)}, checkpoint)
+        **({} if axes is None else {"inference_allowed_mirroring_axes": tuple(axes) or None})}, checkpoint)
     write_text_atomically(json.dumps(dataset_json, indent=4), folder / "dataset.json")
     write_text_atomically(json.dumps(plans, indent=4), folder / "plans.json")
     return ImportReport(folder=folder, checkpoint=checkpoint, model=model)

@@ -27,10 +27,10 @@ _WRAPPERS = ("module.", "_orig_mod.")
 class Donor:
     """A pretrained nnU-Net whose weights are known to fit its plans.
 
-    weights: full stock state dict, float32, with the network's own aliases. mirroring_axes: spatial axes that may be
-    mirrored at inference, None if the checkpoint does not say. network_trainer: the nnU-Net trainer that builds this
-    network ("nnUNetTrainer" unless the trainer replaces the architecture of the plans). trust: the plans may name code
-    of any package, as the user said.
+    weights: full stock state dict, float32, with the network's own aliases. mirroring_axes: spatial axes along which
+    images were mirrored, () for none, None if the checkpoint does not say. network_trainer: the nnU-Net trainer that
+    builds this network ("nnUNetTrainer" unless the trainer replaces the architecture of the plans). trust: the plans
+    may name code of any package, as the user said.
     """
 
     source: str
@@ -190,13 +190,20 @@ def _donor(content: dict[str, Any], path: Path, plans: Plans | None, dataset_jso
     check_donor(plans, dataset_json, trained_for, trust=trust)
     state, builder = _matched(_stock_keys(weights), plans, dataset_json, trained_for,
                               str(content.get("trainer_name")), path.name, trust)
-    axes = content.get("inference_allowed_mirroring_axes")
-    if axes is not None and not (isinstance(axes, (list, tuple)) and all(a in (0, 1, 2) for a in axes)):
-        raise DonorError(f"{path.name} says that the axes {axes!r:.80} may be mirrored; possible are 0, 1 and 2.")
     return Donor(source=source, plans=plans, dataset_json=dataset_json, configuration=trained_for, weights=state,
-                 mirroring_axes=None if axes is None else tuple(int(a) for a in axes),
+                 mirroring_axes=_mirroring_axes(content, path.name),
                  trainer_name=str(content.get("trainer_name")), fold=str(init.get("fold")), checkpoint_name=path.name,
                  sha256=file_sha256(path), network_trainer=builder, trust=trust)
+
+
+def _mirroring_axes(content: dict[str, Any], name: str) -> tuple[int, ...] | None:
+    """Return the axes; nnU-Net writes None for a training without mirroring, and a missing entry says nothing."""
+    if (key := "inference_allowed_mirroring_axes") not in content:
+        return None
+    axes = () if content[key] is None else content[key]
+    if not (isinstance(axes, (list, tuple)) and all(a in (0, 1, 2) for a in axes)):
+        raise DonorError(f"{name} says that the axes {axes!r:.80} may be mirrored; possible are 0, 1 and 2.")
+    return tuple(int(a) for a in axes)
 
 
 def _stock_keys(weights: dict[str, Tensor]) -> StateDict:

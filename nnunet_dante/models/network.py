@@ -52,7 +52,7 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
             channels = determine_num_input_channels(manager, config, dataset_json)
             heads = manager.get_label_manager(dataset_json).num_segmentation_heads
             if trainer_name != "nnUNetTrainer" and trainer_name not in ADDING_TRAINERS:
-                return _trainer(trainer_name).build_network_architecture(manager, config, channels, heads, True)
+                return trainer_class(trainer_name).build_network_architecture(manager, config, channels, heads, True)
             network = get_network_from_plans(
                 config.network_arch_class_name, config.network_arch_init_kwargs,
                 config.network_arch_init_kwargs_req_import, channels, heads, allow_init=True, deep_supervision=True)
@@ -86,7 +86,12 @@ def _limited() -> Iterator[None]:
         handle.remove()
 
 
-def _trainer(name: str) -> Any:
+def trainer_class(name: str) -> Any:
+    """Return the class of a trainer of nnU-Net.
+
+    Raises:
+        ConfigurationError: nnU-Net has none of this name.
+    """
     folder = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
     found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
     if found is None:

@@ -2,7 +2,7 @@
 
     {"format": 1, "version": "...",
      "start_weights": {configuration: {"file", "sha256", "donor": {...}, "label_map", "channel_map",
-                                       "inverted_channels", "mirroring_axes"}},
+                                       "inverted_channels", "mirroring_axes", "network_trainer"}},
      "overrides": {"epochs", "iterations", "val_iterations", "lr", "rank", "alpha"},   # only those given
      "options": {...}}                                                                  # the others, only if given
 
@@ -61,6 +61,10 @@ def read_dante_block(plans: Plans) -> dict[str, Any]:
         raise ConfigurationError(f'The "dante" block of plans {plans.get("plans_name")!r} is damaged. Run '
                                  "`nnunet-dante transfer` again, into plans of another name (-p).")
     for configuration, entry in entries.items():
+        axes = entry.get("mirroring_axes")  # None: unknown
+        if axes is not None and not (isinstance(axes, list) and all(axis in (0, 1, 2) for axis in axes)):
+            raise ConfigurationError(f'The "dante" block allows the mirroring axes {axes!r:.80} for {configuration!r}; '
+                                     "possible are 0, 1 and 2. Run `nnunet-dante transfer` again.")
         file, sha256 = str(entry.get("file", "")), str(entry.get("sha256", ""))
         # Plans travel inside checkpoints: a file name from elsewhere must not lead out of the data set's folder.
         if not re.fullmatch(r"[^/\\]+\.pth", file) or not re.fullmatch(r"[0-9a-f]{64}", sha256):

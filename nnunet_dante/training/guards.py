@@ -80,11 +80,12 @@ class StoppingMixin(_Base):
         """A GradScaler skips steps whose gradients are not finite: then a few such steps do no harm."""
         self.broken_steps.append((self.current_epoch, self.step_in_epoch))
         bad = not_finite_weights(self.bare_network)
-        cases = ", ".join(map(str, batch.get("keys", ()))) or "unknown"
-        where = f"epoch {self.current_epoch}, step {self.step_in_epoch} (cases {cases})"
+        where = f"epoch {self.current_epoch}, step {self.step_in_epoch}"
         if self.grad_scaler is not None and not bad and len(self.broken_steps) < _TOLERATED:
-            self.print_to_log_file(f"WARNING: {what} in {where}; the step was skipped, all weights are finite.")
+            self.print_to_log_file(f"Mixed precision: {what} in {where}, so this step was skipped and the loss scale "
+                                   f"lowered to {self.loss_scale:g}. A few such steps are normal.")
             return
+        where += f" (cases {', '.join(map(str, batch.get('keys', ()))) or 'unknown'})"
         epoch, step = self.broken_steps[0]
         self._stop(f"{what} in {where}, not finite since epoch {epoch}, step {step}; "
                    + (describe_not_finite(bad) if bad else "all weights are finite, so look for NaN in these images"))

@@ -22,13 +22,14 @@ _DATASET_KEYS = ("labels", "regions_class_order", "channel_names", "modality", "
 
 
 def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: Method, plans: Plans,
-                   dataset_json: Mapping[str, Any], steps: Mapping[str, int], cases: Mapping[str, str]) -> None:
+                   dataset_json: Mapping[str, Any], steps: Mapping[str, int], cases: Mapping[str, str],
+                   mirroring_axes: tuple[int, ...] | None) -> None:
     """Refuse to continue `checkpoint` with other options, start weights, plans, labels or cases than its own.
 
     nnU-Net reads all of these anew from the disk, without a look at the checkpoint's. More epochs are refused, too:
     learning rate, stages and size prior are functions of their number, so the epochs behind would have been others.
     A checkpoint of another package is not looked at. steps: "iterations" and "val_iterations" of an epoch. cases: what
-    `describe_cases` returns for "training" and "validation".
+    `describe_cases` returns for "training" and "validation". mirroring_axes: None for none, as nnU-Net has it.
 
     Raises:
         ConfigurationError: something differs; the message says what.
@@ -38,6 +39,7 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
     then = checkpoint["init_args"]
     lines = [*_method(dante, method),
              *(f"{name} was {dante[name]}, is {now}" for name, now in steps.items() if dante.get(name, now) != now),
+             *_mirroring(checkpoint.get("inference_allowed_mirroring_axes"), mirroring_axes),
              *_plans(then["plans"], plans, then["configuration"]),
              *(f"the {use} cases were {before}, are {cases.get(use)}"
                for use, before in (dante.get("cases") or {}).items() if cases.get(use) != before),
@@ -64,6 +66,12 @@ def _method(dante: Mapping[str, Any], method: Method) -> Iterator[str]:
     for name, now in dataclasses.asdict(method).items():  # an option that came later was not there: its default then
         if (before := dante.get("options", {}).get(name, defaults[name])) != now:
             yield f"{name} was {before!r}, is {now!r}"
+
+
+def _mirroring(then: tuple[int, ...] | None, now: tuple[int, ...] | None) -> Iterator[str]:
+    if tuple(then or ()) != tuple(now or ()):
+        yield (f"the mirroring axes were {then or 'none'}, are {now or 'none'} (versions up to 0.1.0 always mirrored "
+               f"along all axes: transfer with --mirroring all continues their trainings)")
 
 
 def _plans(then: Plans, now: Plans, configuration: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ written whole or not at all; this sees to it that the three and the adapter belo
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,14 +71,20 @@ class StorageMixin(_Base):
         super().on_train_start()
 
     def set_aside(self) -> None:
-        """Rename the results of an earlier training in this folder: --c must not take them for those of this one."""
+        """Rename what an earlier training left in this folder: --c and `compare` must not take it for this one's."""
         if self.local_rank != 0 or self.disable_checkpointing:
             return
-        for file in (Path(self.output_folder, name) for name in _RESULTS):
-            if file.is_file():
-                file.replace(file.with_name(f"{file.name}.previous"))
-                self.print_to_log_file(f"{file.name} of an earlier training is {file.name}.previous now; --c would "
-                                       f"have continued that training.")
+        folder, moved = Path(self.output_folder), []
+        logs = [file for file in folder.glob("training_log*.txt") if file != Path(self.log_file)]
+        for old in filter(Path.exists, [*(folder / name for name in (*_RESULTS, "validation")), *logs]):
+            previous = old.with_name(f"{old.name}.previous")
+            if previous.is_dir():
+                shutil.rmtree(previous)
+            old.replace(previous)
+            moved.append(old.name)
+        if moved:
+            self.print_to_log_file(f"This folder held an earlier training. These of its files and folders are now "
+                                   f"called NAME.previous: {', '.join(moved)}.")
 
     def on_epoch_end(self) -> None:
         """Save the best checkpoint before the latest, which nnU-Net saves without this epoch's best score.

@@ -35,7 +35,9 @@ from ..adapters.adapter import extract
 from ..errors import ConfigurationError
 from ..methods import Method, ParameterEfficient
 from ..methods.groups import stem_modules
+from ..methods.nonlinear import ADDING_TRAINERS
 from ..models.checkpoint import save_atomically, unique_tensors, weights_sha256
+from ..models.network import trainer_class
 from ..models.settings import read_dante_block
 from ..peft.audit import audit_on_small_patch
 from ..peft.inject import adapted, load_split
@@ -57,10 +59,28 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
 
     method: ClassVar[Method] = Method()
 
+    weights_from_checkpoint = False
+
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
     logger: Any
     network: Any
+
+    def __new__(cls, plans: dict | None = None, configuration: str = "", *_: Any, **__: Any) -> Any:
+        """Return a trainer that builds the donor's network, where not the plans but the donor's trainer describes it.
+
+        For a donor of nnUNetTrainerBN that is `class X(cls, nnUNetTrainerBN)` under the name of `cls`.
+        """
+        entry = read_dante_block(plans or {})["start_weights"].get(configuration, {})
+        name = entry.get("network_trainer", "nnUNetTrainer")
+        if name not in ("nnUNetTrainer", *ADDING_TRAINERS) and not issubclass(cls, builder := trainer_class(name)):
+            cls = cls.built_by(builder)
+        return super().__new__(cls)
+
+    @classmethod
+    def built_by(cls, builder: type[nnUNetTrainer]) -> type[DanteMixin]:
+        """Return this trainer with the network of `builder`, a trainer of nnU-Net."""
+        return type(cls.__name__, (cls, builder), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
     def initialize(self) -> None:
         """Read the plans' "dante" block before nnU-Net builds network and optimiser."""
@@ -101,8 +121,9 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
         network, method = self.bare_network, self.run_method
         if method.uses_start_weights and self.start_entry is not None:
             refuse_other_names(self.start_entry, self.dataset_json)
-            load_start_weights(network, Path(self.preprocessed_dataset_folder_base), self.start_entry)
-            self.start_source = "transfer"
+            if not self.weights_from_checkpoint:
+                load_start_weights(network, Path(self.preprocessed_dataset_folder_base), self.start_entry)
+                self.start_source = "transfer"
         method.adapt(network)
         self.training_plan = method.plan(network)
         self.training_plan.restrict(network)
@@ -125,6 +146,15 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
 
     def _weights_were_loaded(self, *_: object) -> None:
         self.start_source = "-pretrained_weights"
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
+        """Mirror in augmentation and prediction only along axes that both the transfer and the stock trainer allow."""
+        rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        chosen = (self.start_entry or {}).get("mirroring_axes")
+        if chosen is not None:  # the plans say nothing where the donor's checkpoint did not
+            axes = tuple(axis for axis in axes or () if axis in chosen) or None
+            self.inference_allowed_mirroring_axes = axes
+        return rotation, dummy_2d, patch_size, axes
 
     def on_train_start(self) -> None:
         """Score the start weights before the first step, or take up a stopped training where it was."""
@@ -225,16 +255,22 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
         return next(c.__name__ for c in type(self).__mro__
                     if issubclass(c, nnUNetTrainer) and not issubclass(c, DanteMixin))
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Load a checkpoint; one of this package continues as if it had never stopped, or not at all."""
-        checkpoint = self.read_checkpoint(filename_or_checkpoint)
+    def initialize_for_checkpoint(self) -> None:
+        """Build the network for the weights of a checkpoint; --val does not need the file of the start weights."""
         if not self.was_initialized:
+            self.weights_from_checkpoint = not self.logger.resume
             self.initialize()
+
+    def load_checkpoint(self, file: str, /) -> None:
+        """Load a checkpoint; one of this package continues as if it had never stopped, or not at all."""
+        checkpoint = self.read_checkpoint(file)
+        self.initialize_for_checkpoint()
         if self.logger.resume:  # --c; validation (--val) takes the weights as they are
             self.do_split()
-            refuse_changes(checkpoint, filename_or_checkpoint, method=self.run_method, plans=self.plans_manager.plans,
-                           dataset_json=self.dataset_json, steps=self.steps, cases=self.cases)
-        super().load_checkpoint(filename_or_checkpoint)
+            refuse_changes(checkpoint, file, method=self.run_method, plans=self.plans_manager.plans,
+                           dataset_json=self.dataset_json, steps=self.steps, cases=self.cases,
+                           mirroring_axes=self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1])
+        super().load_checkpoint(file)  # by position: nnU-Net has renamed this argument
         dante = checkpoint.get("dante", {})
         if adapter := dante.get("adapter"):
             self.base, self.base_sha256 = adapter["base"], dante["base_sha256"]

@@ -12,6 +12,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from ..errors import ConfigurationError
 from ..methods import (
     LPFT,
     AdaptFormer,
@@ -147,20 +148,25 @@ class AddedModulesMixin(DanteMixin):
 
     def on_train_start(self) -> None:
         """Show all keys again, then start."""
-        self._show_all_keys()
+        if not self.was_initialized:
+            self.initialize()
+        self._hidden.remove()
         self.print_to_log_file(f"What {type(self).__name__} adds to the network cannot be merged into its weights: "
                                f"nnUNetv2_predict needs this trainer, too (`nnunet-dante env`).")
         super().on_train_start()
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+    def load_checkpoint(self, file: str, /) -> None:
         """Load a checkpoint of this trainer, all of its keys."""
-        self._show_all_keys()
-        super().load_checkpoint(filename_or_checkpoint)
-
-    def _show_all_keys(self) -> None:
-        if not self.was_initialized:
-            self.initialize()
+        self.initialize_for_checkpoint()
         self._hidden.remove()
+        super().load_checkpoint(file)
+
+    @classmethod
+    def built_by(cls, builder: type[nnUNetTrainer]) -> type[DanteMixin]:
+        """Refuse: prediction builds this network from the class alone, which does not know the donor's trainer."""
+        raise ConfigurationError(f"{cls.__name__} adds modules to the network of the plans, but the donor's network is "
+                                 f"built by its trainer {builder.__name__}. Choose another -tr, such as "
+                                 f"nnUNetTrainerLoRA.")
 
 
 def _hide(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:

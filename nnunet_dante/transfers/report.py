@@ -39,10 +39,12 @@ class TransferReport:
     reader: str
     batch_size: int
     mirroring_axes: tuple[int, ...] | None
+    mirroring: str
     weights_copied: float
     reinitialised: tuple[str, ...]
     cases: int
     split: str
+    trainer: str
     fold: str
     overrides: dict[str, int | float]
     preprocess: str
@@ -83,8 +85,7 @@ class TransferReport:
                               f"{_numbers(plans.target_spacing_mm)} mm; ratio {_numbers(plans.spacing_ratio)}")
         yield _row("patch", f"{_numbers(plans.patch_size)} voxels, batch {self.batch_size}; median image after "
                             f"resampling {_numbers(plans.median_shape)}")
-        axes = "unknown" if self.mirroring_axes is None else ", ".join(map(str, self.mirroring_axes)) or "none"
-        yield _row("mirroring", f"axes {axes} (inherited from the donor, in its axis order)")
+        yield _row("mirroring", self.mirroring)
         yield _row("reader", self.reader)
 
     def _tail(self) -> Iterator[str]:
@@ -97,7 +98,7 @@ class TransferReport:
         if self.preprocess:
             yield f"  {self.preprocess}"
         command = train_command(self.dataset, self.configuration, self.fold, plans=self.plans_name,
-                                trainer="nnUNetTrainerLoRA")
+                                trainer=self.trainer)
         yield f"  {command}"
 
 

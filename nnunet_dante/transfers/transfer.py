@@ -25,6 +25,7 @@ from ..models.overrides import checked_overrides
 from ..models.settings import new_dante_block, read_dante_block
 from ..peft.added_modules import is_added
 from ..types import PathLike, Plans, StateDict
+from .mirroring import chosen_axes, describe_axes, side_axis, side_warnings
 from .plans import PlansReport, merge_plans, retarget_plans
 from .report import TransferReport
 from .surgery import NameReport, Rows, head_surgery, invert_channels, stem_surgery
@@ -33,14 +34,15 @@ from .surgery import NameReport, Rows, head_surgery, invert_channels, stem_surge
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
              plans_name: str = "nnUNetDantePlans", checkpoint: str = "checkpoint_final.pth",
              batch_size: int | None = None, intensity: str = "donor", invert: Sequence[str] = (),
-             preprocess: bool = False, overrides: Mapping[str, Any] | None = None, trust: bool = False,
-             num_processes: int | None = None) -> TransferReport:
+             mirroring: str = "donor", preprocess: bool = False, overrides: Mapping[str, Any] | None = None,
+             trust: bool = False, num_processes: int | None = None) -> TransferReport:
     """Write plans, dataset.json, fingerprint, start weights and a report for `dataset` into nnUNet_preprocessed.
 
     source: model folder, zip of `nnUNetv2_export_model_to_zip`, or checkpoint. configuration and fold choose among
     what the source holds. intensity: whose statistics CT normalisation uses, "donor" or "target". invert: channels
-    whose bright and dark are exchanged against the donor's images. overrides: of the trainings: iterations and
-    val_iterations, and any option of any method. num_processes: default nnU-Net's.
+    whose bright and dark are exchanged against the donor's images. mirroring: along which axes the trainings mirror
+    their images, "donor" for those of the donor's training, or "none" or "all". overrides: of the trainings: iterations
+    and val_iterations, and any option of any method. num_processes: default nnU-Net's.
     Fingerprint and preprocessing start processes, so a script that calls this needs `if __name__ == "__main__":`.
 
     Raises:
@@ -54,7 +56,8 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     plans, plans_report, weights, facts = fit(
         donor, target, plans_name=_checked_name(plans_name), batch_size=batch_size, intensity=intensity,
         invert=invert, num_processes=num_processes)
-    stale, plans, file = _write(donor, target, plans, weights, given, invert)
+    axes = chosen_axes(mirroring, donor.mirroring_axes, dimension=len(plans_report.patch_size))
+    stale, plans, file = _write(donor, target, plans, weights, given, invert, axes)
     entry = plans["dante"]["start_weights"][donor.configuration]
     if preprocess:
         names = _with_own_data(plans, donor.configuration)
@@ -64,10 +67,12 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
         plans_file=file.name, start_weights=entry["file"], start_weights_sha256=entry["sha256"], plans=plans_report,
         intensity=intensity, reader=plans["image_reader_writer"], cases=len(target.cases), split=target.write_split(),
         batch_size=PlansManager(plans).get_configuration(donor.configuration).batch_size,
-        mirroring_axes=donor.mirroring_axes, overrides=read_dante_block(plans)["overrides"],
-        fold="all" if len(target.cases) == 1 else "0", **facts,
+        mirroring_axes=axes, mirroring=describe_axes(mirroring, donor.mirroring_axes, axes),
+        overrides=read_dante_block(plans)["overrides"],
+        trainer=next_trainer(donor), fold="all" if len(target.cases) == 1 else "0", **facts,
         preprocess="" if preprocess else _preprocess_command(target, plans, donor.configuration),
-        notes=(*target.warnings, *_trainer_note(donor), *_invert_note(invert), *(stale if not preprocess else ())))
+        notes=(*target.warnings, *_trainer_note(donor), *_invert_note(invert),
+               *side_note(donor, target, plans, axes), *(stale if not preprocess else ())))
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
         write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
     return report
@@ -109,6 +114,15 @@ def _invert_note(names: Sequence[str]) -> tuple[str, ...]:
             f"are",) if names else ()
 
 
+def side_note(donor: Donor, target: Target, plans: Plans, axes: tuple[int, ...] | None) -> tuple[str, ...]:
+    """Return a warning where `axes` mirror labels that tell left from right; judged by the first image."""
+    dimension = len(PlansManager(plans).get_configuration(donor.configuration).patch_size)
+    image = next(iter(target.cases.values())).images[0]
+    axis = side_axis(image, transpose=plans["transpose_forward"], dimension=dimension)
+    return tuple(side_warnings(head_names(target.dataset_json), axes, side_axis=axis,
+                               known=donor.mirroring_axes is not None))
+
+
 def _checked_name(plans_name: str) -> str:
     if not plans_name or "__" in plans_name or Path(plans_name).name != plans_name:
         raise ConfigurationError(f"The plans name is {plans_name!r}; nnU-Net makes folder names of it, so it must not "
@@ -123,14 +137,20 @@ def _check_dimensions(donor: Donor, plans: Plans, target: Target) -> None:
                             f"{donor.configuration!r} is 3D with patch {list(config.patch_size)}. Use a 2d model.")
 
 
+def next_trainer(donor: Donor, *, otherwise: str = "nnUNetTrainerLoRA") -> str:
+    """Return the name of a trainer that can train this donor: its own if that added modules to the network."""
+    return donor.network_trainer if any(map(is_added, donor.weights)) else otherwise
+
+
 def _trainer_note(donor: Donor) -> tuple[str, ...]:
     if donor.network_trainer == "nnUNetTrainer":
         return ()
-    if any(map(is_added, donor.weights)):
+    if next_trainer(donor) == donor.network_trainer:
         return (f"the donor's network holds modules that {donor.network_trainer} added: train it further with -tr "
                 f"{donor.network_trainer}, as no other trainer builds this network",)
-    return (f"the donor's network is built by its trainer {donor.network_trainer}, not by the plans: train it with "
-            f"`class MyTrainer(DanteMixin, {donor.network_trainer})`, not with the trainers that come along",)
+    return (f"the donor's network is built by its trainer {donor.network_trainer}, not by the plans: the trainers of "
+            f"this package build the same network, and nnUNetv2_predict finds it by that name. -tr "
+            f"nnUNetTrainerSpatialAdapter and -tr nnUNetTrainerAdaptFormer cannot be used",)
 
 
 def _operate(donor: Donor, target: Target, plans: Plans,
@@ -189,15 +209,16 @@ def _shared_slices(tensor: Tensor, old: Tensor, dim: int) -> int:
 
 
 def _write(donor: Donor, target: Target, plans: Plans, weights: StateDict,
-           overrides: Mapping[str, Any], invert: Sequence[str]) -> tuple[tuple[str, ...], Plans, Path]:
+           overrides: Mapping[str, Any], invert: Sequence[str],
+           axes: tuple[int, ...] | None) -> tuple[tuple[str, ...], Plans, Path]:
     """Write weights, dataset.json, plans (last: they name the weights); warn of data preprocessed by older plans."""
     folder = target.preprocessed
     file = folder / f"{plans['plans_name']}.json"
     entry = {"file": f"{plans['plans_name']}_{donor.configuration}_start.pth", "donor": donor.provenance(),
              "label_map": _name_map(head_names(target.dataset_json), head_names(donor.dataset_json)),
              "channel_map": _name_map(channel_names(target.dataset_json), channel_names(donor.dataset_json)),
-             "inverted_channels": list(invert),
-             "mirroring_axes": None if donor.mirroring_axes is None else list(donor.mirroring_axes)}
+             "inverted_channels": list(invert), "mirroring_axes": None if axes is None else list(axes),
+             "network_trainer": donor.network_trainer}
     existing = _existing_plans(file)
     draft = dict(plans, dante=new_dante_block(donor.configuration, entry | {"sha256": "0" * 64}, overrides))
     merged = merge_plans(existing, draft, configuration=donor.configuration) if existing else draft

@@ -19,6 +19,7 @@ from nnunet_dante.methods import AdaptFormer
 from nnunet_dante.methods.nonlinear import ADDING_TRAINERS
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.models.donor import open_donor
+from nnunet_dante.models.network import build_network
 from nnunet_dante.peft.added_modules import added_modules, is_added
 from nnunet_dante.training import trainers
 from nnunet_dante.training.launch import VARIABLE, trainers_folder
@@ -171,3 +172,45 @@ def test_any_stock_trainer_can_stand_under_the_mixin():
         network = Mine.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, False)
     assert len(added_modules(network)) == len(network.eva.blocks)
     assert Mine.__new__(Mine).stock_trainer_name == "Mine"
+
+
+@pytest.fixture
+def batch_norm(prepared, tmp_path):
+    """Plans of a transfer from a donor of nnUNetTrainerBN, whose network the trainer builds and not the plans."""
+    donor = shutil.copytree(prepared.donor, tmp_path / prepared.donor.name)
+    file = next(donor.glob("fold_*/*.pth"))
+    content = torch.load(file, weights_only=False)
+    init = content["init_args"]
+    network = build_network(copy.deepcopy(init["plans"]), init["dataset_json"], init["configuration"],
+                            trainer_name="nnUNetTrainerBN")
+    torch.save(content | {"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainerBN"}, file)
+    report = transfer(donor, prepared.dataset, plans_name="nnUNetNormPlans")
+    plans = json.loads((prepared.preprocessed / report.plans_file).read_text())
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "nnUNetDantePlans_3d_fullres"
+    plans["dante"]["overrides"] = {"epochs": 1, "iterations": 1, "val_iterations": 1}
+    yield report, plans
+    for file in prepared.preprocessed.glob("nnUNetNormPlans*"):
+        file.unlink()
+
+
+def test_a_network_that_the_donors_trainer_builds_is_trained_and_stock_nnunet_predicts_with_it(prepared, batch_norm,
+                                                                                             monkeypatch):
+    report, plans = batch_norm
+    assert "-p nnUNetNormPlans -tr nnUNetTrainerLoRA" in str(report)
+    trainer = train(trainers.nnUNetTrainerLoRA, prepared, plans=copy.deepcopy(plans))
+    assert any(isinstance(module, torch.nn.BatchNorm3d) for module in trainer.bare_network.modules())
+    folder = Path(trainer.output_folder_base)
+    assert folder.name == "nnUNetTrainerLoRA__nnUNetNormPlans__3d_fullres"
+    assert load_checkpoint_safely(folder / "fold_0" / "checkpoint_final.pth")["trainer_name"] == "nnUNetTrainerBN"
+    monkeypatch.delenv(VARIABLE, raising=False)
+    predictor = predictor_of(trainer)
+    trainer.set_deep_supervision_enabled(False)
+    x = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(predictor.network.eval()(x), trainer.network.eval()(x))
+    assert build(trainers.nnUNetTrainerLoRA, prepared, plans=copy.deepcopy(plans), resume=True).current_epoch == 1
+
+
+def test_added_modules_on_a_network_of_the_donors_trainer_are_refused(prepared, batch_norm):
+    with pytest.raises(ConfigurationError, match="built by its trainer nnUNetTrainerBN. Choose another -tr"):
+        build(trainers.nnUNetTrainerAdaptFormer, prepared, plans=batch_norm[1])

@@ -239,7 +239,9 @@ def test_trainers_that_replace_the_network_are_named(place):
     init = checkpoint["init_args"]
     network = build_network(init["plans"], init["dataset_json"], "3d_fullres", trainer_name="nnUNetTrainerBN")
     torch.save(checkpoint | {"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainerBN"}, path)
-    assert "class MyTrainer(DanteMixin, nnUNetTrainerBN)" in str(transfer(folder, place.dataset))
+    report = transfer(folder, place.dataset)
+    assert "built by its trainer nnUNetTrainerBN" in str(report) and "-tr nnUNetTrainerLoRA" in str(report)
+    assert place.plans()["dante"]["start_weights"]["3d_fullres"]["network_trainer"] == "nnUNetTrainerBN"
 
 
 @pytest.mark.slow  # 23 million weights: nnU-Net's trainers fix the size
