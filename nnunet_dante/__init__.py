@@ -1,6 +1,6 @@
-"""Fine-tune pretrained nnU-Net v2 networks on few cases, and hand them on.
+"""Fine-tune pretrained nnU-Net v2 networks on few labelled cases, and share the result.
 
-The names below are the public API. They are imported when first used, so that `import nnunet_dante` is quick.
+The names below are the public API. Each is imported when it is first used, so that `import nnunet_dante` is quick.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line. Heavy modules are imported inside the commands: `nnunet-dante --help` answers at once."""
+"""The command line. Heavy modules are imported inside the commands, so that `nnunet-dante --help` answers at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXISTING = click.Path(exists=True, path_type=Path)
 
 
 class _Commands(click.Group):
-    """Shows this package's own errors as one message, without a traceback."""
+    """Show the errors of this package as one message, without a traceback."""
 
     def invoke(self, ctx: click.Context):
         try:
@@ -28,14 +28,21 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
-    """Fine-tune pretrained nnU-Net v2 networks on few cases, and hand them on."""
+    """Fine-tune pretrained nnU-Net v2 networks on few labelled cases, and share the result.
+
+    A usual order of commands: suggest, transfer, train, then nnU-Net's nnUNetv2_predict; compare and export as needed.
+    """
 
 
 @main.command()
 @click.option("--out", type=_FOLDER, default="nnunet-dante-demo", show_default=True, help="Folder for all results.")
-@click.option("--data", type=_FOLDER, help="Folder with sample_ct and sample_mri, instead of downloading them.")
+@click.option("--data", type=_FOLDER,
+              help="Folder that holds the images (or the wheel with them), instead of a download.")
 def demo(out: Path, data: Path | None) -> None:
-    """Run a real fine-tuning from end to end: CT network to T2w MR of a spine, in minutes, on a CPU."""
+    """Adapt a CT network to MR images, in minutes on a CPU.
+
+    A real fine-tuning from end to end, with small images of two spines. It ends with a report.
+    """
     from .demo.run import run_demo
 
     click.echo(f"Report: {run_demo(out, data=data)}")
@@ -43,33 +50,36 @@ def demo(out: Path, data: Path | None) -> None:
 
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-d", "--dataset", required=True, help="Your data set below nnUNet_raw: id or name.")
-@click.option("-c", "--configuration", help="For example 3d_fullres; needed where SOURCE holds several.")
-@click.option("--fold", help="Fold of SOURCE; default: the first there is.")
+@click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
+@click.option("-c", "--configuration", help="For example 3d_fullres; needed if SOURCE holds several.")
+@click.option("--fold", help="Fold of SOURCE. Default: the first one found.")
 @click.option("-p", "--plans-name", default="nnUNetDantePlans", show_default=True, help="Name of the plans to write.")
 @click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of SOURCE.")
-@click.option("--batch-size", type=click.IntRange(1), help="Instead of the donor's.")
+@click.option("--batch-size", type=click.IntRange(1), help="Replaces the donor's batch size.")
 @click.option("--intensity", type=click.Choice(["donor", "target"]), default="donor", show_default=True,
-              help="Whose intensity statistics CT normalisation uses.")
+              help="Whose intensity statistics are used to normalise CT.")
 @click.option("--invert", multiple=True, metavar="CHANNEL",
-              help="Channel whose bright and dark are exchanged against the donor's images; repeatable.")
+              help="A channel in which bright and dark are exchanged compared with the donor's images; repeatable.")
 @click.option("--mirroring", type=click.Choice(["donor", "none", "all"]), default="donor", show_default=True,
               help="Axes along which training and prediction mirror images; none where labels tell left from right.")
 @click.option("--preprocess", is_flag=True, help="Run nnUNetv2_preprocess afterwards.")
-@click.option("--epochs", type=click.IntRange(1), help="Override of the trainers' number; so are the next five.")
-@click.option("--iterations", type=click.IntRange(1), help="Training steps an epoch.")
-@click.option("--val-iterations", type=click.IntRange(1), help="Validation steps an epoch.")
+@click.option("--epochs", type=click.IntRange(1),
+              help="Number of epochs. This and the next five options replace the trainers' numbers.")
+@click.option("--iterations", type=click.IntRange(1), help="Training steps per epoch.")
+@click.option("--val-iterations", type=click.IntRange(1), help="Validation steps per epoch.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.")
-@click.option("--rank", type=click.IntRange(1), help="Rank of the low-rank factors.")
-@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Scale of the low-rank delta: alpha / rank.")
+@click.option("--rank", type=click.IntRange(1), help="Rank of the low-rank factors (LoRA).")
+@click.option("--alpha", type=click.FloatRange(0, min_open=True),
+              help="The update of a low-rank method is multiplied by alpha / rank.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Any option of any method, such as l2_sp=0.01; repeatable.")
-@click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
+@click.option("--trust", is_flag=True,
+              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
 def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, settings,
              **options) -> None:
-    """Make a pretrained nnU-Net the start of a training on your data set.
+    """Make a pretrained nnU-Net the start of a training.
 
-    SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, or a bare checkpoint.
+    SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, or a single checkpoint file.
     """
     from .models.overrides import parse_overrides
     from .transfers.transfer import transfer as run
@@ -78,23 +88,31 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
              "alpha": alpha}
     overrides = {k: v for k, v in flags.items() if v is not None}
     if twice := overrides.keys() & (parsed := parse_overrides(settings)).keys():
-        raise click.BadParameter(f"{min(twice)} has a flag of its own here; give one of them.", param_hint="--set")
+        raise click.BadParameter(f"{min(twice)} has a flag of its own; give either the flag or --set, not both.",
+                                 param_hint="--set")
     report = run(source, dataset, overrides=overrides | parsed, **options)
     click.echo(str(report))
 
 
 @main.command()
-@click.option("-d", "--dataset", required=True, help="Your data set below nnUNet_raw: id or name.")
+@click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
 @click.option("-k", "--shots", multiple=True, required=True, metavar="K [K ...]",
-              help="Numbers of training cases, such as 1 2 4; `all` for all there are.")
+              help="Numbers of training cases, such as 1 2 4; `all` means all cases.")
 @click.argument("more", nargs=-1, metavar="")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Draws for each number.")
-@click.option("--groups", type=_FILE, help="JSON {group: [cases]} or CSV case,group: a patient's cases stay together.")
-@click.option("--test", type=_FILE, help="Cases that training must not see: one a line, or a JSON list.")
-@click.option("--val", type=click.IntRange(1), help="Number of validation cases; default: a fifth, at least one.")
-@click.option("--force", is_flag=True, help="Replace folds that are there and differ.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True,
+              help="How many times each number of cases is drawn.")
+@click.option("--groups", type=_FILE,
+              help="JSON {group: [cases]} or CSV case,group: the cases of a group, such as a patient, stay together.")
+@click.option("--test", type=_FILE, help="Cases that no training may see: one per line, or a JSON list.")
+@click.option("--val", type=click.IntRange(1),
+              help="Number of validation cases. Default: a fifth of all, at least one.")
+@click.option("--force", is_flag=True, help="Replace existing folds that differ.")
 def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options) -> None:
-    """Write folds of K training cases each, nested and drawn several times, with one validation set for all."""
+    """Draw small training sets, to measure what few cases are worth.
+
+    This writes folds with K training cases each. Each set contains the smaller ones, all are drawn once for each seed,
+    and all folds have the same validation cases.
+    """
     from .datasets.shots import ALL, write_shots
     from .training.launch import train_command
 
@@ -108,16 +126,21 @@ def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options
 
 
 @main.command()
-@click.option("-d", "--dataset", required=True, help="Your data set below nnUNet_raw: id or name.")
+@click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
 @click.option("--from", "source", type=click.Path(path_type=Path), required=True,
               help="The donor: model folder, exported zip or checkpoint, as for transfer.")
-@click.option("-c", "--configuration", help="For example 3d_fullres; needed where the donor holds several.")
-@click.option("--fold", help="Fold of the donor; default: the first there is.")
+@click.option("-c", "--configuration", help="For example 3d_fullres; needed if the donor holds several.")
+@click.option("--fold", help="Fold of the donor. Default: the first one found.")
 @click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of the donor.")
-@click.option("--train-fold", help="The fold of your data set that you will train; default: 0, or all for one case.")
-@click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
+@click.option("--train-fold",
+              help="The fold of your data set that you will train. Default: 0, or all if there is one case.")
+@click.option("--trust", is_flag=True,
+              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
 def suggest(source: Path, dataset: str, **options) -> None:
-    """Measure how a donor fits your training cases, and say which trainer, rank and opening order suit, and why."""
+    """Measure a donor on your cases, and advise what to train.
+
+    The advice is a trainer, a rank, an opening order and the commands to run, each with its reason.
+    """
     from .advise.suggest import suggest as run
 
     click.echo(str(run(source, dataset, **options)))
@@ -126,7 +149,7 @@ def suggest(source: Path, dataset: str, **options) -> None:
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
-    """Run nnUNetv2_train with this package's trainers found; all arguments are nnUNetv2_train's."""
+    """Run nnUNetv2_train with the trainers of this package. The arguments are those of nnUNetv2_train."""
     from .training.launch import train as run
 
     run(arguments)
@@ -134,7 +157,7 @@ def train(arguments: tuple[str, ...]) -> None:
 
 @main.command()
 def env() -> None:
-    """Print the line that lets your shell's nnUNetv2_train find the trainers: eval "$(nnunet-dante env)"."""
+    """Print the line that lets nnUNetv2_train find the trainers. Use it as eval "$(nnunet-dante env)"."""
     from .training.launch import export_line
 
     click.echo(export_line())
@@ -142,7 +165,10 @@ def env() -> None:
 
 @main.command()
 def doctor() -> None:
-    """Check versions, folders, the trainer search and the gradient audit on a real network."""
+    """Check the installation, and say what to do.
+
+    The checks are: versions, folders, whether nnU-Net finds the trainers, and whether gradients reach what is trained.
+    """
     from .command.doctor import diagnose
 
     ok = True
@@ -156,7 +182,10 @@ def doctor() -> None:
 @main.command()
 @click.argument("path", type=_EXISTING)
 def inspect(path: Path) -> None:
-    """Say what a model folder, zip, checkpoint, adapter, plans or .model file holds, executing nothing in it."""
+    """Show what a model file holds, without running code in it.
+
+    PATH is a model folder, zip, checkpoint, adapter, plans or .model file.
+    """
     from .command.inspect import inspect_path
 
     click.echo(inspect_path(path))
@@ -166,23 +195,28 @@ def inspect(path: Path) -> None:
 @click.argument("model_folder", type=_EXISTING)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="NAME.model, or the models folder of a Dafne client.")
-@click.option("-c", "--configuration", help="For example 2d; needed where MODEL_FOLDER holds several.")
-@click.option("--fold", help="Default: fold_all, else the first there is.")
+@click.option("-c", "--configuration", help="For example 2d; needed if MODEL_FOLDER holds several.")
+@click.option("--fold", help="Default: fold_all, else the first one found.")
 @click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of the fold.")
-@click.option("--categories", multiple=True, help="Place in Dafne's model browser, such as Abdomen/Kidney; repeatable.")
-@click.option("--info", multiple=True, help="KEY=TEXT for Dafne's model browser; repeatable.")
-@click.option("--base", type=_EXISTING, help="A .model whose model id to take over, so that the two can be merged.")
-@click.option("--orientation", help="Of the training files, such as RAS; default: looked up in validation and images.")
-@click.option("--mirroring", is_flag=True, help="Average over mirrored images, as nnU-Net does: 4 to 8 times slower.")
+@click.option("--categories", multiple=True,
+              help="Category in Dafne's model browser, such as Abdomen/Kidney; repeatable.")
+@click.option("--info", multiple=True, help="KEY=TEXT that Dafne's model browser shows; repeatable.")
+@click.option("--base", type=_EXISTING,
+              help="A .model file whose model id is taken over, so that Dafne can merge the two.")
+@click.option("--orientation", help="Orientation of the training files, such as RAS. Default: read from the files.")
+@click.option("--mirroring", is_flag=True, help="Average over mirrored images, as nnU-Net does; 4 to 8 times slower.")
 @click.option("--tile-step", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
-              help="Distance of windows in patches; larger is faster.")
+              help="Distance between neighbouring windows, as a share of the patch; larger is faster.")
 @click.option("--protection", type=click.FloatRange(0), default=0.0, show_default=True,
-              help="Pull of learning in Dafne back to the weights it starts from.")
-@click.option("--trust", is_flag=True, help="Read a checkpoint that executes code; only if you know its author.")
+              help="How strongly learning in Dafne is pulled back to the weights that it starts from.")
+@click.option("--trust", is_flag=True,
+              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
 def export(model_folder: Path, output: Path, categories, info, **options) -> None:
-    """Write a model as a Dafne .model file that needs nothing installed at the client, and NAME.json beside it.
+    """Write a model as a .model file for Dafne.
 
-    MODEL_FOLDER is a model folder, a zip from nnUNetv2_export_model_to_zip, or a bare checkpoint.
+    A NAME.json is written beside it. The Dafne client needs neither nnU-Net nor this package.
+
+    MODEL_FOLDER is a model folder, a zip from nnUNetv2_export_model_to_zip, or a single checkpoint file.
     """
     from .dafne.export import export_model
 
@@ -194,10 +228,16 @@ def export(model_folder: Path, output: Path, categories, info, **options) -> Non
 
 @main.command()
 @click.argument("protocol", type=_EXISTING)
-@click.option("-o", "--output", type=_FOLDER, required=True, help="Folder of the results; run again to go on there.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs side by side.")
+@click.option("-o", "--output", type=_FOLDER, required=True,
+              help="Folder for the results. The same command continues a stopped run.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
+              help="How many runs go on at the same time.")
 def benchmark(protocol: Path, output: Path, jobs: int) -> None:
-    """Run PROTOCOL, a TOML file of methods, shots, draws and donors; then `nnunet-dante compare OUTPUT`."""
+    """Train many methods and numbers of cases in a row.
+
+    PROTOCOL is a TOML file that names methods, numbers of cases and donors. `nnunet-dante compare` makes a report of
+    the results.
+    """
     from .benchmark.run import run_protocol
 
     results = run_protocol(protocol, output, jobs=jobs)
@@ -212,12 +252,14 @@ def benchmark(protocol: Path, output: Path, jobs: int) -> None:
 @click.argument("sources", nargs=-1, required=True, type=_EXISTING)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="Folder for the report.")
 @click.option("--tolerance-mm", type=click.FloatRange(0), default=2.0, show_default=True,
-              help="Of the surface Dice of fold folders; results of a protocol bring their own.")
+              help="Tolerance of the surface Dice, for fold folders; results of `benchmark` have their own.")
 def compare(sources: tuple[Path, ...], output: Path, tolerance_mm: float) -> None:
-    """Compare runs: Dice, distances, epochs to 85 % of the peak, cost, forgetting, tests; as Markdown and a web page.
+    """Compare trainings in one report.
 
-    SOURCES are folders of `benchmark`, files of results, or finished fold folders TRAINER__PLANS__CONFIGURATION/fold_X
-    of nnU-Net, whose validation predictions are scored.
+    It shows Dice, distances, speed, cost, forgetting and significance, as Markdown and as a web page.
+
+    SOURCES are result folders of `benchmark`, files of results, or finished fold folders of nnU-Net
+    (TRAINER__PLANS__CONFIGURATION/fold_X), whose validation predictions are scored.
     """
     from .compare.run import compare as run
 
@@ -229,7 +271,10 @@ def compare(sources: tuple[Path, ...], output: Path, tolerance_mm: float) -> Non
 @click.argument("model", type=_EXISTING)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="The nnU-Net model folder to write.")
 def import_(model: Path, output: Path) -> None:
-    """Write a .model of `export` as an nnU-Net model folder, also after learning and merging in Dafne."""
+    """Turn a .model file of Dafne back into an nnU-Net model.
+
+    MODEL is a file that `export` wrote, also after learning and merging in Dafne.
+    """
     from .dafne.importer import import_model
 
     click.echo(str(import_model(model, output)))
@@ -237,7 +282,10 @@ def import_(model: Path, output: Path) -> None:
 
 @main.group()
 def adapter() -> None:
-    """Work with adapter files: what was trained, in a few MB, apart from its base."""
+    """Make, apply, remove or describe adapter files.
+
+    An adapter holds only what was trained, in a few MB, without the base network.
+    """
 
 
 @adapter.command("extract")
@@ -245,7 +293,7 @@ def adapter() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="The adapter.safetensors to write; with --format peft, the folder.")
 @click.option("--format", "form", type=click.Choice(["file", "peft"]), default="file", show_default=True,
-              help="peft: a folder for Hugging Face PEFT, of nnUNetTrainerLoRAFlat's checkpoints alone.")
+              help="peft writes a folder for Hugging Face PEFT; for checkpoints of nnUNetTrainerLoRAFlat only.")
 def adapter_extract(checkpoint: Path, output: Path, form: str) -> None:
     """Write what was trained in CHECKPOINT as an adapter."""
     from .adapters.adapter import extract, info
@@ -259,7 +307,7 @@ def adapter_extract(checkpoint: Path, output: Path, form: str) -> None:
 @click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
 @click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
 def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
-    """Merge ADAPTER, a file or a folder of PEFT, into the checkpoint BASE that it was trained on."""
+    """Merge ADAPTER (a file, or a folder of PEFT) into the checkpoint BASE on which it was trained."""
     from .adapters.adapter import apply
 
     apply(base, adapter_file, output)
@@ -270,7 +318,7 @@ def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
 @click.argument("checkpoint", type=_EXISTING)
 @click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
 def adapter_remove(checkpoint: Path, output: Path) -> None:
-    """Write CHECKPOINT as it was before its training, bit for bit."""
+    """Write the base of CHECKPOINT: its weights as they were before the training, bit for bit."""
     from .adapters.adapter import remove
 
     remove(checkpoint, output)
@@ -280,7 +328,7 @@ def adapter_remove(checkpoint: Path, output: Path) -> None:
 @adapter.command("info")
 @click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
 def adapter_info(adapter_file: Path) -> None:
-    """Say what ADAPTER is and which base it belongs to."""
+    """Show how ADAPTER was made, and to which base it belongs."""
     from .adapters.adapter import info
 
     click.echo(info(adapter_file))
