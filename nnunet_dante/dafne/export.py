@@ -20,8 +20,7 @@ from ..types import PathLike, StateDict
 from .identity import model_id
 from .model_file import TYPE, write
 from .orientation import Orientation, training_orientation
-from .payload import geometry as payload_geometry
-from .payload import network as payload_network
+from .payload import geometry, network
 from .settings import settings_for
 from .sources import sources
 
@@ -109,7 +108,7 @@ def _target(output: Path, donor: Donor, timestamp: int) -> tuple[Path, str]:
 def _weights(donor: Donor, settings: Mapping[str, Any]) -> StateDict:
     """Each weight once, under its first stock key, in storage of its own: what the shipped network has, exactly."""
     weights = OrderedDict((key, tensor.float().clone()) for key, tensor in unique_tensors(donor.weights).items())
-    if wrong := differences(weights, payload_network.build(settings).state_dict()):
+    if wrong := differences(weights, network.build(settings).state_dict()):
         raise DafneError(f"The network of {donor.source} is not the one that Dafne would build ({len(wrong)} "
                          f"differences; first: {wrong[0]}); possible are stock PlainConvUNet and ResidualEncoderUNet.")
     return weights
@@ -122,10 +121,10 @@ def _metadata(name: str, donor: Donor, settings: Mapping[str, Any], categories: 
     `orientation` stays empty: Dafne would turn the image, but neither its affine nor the masks.
     """
     labels = ", ".join(label["name"] for label in settings["labels"])
-    network = "ResidualEncoderUNet" if settings["architecture"]["residual"] else "PlainConvUNet"
+    kind = "ResidualEncoderUNet" if settings["architecture"]["residual"] else "PlainConvUNet"
     if (trainer := settings["origin"]["trainer"]) != "nnUNetTrainer":
-        network += f" of {trainer}"
-    texts = {"Labels": labels, "Images": ", ".join(settings["channels"]), "Network": f"nnU-Net {network}",
+        kind += f" of {trainer}"
+    texts = {"Labels": labels, "Images": ", ".join(settings["channels"]), "Network": f"nnU-Net {kind}",
              "Trained on": donor.dataset_name, "Made with": f"nnunet-dante {__version__}"}
     if plane := _plane(settings):
         texts["Plane"] = plane
@@ -142,7 +141,7 @@ def _plane(settings: Mapping[str, Any]) -> str | None:
     """How the client must show a volume so that a 2D network meets the slices it knows; None where it is free."""
     if settings["dimension"] == 3 or settings["as_shown"]:
         return None
-    world, _ = payload_geometry.WORLD[payload_geometry.network_axes(settings)[0]]
+    world, _ = geometry.WORLD[geometry.network_axes(settings)[0]]
     return ("Sagittal", "Coronal", "Axial")[world]
 
 

@@ -8,9 +8,8 @@ and helpers beside that callable are out of its reach (contract, 1.1). So each f
         <the payload modules it needs, as they stand, without their imports of one another>
         return apply(model, data)
 
-The modules stay ordinary modules: linted, typed and tested where they are, and read from there. They are five because
-each must stay readable alone, and because learning is not needed to segment:
-payload_network, payload_geometry, payload_apply, payload_cases, payload_learn; payload_weights needs no wrapping.
+The modules in `payload/` are ordinary modules, linted and tested there; their text is read from there. The functions of
+`payload/weights.py` stand alone already and are shipped without a wrapper.
 """
 
 from __future__ import annotations
@@ -30,28 +29,11 @@ from typing import Any
 from .. import __version__
 from ..errors import DafneError
 from ..files import MAX_JSON_BYTES, bounded, parse_json
-from .payload import (
-    apply as payload_apply,
-)
-from .payload import (
-    cases as payload_cases,
-)
-from .payload import (
-    geometry as payload_geometry,
-)
-from .payload import (
-    learn as payload_learn,
-)
-from .payload import (
-    network as payload_network,
-)
-from .payload import (
-    weights as payload_weights,
-)
+from .payload import apply, cases, geometry, learn, network, weights
 
 _HEADER = f"# nnunet-dante {__version__}, Apache License 2.0\n"
-_APPLY = (payload_geometry, payload_apply)
-_LEARN = (*_APPLY, payload_cases, payload_learn)
+_APPLY = (geometry, apply)
+_LEARN = (*_APPLY, cases, learn)
 _LITERAL = ("{", "}", "[", "]", ":", ",", "-", "True", "False", "None")
 _MAX_DEPTH = 64
 _REWRITTEN = re.compile(r"(from|import) dl")  # Dafne replaces these words wherever they stand
@@ -64,13 +46,13 @@ def sources(settings: Mapping[str, Any]) -> dict[str, str]:
         DafneError: the settings are not plain JSON values, or a source would not survive in Dafne.
     """
     shipped = {
-        "init_model_function": _wrapped("init_model", payload_network.build, (payload_network,), settings),
-        "apply_model_function": _wrapped("apply_model", payload_apply.apply, _APPLY),
-        "incremental_learn_function": _wrapped("incremental_learn", payload_learn.learn, _LEARN)}
+        "init_model_function": _wrapped("init_model", network.build, (network,), settings),
+        "apply_model_function": _wrapped("apply_model", apply.apply, _APPLY),
+        "incremental_learn_function": _wrapped("incremental_learn", learn.learn, _LEARN)}
     for name in ("weights_to_model", "model_to_weights", "weight_copy", "calc_delta"):
-        shipped[f"{name}_function"] = inspect.getsource(getattr(payload_weights, name))
-    shipped["apply_delta_function"] = inspect.getsource(payload_weights.add)
-    shipped["factor_multiply_function"] = inspect.getsource(payload_weights.multiply)
+        shipped[f"{name}_function"] = inspect.getsource(getattr(weights, name))
+    shipped["apply_delta_function"] = inspect.getsource(weights.add)
+    shipped["factor_multiply_function"] = inspect.getsource(weights.multiply)
     for name, source in shipped.items():
         function_of(source, name)
     return shipped

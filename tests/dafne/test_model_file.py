@@ -16,7 +16,7 @@ from shipped import settings_of
 
 from nnunet_dante.dafne.importer import describe
 from nnunet_dante.dafne.model_file import open_model, read, write
-from nnunet_dante.dafne.sources import settings_of as payload_settings_of
+from nnunet_dante.dafne.sources import settings_of as read_settings
 from nnunet_dante.dafne.sources import sources
 from nnunet_dante.errors import DafneError, DanteError, UntrustedFileError
 from nnunet_dante.models.checkpoint import unique_tensors
@@ -136,7 +136,7 @@ def test_claims_of_the_pickle_format_take_no_memory(path):
                                     "{'a': b'c'}", "{'a': open}", "[" * 10_000, "{'a': 1" + "0" * 5000 + "}", ""])
 def test_a_description_that_is_no_json_is_refused_without_parsing_it(source):
     with pytest.raises(DafneError, match="description"):
-        payload_settings_of(f"# nnunet-dante\ndef f():\n    SETTINGS = {source}\n")
+        read_settings(f"# nnunet-dante\ndef f():\n    SETTINGS = {source}\n")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:40], lambda b: b"", lambda b: b"\x80\x04N.",

@@ -1,4 +1,4 @@
-"""payload.py: what Dafne's exec makes of the shipped text, and what it would silently spoil."""
+"""sources.py: what Dafne's exec makes of the shipped text, and what it would silently spoil."""
 
 from __future__ import annotations
 
@@ -13,30 +13,13 @@ import pytest
 import tiny
 from shipped import settings_of
 
-from nnunet_dante.dafne import sources as payload
-from nnunet_dante.dafne.payload import (
-    apply as payload_apply,
-)
-from nnunet_dante.dafne.payload import (
-    cases as payload_cases,
-)
-from nnunet_dante.dafne.payload import (
-    geometry as payload_geometry,
-)
-from nnunet_dante.dafne.payload import (
-    learn as payload_learn,
-)
-from nnunet_dante.dafne.payload import (
-    network as payload_network,
-)
-from nnunet_dante.dafne.payload import (
-    weights as payload_weights,
-)
+from nnunet_dante.dafne import sources as module_of_sources
+from nnunet_dante.dafne.payload import apply, cases, geometry, learn, network, weights
 from nnunet_dante.dafne.sources import function_of, sources
 from nnunet_dante.dafne.sources import settings_of as read_settings
 from nnunet_dante.errors import DafneError
 
-MODULES = (payload_apply, payload_cases, payload_geometry, payload_learn, payload_network, payload_weights)
+MODULES = (apply, cases, geometry, learn, network, weights)
 ALLOWED = {"__future__", "collections", "copy", "hashlib", "itertools", "math", "time", "traceback", "numpy", "torch",
            "scipy.ndimage", "skimage.transform", "dafne_dl.interfaces"}
 FUNCTIONS = {"init_model", "apply_model", "incremental_learn", "weights_to_model", "model_to_weights", "weight_copy",
@@ -76,7 +59,7 @@ def test_functions_take_what_dafne_passes_by_position(shipped):
 
 def test_what_is_shipped_is_what_the_modules_say(shipped):
     text = "".join(line.strip() for line in shipped["incremental_learn_function"].splitlines())
-    for function in (payload_learn.train, payload_apply.window_starts, payload_geometry.normalize, payload_cases.cut):
+    for function in (learn.train, apply.window_starts, geometry.normalize, cases.cut):
         assert "".join(line.strip() for line in inspect.getsource(function).splitlines()) in text
 
 
@@ -87,7 +70,8 @@ def test_only_what_every_client_has_is_imported(module):
         n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
     relative = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.level}
     assert absolute <= ALLOWED
-    assert all(name.startswith("payload_") for name in relative)
+    assert relative <= {m.__name__.rpartition(".")[2] for m in MODULES} and all(n.level == 1 for n in nodes if isinstance(
+        n, ast.ImportFrom) and n.level), "a client has nothing of this package but the payload"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.split(".")[-1])
@@ -96,7 +80,7 @@ def test_the_optimisers_that_abort_a_client_with_tensorflow_are_not_used(module)
 
 
 def test_no_module_hides_a_name_of_another():
-    names = Counter(node.name for module in payload._LEARN for node in ast.parse(inspect.getsource(module)).body
+    names = Counter(node.name for module in module_of_sources._LEARN for node in ast.parse(inspect.getsource(module)).body
                     if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
     assert max(names.values()) == 1
 

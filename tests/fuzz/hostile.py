@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nnunet_dante.adapters import adapter
-from nnunet_dante.dafne import sources as payload
+from nnunet_dante.dafne import sources
 
 from . import crafted, crafted_images, crafted_plans
 from .mutations import changed, damaged, damaged_entry, odd_tensor
@@ -132,7 +132,7 @@ def dafne_content(place: Place, rng: Random) -> None:
     with (place.samples / "Liver.model").open("rb") as stream:
         content = pickle.load(stream)
     if rng.random() < 0.6:
-        settings = changed(payload.settings_of(content["init_model_function"]), rng)
+        settings = changed(sources.settings_of(content["init_model_function"]), rng)
         content["init_model_function"] = f"# nnunet-dante\ndef f():\n    SETTINGS = {settings!r}\n"
     else:
         content = changed(dict(content), rng, leaf=odd_tensor)
@@ -143,7 +143,7 @@ def dafne_attacks(place: Place) -> dict[str, Callable[[], None]]:
     def write(change: Callable[[dict], None]) -> None:
         with (place.samples / "Liver.model").open("rb") as stream:
             content = pickle.load(stream)
-        settings = payload.settings_of(content["init_model_function"])
+        settings = sources.settings_of(content["init_model_function"])
         change(settings)
         content["init_model_function"] = f"# nnunet-dante\ndef f():\n    SETTINGS = {settings!r}\n"
         (place.case / "Liver.model").write_bytes(pickle.dumps(content, protocol=4))

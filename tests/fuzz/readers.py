@@ -19,11 +19,11 @@ from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.compare.fold import read_fold
 from nnunet_dante.compare.results import read_results
 from nnunet_dante.compare.training_log import read_training_log
-from nnunet_dante.dafne import sources as payload
 from nnunet_dante.dafne.importer import describe, import_model
 from nnunet_dante.dafne.model_file import open_model
 from nnunet_dante.dafne.orientation import training_orientation
 from nnunet_dante.dafne.settings import settings_for
+from nnunet_dante.dafne.sources import sources
 from nnunet_dante.datasets.case_lists import read_cases, read_groups
 from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import DanteError
@@ -50,7 +50,7 @@ def _use(path: Path) -> str:
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     json.dumps(plans).encode()
     lies = training_orientation(donor, path)
-    payload.sources(settings_for(donor, orientation=lies.codes, as_shown=lies.as_shown, mirroring=True, tile_step=0.5))
+    sources(settings_for(donor, orientation=lies.codes, as_shown=lies.as_shown, mirroring=True, tile_step=0.5))
     return digest([donor.weights, donor.plans, donor.dataset_json, donor.mirroring_axes, donor.fold, donor.trainer_name])
 
 

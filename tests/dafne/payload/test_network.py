@@ -1,4 +1,4 @@
-"""payload_network.py: nnU-Net's networks, computed from torch alone, with each weight once."""
+"""payload/network.py: nnU-Net's networks, computed from torch alone, with each weight once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""payload_geometry.py: turning is exact and reversible, preprocessing is nnU-Net's, scaled intensities are found out."""
+"""payload/geometry.py: turning is exact and reversible, preprocessing is nnU-Net's, scaled intensities are found out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from shipped import affine_of, shown
 
-from nnunet_dante.dafne.payload import geometry as geometry
+from nnunet_dante.dafne.payload import geometry
 
 CODES = ["".join(pair[side] for pair, side in zip(order, sides)) for order in itertools.permutations(("RL", "AP", "SI"))
          for sides in itertools.product((0, 1), repeat=3)]

@@ -1,4 +1,4 @@
-"""payload_apply.py: the shipped functions segment as nnU-Net's predictor does, however the image lies."""
+"""payload/apply.py: the shipped functions segment as nnU-Net's predictor does, however the image lies."""
 
 from __future__ import annotations
 

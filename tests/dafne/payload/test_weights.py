@@ -1,4 +1,4 @@
-"""payload_weights.py: the arithmetic of Dafne's merging is exact, and only descendants of one base are mixed."""
+"""payload/weights.py: the arithmetic of Dafne's merging is exact, and only descendants of one base are mixed."""
 
 from __future__ import annotations
 
