@@ -1,10 +1,11 @@
-"""surgery.py: what the donor knows keeps its function exactly, whatever is added or removed."""
+"""surgery.py: what the donor knows keeps its function, whatever is added or removed."""
 
 from __future__ import annotations
 
 import pytest
 import tiny
 import torch
+from arithmetic import clear, tolerance
 from torch.nn.functional import conv3d
 
 from nnunet_dante.errors import TransferError
@@ -13,7 +14,12 @@ from nnunet_dante.transfers.surgery import NEW_REGION_PROBABILITY, Rows, head_su
 
 DONOR = Rows(names=("background", "organ", "lesion"))
 BUILDERS = {"plain": tiny.plain_unet, "residual": tiny.residual_unet}
+HEAD = tolerance(5)  # a row of a head adds up four features and a bias
 STEM = {"plain": "encoder.stages.0.0.convs.0.conv.weight", "residual": "encoder.stem.convs.0.conv.weight"}
+
+
+def same(a, b):
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=HEAD)
 
 
 def head_keys(state):
@@ -33,14 +39,14 @@ def kind(request):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_permuted_labels_permute_every_head_exactly(kind, dim):
+def test_permuted_labels_permute_every_head(kind, dim):
     build, x = BUILDERS[kind], torch.randn(1, 1, *[16] * dim)
     state = build(dim).state_dict()
     moved, report = head_surgery(state, heads=head_keys(state), donor=DONOR,
                                  target=Rows(names=("background", "Lesion", "organ")))
     before, after = outputs(build, state, x, dim=dim), outputs(build, moved, x, dim=dim)
     assert len(before) == 2
-    assert all(torch.equal(a, b[:, [0, 2, 1]]) for a, b in zip(after, before))
+    assert all(same(a, b[:, [0, 2, 1]]) for a, b in zip(after, before))
     assert (report.new, report.dropped, report.rule) == ((), (), "")
 
 
@@ -50,9 +56,10 @@ def test_new_labels_never_win_and_known_logits_are_unchanged(kind):
     target = Rows(names=("background", "new", "lesion", "organ", "newer"))
     moved, report = head_surgery(state, heads=head_keys(state), donor=DONOR, target=target)
     for before, after in zip(outputs(build, state, x), outputs(build, moved, x, classes=5)):
-        assert torch.equal(after[:, [0, 3, 2]], before)
-        ranked = before.argmax(1)
-        assert torch.equal(after.argmax(1), torch.tensor([0, 3, 2])[ranked])
+        assert same(after[:, [0, 3, 2]], before)
+        decided = clear(before, by=HEAD)
+        assert decided.float().mean() > 0.99
+        assert torch.equal(after.argmax(1)[decided], torch.tensor([0, 3, 2])[before.argmax(1)[decided]])
     assert report.matched == ("background", "lesion", "organ")
     assert report.new == ("new", "newer")
     assert "never wins" in report.rule
@@ -64,7 +71,7 @@ def test_dropped_labels_leave_the_others_unchanged():
     moved, report = head_surgery(state, heads=head_keys(state), donor=DONOR, target=Rows(names=("background", "lesion")))
     assert report.dropped == ("organ",)
     for before, after in zip(outputs(tiny.plain_unet, state, x), outputs(tiny.plain_unet, moved, x, classes=2)):
-        assert torch.equal(after, before[:, [0, 2]])
+        assert same(after, before[:, [0, 2]])
 
 
 @pytest.mark.parametrize("donor_regions", [False, True])
@@ -76,11 +83,13 @@ def test_where_no_structure_is_known_new_labels_start_where_the_donor_saw_any_an
     state["decoder.seg_layers.1.bias"][-1] -= (scores[:, -1] - (0 if donor_regions else scores[:, 0])).mean()  # sees about half
     moved, report = head_surgery(state, heads=head_keys(state), donor=donor, target=Rows(names=("background", "a", "b")))
     before = outputs(tiny.plain_unet, state, x, classes=len(donor.names))[0]
-    saw = before[:, 0] > 0 if donor_regions else before[:, 1] > before[:, 0]
+    lead = before[:, 0] if donor_regions else before[:, 1] - before[:, 0]
+    saw, decided = lead > 0, lead.abs() > 2 * HEAD
     after = outputs(tiny.plain_unet, moved, x)[0]
     assert 0 < saw.float().mean() < 1
-    assert torch.equal(after.argmax(1) > 0, saw)
-    assert torch.equal(after[:, 1], after[:, 2])
+    assert decided.float().mean() > 0.99
+    assert torch.equal(after.argmax(1)[decided] > 0, saw[decided])
+    assert same(after[:, 1], after[:, 2])
     assert "any structure" in report.rule
 
     network = tiny.plain_unet()
@@ -95,7 +104,7 @@ def test_new_regions_start_absent_and_known_ones_are_unchanged():
     moved, report = head_surgery(state, heads=head_keys(state), donor=Rows(names=("whole", "core"), regions=True),
                                  target=Rows(names=("core", "oedema"), regions=True))
     for before, after in zip(outputs(tiny.plain_unet, state, x, classes=2), outputs(tiny.plain_unet, moved, x, classes=2)):
-        assert torch.equal(after[:, 0], before[:, 1])
+        assert same(after[:, 0], before[:, 1])
         assert torch.allclose(after[:, 1].sigmoid(), torch.tensor(NEW_REGION_PROBABILITY))
     assert (report.matched, report.new, report.dropped) == (("core",), ("oedema",), ("whole",))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from arithmetic import tolerance
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunet_dante.errors import ConfigurationError, DanteError, DonorError, TransferError
@@ -120,8 +121,9 @@ def test_known_labels_keep_their_logits_and_new_ones_never_win(place):
     after.load_state_dict(place.start()["network_weights"])
     x = torch.randn(1, 1, 16, 16, 16)
     for old, new in zip(before(x), after(x)):
-        assert torch.equal(new[:, [0, 2, 1]], old)
-        assert not (new.argmax(1) == 3).any()
+        head = tolerance(5)  # four features and a bias
+        assert torch.allclose(new[:, [0, 2, 1]], old, rtol=0, atol=head)
+        assert (new[:, 3] <= old.amax(1) + head).all()
 
 
 def test_softmax_donor_to_regions_and_back(place):
