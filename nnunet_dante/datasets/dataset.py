@@ -19,7 +19,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from ..errors import TransferError
 from ..files import read_json, write_text_atomically
-from ..models.labels import channel_names, file_ending, head_names
+from ..models.labels import channel_names, file_ending, head_names, plain_labels
 from ..types import DatasetJson
 from .images import Case, check_channels, check_masks, image_files, reader_for, reading
 
@@ -150,6 +150,7 @@ def _dataset_json(raw: Path) -> DatasetJson:
     if missing := [k for k in ("labels", "file_ending") if k not in content]:
         raise TransferError(f"{raw.name}/dataset.json lacks {' and '.join(missing)}; it has {sorted(content)}.")
     channel_names(content)
+    content = plain_labels(content)
     head_names(content)
     file_ending(content)
     try:

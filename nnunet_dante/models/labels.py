@@ -65,6 +65,35 @@ def _labels(dataset_json: DatasetJson) -> dict[str, Any]:
     return labels
 
 
+def plain_labels(dataset_json: DatasetJson) -> DatasetJson:
+    """Return dataset.json with each label as a whole number, or as a list of whole numbers for a region.
+
+    nnU-Net also trains labels that are written as text ("1") or as a list of one number. Code that sorts or compares
+    them needs plain numbers. regions_class_order becomes a list of whole numbers, too.
+
+    Raises:
+        TransferError: labels or regions_class_order hold something else.
+    """
+    plain: dict[str, int | list[int]] = {}
+    for name, value in _labels(dataset_json).items():
+        numbers = _values(value)
+        is_region = isinstance(value, (list, tuple)) and len(value) > 1
+        plain[name] = [int(v) for v in value] if is_region else min(numbers)
+    if not has_regions(dataset_json):
+        return {**dataset_json, "labels": plain}
+    order, regions = dataset_json.get("regions_class_order"), head_names(dataset_json)
+    try:
+        values = [min(_values(value)) for value in order if not isinstance(value, (list, tuple))]
+        usable = isinstance(order, (list, tuple)) and len(values) == len(order) == len(regions)
+    except (TransferError, TypeError):
+        usable = False
+    if not usable:
+        raise TransferError(f"regions_class_order of dataset.json is {order!r:.80}; it must be a list of "
+                            f"{len(regions)} whole numbers, such as {[*range(1, len(regions) + 1)]}: the value that "
+                            f"nnU-Net writes into a mask for each of {', '.join(regions)}, in this order.")
+    return {**dataset_json, "labels": plain, "regions_class_order": values}
+
+
 def has_regions(dataset_json: DatasetJson) -> bool:
     """True where nnU-Net trains overlapping regions with sigmoid instead of exclusive labels with softmax."""
     return any(isinstance(v, (list, tuple)) and len(v) > 1 for v in _labels(dataset_json).values())

@@ -37,6 +37,7 @@ from ..methods import Method, ParameterEfficient
 from ..methods.groups import stem_modules
 from ..methods.nonlinear import ADDING_TRAINERS
 from ..models.checkpoint import save_atomically, unique_tensors, weights_sha256
+from ..models.labels import head_names
 from ..models.network import trainer_class
 from ..models.settings import read_dante_block
 from ..peft.audit import audit_on_small_patch
@@ -203,10 +204,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
     @property
     def foreground_names(self) -> list[str]:
         """The names of labels or regions in the order of nnU-Net's Dice list."""
-        names = [n for n in self.dataset_json["labels"] if n not in ("background", "ignore")]
-        if self.label_manager.has_regions:
-            return names
-        return sorted(names, key=self.dataset_json["labels"].__getitem__)
+        return [name for name in head_names(self.dataset_json) if name != "background"]
 
     def on_train_epoch_start(self) -> None:
         """Enter the stage of this epoch; frozen norms keep their running statistics."""

@@ -99,11 +99,18 @@ def test_one_case_lacks_a_channel(nnunet_paths):
     ({"labels": {"background": 0, "organ": 1, "lesion": 3}}, "0 to 2, each once"),
     ({"labels": {"background": 0, "ignore": 1, "organ": 2, "lesion": 1}}, "refuses the labels"),
     ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions_class_order"),
+    ({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [[1], [2]]},
+     r"regions_class_order of dataset\.json is \[\[1\], \[2\]\]; it must be a list of 2 whole numbers"),
     ({"channel_names": {}}, "names no channels"), ({"file_ending": ".mha"}, "holds no images CASE_0000.mha")])
 def test_bad_dataset_json(dataset, changes, message):
     edit_json(dataset, **changes)
     with pytest.raises(TransferError, match=message):
         open_target(901)
+
+
+def test_labels_as_text_or_lists_of_one_become_plain_numbers_for_training(dataset):
+    edit_json(dataset, labels={"background": 0, "organ": [1], "lesion": "2"})
+    assert open_target(901).dataset_json["labels"] == {"background": 0, "organ": 1, "lesion": 2}
 
 
 def test_dataset_json_missing_or_damaged(dataset):

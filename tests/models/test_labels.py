@@ -6,7 +6,14 @@ import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dante.errors import TransferError
-from nnunet_dante.models.labels import channel_names, has_regions, head_names, match, previous_stage_names
+from nnunet_dante.models.labels import (
+    channel_names,
+    has_regions,
+    head_names,
+    match,
+    plain_labels,
+    previous_stage_names,
+)
 
 LABELS = {"lesion": 2, "background": 0, "organ": [1], "ignore": 3}
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": (2, 3), "enhancing": 3, "ignore": 4}
@@ -55,3 +62,36 @@ def test_bad_labels(labels, message):
 def test_match_by_name_ignores_case_and_counts_occurrences():
     assert match(("ct", "MR"), ("MR ", "CT")) == (1, 0)
     assert match(("rgb", "rgb", "rgb", "x"), ("rgb", "y", "rgb")) == (0, 2, None, None)
+
+
+@pytest.mark.parametrize("labels", [
+    {"background": 0, "organ": [1], "lesion": 2}, {"background": "0", "organ": "1", "lesion": "2"},
+    {"background": 0, "organ": 1.0, "lesion": ["2"]}, {"lesion": 2, "organ": (1,), "background": 0}])
+def test_labels_that_stock_trains_become_plain_numbers_and_mean_the_same(labels):
+    plain = plain_labels({"labels": labels, "file_ending": ".png"})
+    assert plain == {"labels": {"background": 0, "organ": 1, "lesion": 2}, "file_ending": ".png"}
+    assert list(plain["labels"]) == list(labels)
+    stock, ours = LabelManager(labels, None), LabelManager(plain["labels"], None)
+    assert stock.all_labels == ours.all_labels and stock.has_regions == ours.has_regions is False
+    assert head_names({"labels": labels}) == head_names(plain)
+
+
+def test_regions_become_plain_numbers_and_mean_the_same():
+    plain = plain_labels({"labels": {"background": 0, "whole": ["1", 2], "core": ["2"], "ignore": "3"},
+                          "regions_class_order": ["1", 2]})
+    assert plain["labels"] == {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    assert plain["regions_class_order"] == [1, 2]
+    assert LabelManager(plain["labels"], plain["regions_class_order"]).num_segmentation_heads == 2
+
+
+@pytest.mark.parametrize("order", [[[1], [2]], [[1, 2]], [1], [1, 2, 3], None, 1, "12", [1, None], [1, 1.5]])
+def test_a_regions_class_order_that_nnunet_cannot_use_is_refused_by_name(order):
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    with pytest.raises(TransferError, match=r"regions_class_order of dataset\.json is .*list of 2 whole.*whole, core"):
+        plain_labels({"labels": labels, "regions_class_order": order})
+
+
+@pytest.mark.parametrize("value", ["one", [], [1, "x"], None, {"a": 1}, 1.5])
+def test_labels_that_are_no_numbers_are_refused(value):
+    with pytest.raises(TransferError, match="must be a whole number"):
+        plain_labels({"labels": {"background": 0, "organ": value}})

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import ParameterEfficient
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.training import trainers
-from nnunet_dante.training.trainers import AddedModulesMixin
+from nnunet_dante.training.trainers import AddedModulesMixin, DanteMixin
 
 NAMES = [name for name in dir(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"
          and not issubclass(getattr(trainers, name), AddedModulesMixin)]
@@ -169,3 +170,9 @@ def test_new_channels_that_a_method_cannot_learn_are_called_out(prepared, capsys
     for cls, warned in ((trainers.nnUNetTrainerLoRADecoder, True), (trainers.nnUNetTrainerLoRA, False)):
         build(cls, prepared, plans=plans).initialize()
         assert ("WARNING: the donor does not know the channels MRI" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize("value", [[1], "1", 1.0])
+def test_labels_that_stock_trains_are_named_in_the_order_of_its_dice_list(value):
+    trainer = SimpleNamespace(dataset_json={"labels": {"background": 0, "lesion": 2, "organ": value}})
+    assert DanteMixin.foreground_names.fget(trainer) == ["organ", "lesion"]
