@@ -55,8 +55,16 @@ def train_command(dataset: str, configuration: str, fold: str, *, plans: str, tr
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Run `nnUNetv2_train` with `arguments` in this process."""
+    """Run `nnUNetv2_train` with `arguments` in this process, after looking for what commonly goes wrong.
+
+    Raises:
+        ConfigurationError: an argument, environment variable or file would stop the training; the message says what
+            to do.
+    """
     os.environ[VARIABLE] = search_path()
+    from .checks import check_arguments
+
+    check_arguments(arguments)
     from nnunetv2.run.run_training import run_training_entry
 
     sys.argv = ["nnUNetv2_train", *arguments]

@@ -1,0 +1,195 @@
+"""What commonly stops `nnUNetv2_train`, looked for before it starts, because nnU-Net answers with a traceback.
+
+Only what is certain to fail is refused. Where nnU-Net's rules are not certain, it decides by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+
+from ..errors import ConfigurationError
+from ..files import read_json
+from ..models.settings import read_dante_block
+from .launch import VARIABLE
+
+DEFAULT_PLANS = "nnUNetPlans"
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise where a training with these arguments of `nnUNetv2_train` cannot start.
+
+    Raises:
+        ConfigurationError: says what is wrong, what there is, and the command that helps.
+    """
+    parser = argparse.ArgumentParser("nnunet-dante train", add_help=False, exit_on_error=False)
+    for name in ("dataset", "configuration", "fold"):
+        parser.add_argument(name)
+    parser.add_argument("-tr", default="nnUNetTrainer")
+    parser.add_argument("-p", default=DEFAULT_PLANS)
+    parser.add_argument("-pretrained_weights")
+    parser.add_argument("-device", default="cuda")
+    parser.add_argument("-num_gpus")
+    for name in ("--c", "--val", "--val_best", "--npz", "--disable_checkpointing"):
+        parser.add_argument(name, action="store_true")
+    if len(arguments) < 3 or {"-h", "--help"} & set(arguments):
+        return  # nnU-Net prints its own usage
+    try:
+        given, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return
+    _check_device(given.device)
+    _check_folders()
+    trainer = _trainer(given.tr)
+    folder = _dataset_folder(given.dataset)
+    plans = _plans(folder, given.p)
+    _check_start(given, trainer, folder, plans)
+    configuration = _configuration(given.configuration, plans)
+    _check_preprocessed(folder, given, configuration)
+    _check_fold(given.fold)
+    if configuration.get("previous_stage"):
+        _check_previous_stage(given, folder, plans, configuration)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        raise ConfigurationError(f"torch finds no CUDA GPU on this machine, and nnU-Net trains on one unless told "
+                                 f"otherwise: add -device {other}.")
+
+
+def _check_folders() -> None:
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        if not os.environ.get(name):
+            raise ConfigurationError(f'The environment variable {name} is not set; nnU-Net needs it: export '
+                                     f'{name}="/folder/{name}". `nnunet-dante doctor` checks all of them.')
+
+
+def _folder(name: str) -> Path:
+    return Path(os.environ[name])
+
+
+def _trainer(name: str) -> Any:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from . import trainers
+
+    if isinstance(found := getattr(trainers, name, None), type):
+        return found
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except RuntimeError:
+        known = {n for n in vars(trainers) if n.startswith("nnUNetTrainer")} | set(_classes_of_nnunet())
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        meant = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigurationError(f"There is no trainer {name!r}. {meant}Your own trainers are searched in the "
+                                 f"folders of nnUNet_extTrainer, {os.environ[VARIABLE]}.") from None
+
+
+def _classes_of_nnunet() -> Iterable[str]:
+    for file in Path(nnunetv2.__path__[0], "training", "nnUNetTrainer").rglob("*.py"):
+        yield from re.findall(r"^class (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def _dataset_folder(dataset: str) -> Path:
+    """Return the data set's folder in nnUNet_preprocessed; a number is looked up as nnU-Net looks it up."""
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    root = _folder("nnUNet_preprocessed")
+    there = ", ".join(sorted(p.name for p in root.glob("Dataset*"))) or "none"
+    try:
+        name = str(maybe_convert_to_dataset_name(dataset))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).split(". ")[0]
+        raise ConfigurationError(f"nnU-Net does not know which data set {dataset!r} is: {reason}. Give its full name; "
+                                 f"preprocessed are: {there}.") from None
+    if not (root / name).is_dir():
+        raise ConfigurationError(f"{root} holds no {name}; it holds: {there}. Run `nnunet-dante transfer MODEL -d "
+                                 f"{name} --preprocess` first.")
+    return root / name
+
+
+def _plans(folder: Path, name: str) -> dict[str, Any]:
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        raise ConfigurationError(f"{folder.name} has no plans {name!r}; it has: {_plans_there(folder)}. Choose with "
+                                 f"-p, or write plans with `nnunet-dante transfer MODEL -d {folder.name}`.")
+    try:
+        plans = read_json(file)
+        if not isinstance(plans["configurations"], dict):
+            raise TypeError("its configurations are no object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{file} cannot be read as plans ({error!r}). Run `nnunet-dante transfer` again, or "
+                                 "give other plans with -p.") from error
+    return plans
+
+
+def _plans_there(folder: Path) -> str:
+    names = [file.stem for file in sorted(folder.glob("*.json")) if '"configurations"' in file.read_text("utf-8")]
+    return ", ".join(names) or "none"
+
+
+def _check_start(given: argparse.Namespace, trainer: Any, folder: Path, plans: dict[str, Any]) -> None:
+    """A trainer of this package that fine-tunes needs plans with start weights."""
+    method = getattr(trainer, "method", None)
+    if not getattr(method, "uses_start_weights", False) or given.pretrained_weights or given.c or given.val:
+        return
+    if given.configuration not in (found := read_dante_block(plans)["start_weights"]):
+        said = f"for {', '.join(found)} only" if found else "for no configuration"
+        raise ConfigurationError(f"{given.tr} fine-tunes, and the plans {given.p!r} hold start weights {said}. "
+                                 f"{folder.name} has the plans {_plans_there(folder)}: choose with -p, or run "
+                                 f"`nnunet-dante transfer MODEL -d {folder.name} -c {given.configuration}` and train "
+                                 f"with -p nnUNetDantePlans.")
+
+
+def _configuration(name: str, plans: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of the plans, with what it inherits."""
+    known = plans["configurations"]
+    if name not in known:
+        raise ConfigurationError(f"The plans {plans.get('plans_name')!r} hold no configuration {name!r}; they hold "
+                                 f"{', '.join(known)}.")
+    own = known[name]
+    return {**(_configuration(own["inherits_from"], plans) if own.get("inherits_from") else {}), **own}
+
+
+def _check_preprocessed(folder: Path, given: argparse.Namespace, configuration: dict[str, Any]) -> None:
+    data = folder / str(configuration.get("data_identifier"))
+    if not _cases(data):
+        raise ConfigurationError(f"{data} holds no preprocessed cases. Run `nnUNetv2_preprocess -d {folder.name} "
+                                 f"-plans_name {given.p} -c {given.configuration}` first.")
+
+
+def _cases(folder: Path) -> set[str]:
+    return {file.stem for file in folder.glob("*.pkl")} if folder.is_dir() else set()
+
+
+def _check_fold(fold: str) -> None:
+    if fold != "all" and not fold.isdecimal():
+        raise ConfigurationError(f"The fold is {fold!r}; it must be a number, or the word all.")
+
+
+def _check_previous_stage(given: argparse.Namespace, folder: Path, plans: dict[str, Any],
+                          configuration: dict[str, Any]) -> None:
+    """The second stage of a cascade reads the first stage's prediction of every case; five folds make all of them."""
+    stage = configuration["previous_stage"]
+    made = Path(_folder("nnUNet_results"), folder.name, f"{given.tr}__{given.p}__{stage}", "predicted_next_stage",
+                given.configuration)
+    needed = _cases(folder / str(configuration.get("data_identifier")))
+    if (splits := folder / "splits_final.json").is_file() and given.fold != "all":
+        folds = read_json(splits)
+        if int(given.fold) < len(folds):
+            needed = {*folds[int(given.fold)]["train"], *folds[int(given.fold)]["val"]}
+    if missing := needed - {file.stem for file in made.glob("*")}:
+        raise ConfigurationError(f"{given.configuration} is the second stage of a cascade: it reads predictions of "
+                                 f"{stage}, which {len(missing)} of {len(needed)} cases lack. A fold predicts its own "
+                                 f"validation cases, so train every fold of {stage} with the same -tr {given.tr} and "
+                                 f"-p {given.p}; they are written into {made}.")
