@@ -52,7 +52,8 @@ class Method:
 
     Args:
         epochs: each of nnU-Net's `num_iterations_per_epoch` steps.
-        lr, weight_decay: of AdamW.
+        lr: learning rate of AdamW.
+        weight_decay: of AdamW.
         warmup_epochs: linear warm-up before nnU-Net's polynomial decay; at most a tenth of the epochs is used.
         uses_start_weights: False for a training that starts from random weights.
         l2_sp: strength of the pull towards the start weights (Li 2018, arXiv 1802.01483); replaces the weight decay.

@@ -46,11 +46,14 @@ class LowRankDelta(WeightUpdate):
 
     Args:
         shape: of the weight, (out, in, *kernel).
-        rank, alpha: as above. device: of the factors, which are always float32.
+        rank: r above; the wanted one, which `capped_rank` may lower.
+        alpha: the update is scaled by alpha / rank.
+        factorisation: "channel" or "flat", as above.
         rank_stabilised: scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
         dropout: in training mode each of the r rank-one parts of the delta is left out with this probability, the
             others grow by 1 / (1 - dropout): the mean is the whole delta, which eval mode and files have. It acts on
             the weight, so all voxels of a batch share one draw.
+        device: of the factors, which are always float32.
 
     Raises:
         ConfigurationError: the factors would cost as much as the weight (see `capped_rank`), or dropout is not in
