@@ -2,7 +2,7 @@
 
     python examples/lora_on_your_data.py MODEL DATASET [CONFIGURATION] [nnU-Net's other training options]
 
-MODEL is a model folder, an exported zip or a checkpoint. DATASET is an id or name below nnUNet_raw.
+MODEL is a model folder, an exported zip or a checkpoint. DATASET is the number or name of a data set in nnUNet_raw.
 """
 
 import sys

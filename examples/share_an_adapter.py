@@ -1,9 +1,9 @@
-"""Share what you trained without sharing the model: write the adapter, rebuild the model from base and adapter.
+"""Share only what you trained: write the adapter, and rebuild the model from base and adapter.
 
     python examples/share_an_adapter.py FOLD_FOLDER START_WEIGHTS OUTPUT_FOLDER
 
-FOLD_FOLDER holds checkpoint_final.pth of a LoRA training; START_WEIGHTS is the file that `transfer` wrote beside the
-plans, which your colleague makes with the same donor and the same transfer.
+FOLD_FOLDER holds checkpoint_final.pth of a LoRA training. START_WEIGHTS is the file that `transfer` wrote beside the
+plans; your colleague gets the same file by the same transfer of the same donor.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""An own unfreezing schedule: the encoder opens first, everything is open after a third of 60 epochs.
+"""A trainer with a schedule of its own: the encoder opens first, and after a third of 60 epochs everything is open.
 
-Let nnU-Net find it beside the others, then train with `-tr nnUNetTrainerInputFirst`:
+Let nnU-Net find it together with the others, then train with `-tr nnUNetTrainerInputFirst`:
 
     export nnUNet_extTrainer="/path/to/examples/own_trainers"
     eval "$(nnunet-dante env)"
