@@ -24,7 +24,7 @@ from ..files import read_json, write_text_atomically
 from ..models.donor import Donor, open_donor
 from ..models.settings import read_dante_block
 from ..training.launch import VARIABLE, search_path
-from ..transfers.transfer import transfer
+from ..transfers.transfer import next_trainer, transfer
 from ..types import PathLike
 from .processes import cores, execute_all
 from .protocol import Experiment, PlannedRun, Protocol, planned_runs, read_protocol, settings_digest
@@ -37,6 +37,7 @@ class _Prepared:
 
     configuration: str
     preprocessed: Path
+    untrained: str
     test: Scored
     donor_test: Scored | None
 
@@ -143,6 +144,7 @@ def _prepare(experiment: Experiment, test: Sequence[str]) -> _Prepared:
                  plans_name=experiment.plans_name, invert=experiment.invert, num_processes=1)
     return _Prepared(
         configuration=donor.configuration, preprocessed=target.preprocessed, donor_test=_donor_test(experiment, donor),
+        untrained=next_trainer(donor, otherwise="nnUNetTrainerHeadOnly"),
         test=Scored(cases={case: target.cases[case] for case in test}, labels=target.dataset_json["labels"]))
 
 

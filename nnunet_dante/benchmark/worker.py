@@ -35,7 +35,7 @@ from ..training.trainer import DanteMixin
 from .processes import PeakMemory, processor_name
 from .protocol import PlannedRun, Protocol
 
-_UNTRAINED = "nnUNetTrainerHeadOnly"  # of a zero-shot run: every trainer starts from the same weights
+_WARM: list[bool] = []  # True once this process has trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +50,17 @@ class Scored:
 class Job:
     """What a worker needs for one run.
 
-    preprocessed: folder of the data set. test, donor_test: cases to score after the run; the donor's own domain may be
-    without. out: the protocol's folder, in which the run keeps its log and masks. donor_before: the untrained donor's
-    scores on its own cases, {} where not measured. threads: CPU threads of this run. side_by_side: runs at a time.
+    preprocessed: folder of the data set. untrained: trainer of a zero-shot run, which starts as any other does.
+    test, donor_test: cases to score after the run, None for none. out: the protocol's folder, in which the run keeps
+    its log and masks. donor_before: the untrained donor's scores on its own cases, {} where not measured. threads: CPU
+    threads of this run. side_by_side: runs at a time.
     """
 
     run: PlannedRun
     protocol: Protocol
     configuration: str
     preprocessed: Path
+    untrained: str
     test: Scored
     donor_test: Scored | None
     out: Path
@@ -75,10 +77,24 @@ def execute(job: Job) -> RunResult:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         try:
+            _warm_up(job)
             return _result(job, **_train_and_score(job))
         except Exception as error:
             traceback.print_exc()
             return _result(job, error=f"{type(error).__name__}: {error}")
+
+
+def _warm_up(job: Job) -> None:
+    """Take one step before the first run of a process: what libraries load then would count as memory of that run."""
+    if _WARM or torch.cuda.is_available():  # CUDA's allocator counts tensors alone
+        return
+    trainer = _trainer(job)
+    trainer.initialize()
+    trainer.num_val_iterations_per_epoch = 1
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    _WARM.append(True)
 
 
 def _train_and_score(job: Job) -> dict[str, Any]:
@@ -128,8 +144,10 @@ def check_methods(protocol: Protocol) -> None:
         ConfigurationError: names the method; a trainer is not found, or has no such option, or refuses a value.
     """
     for method in protocol.methods:
+        if not method.trainer:
+            continue
         try:
-            cls = _trainer_class(method.trainer or _UNTRAINED)
+            cls = _trainer_class(method.trainer)
             overrides = checked_overrides({**protocol.training, **method.set})
             known: set[str] = set()
             if issubclass(cls, DanteMixin):
@@ -157,7 +175,7 @@ def _trainer_class(name: str) -> type[nnUNetTrainer]:
 def _trainer(job: Job) -> nnUNetTrainer:
     """Return the run's trainer, whose results go to a folder of its own; preprocessed data are shared."""
     run = job.run
-    cls = _trainer_class(run.method.trainer or _UNTRAINED)  # first: this imports the options that are checked next
+    cls = _trainer_class(run.method.trainer or job.untrained)  # first: this imports the options that are checked next
     plans = json.loads((job.preprocessed / f"{run.experiment.plans_name}.json").read_text())
     block = read_dante_block(plans)
     overrides = checked_overrides({**block["overrides"], **job.protocol.training, **run.method.set})

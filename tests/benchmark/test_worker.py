@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from nnunet_dante.benchmark import worker
+from nnunet_dante.benchmark.processes import PeakMemory
 
 
 class Network(nn.Module):
@@ -20,7 +22,14 @@ class Network(nn.Module):
         return self.layers(image)
 
 
-def test_a_tenth_network_in_one_process_is_still_compiled(tmp_path, monkeypatch):
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_result", lambda job, **facts: facts)
+    monkeypatch.setattr(worker, "_WARM", [True])
+    return SimpleNamespace(threads=1, out=tmp_path, run=SimpleNamespace(id="run"))
+
+
+def test_a_tenth_network_in_one_process_is_still_compiled(job, monkeypatch):
     """torch.compile gives up on code that it compiled 8 times, without an error: costs would be those of eager code."""
     compiled = []
 
@@ -30,8 +39,35 @@ def test_a_tenth_network_in_one_process_is_still_compiled(tmp_path, monkeypatch)
         return {}
 
     monkeypatch.setattr(worker, "_train_and_score", train)
-    monkeypatch.setattr(worker, "_result", lambda job, **facts: facts)
-    for features in range(2, 12):
-        job = SimpleNamespace(threads=1, out=Path(tmp_path), run=SimpleNamespace(id=f"run_{features}"), features=features)
+    for job.features in range(2, 12):
         assert worker.execute(job) == {}
     assert len(compiled) == 10
+
+
+def test_the_first_run_of_a_process_needs_no_more_memory_than_the_next(job, monkeypatch):
+    """A first step loads tens of MiB of libraries, whichever method takes it."""
+    loaded, peaks = [], []
+
+    class Trainer:
+        dataloader_train = iter([{}])
+
+        def initialize(self):
+            """nnU-Net's names."""
+
+        def train_step(self, batch):
+            if not loaded:
+                loaded.append(np.ones(64 << 20, np.uint8))
+
+        on_train_start = on_train_epoch_start = initialize
+
+    def train(job):
+        memory = PeakMemory(torch.device("cpu"))
+        Trainer().train_step({})
+        peaks.append(memory.peak_mib())
+        return {}
+
+    monkeypatch.setattr(worker, "_trainer", lambda job: Trainer())
+    monkeypatch.setattr(worker, "_train_and_score", train)
+    monkeypatch.setattr(worker, "_WARM", [])
+    assert [worker.execute(job), worker.execute(job)] == [{}, {}]
+    assert len(loaded) == 1 and peaks[0] < 32, peaks
