@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing.dummy
-import multiprocessing.pool  # now: imported while get_context is replaced, it would keep the replacement
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +37,24 @@ class Prepared:
         return self
 
 
+def threads_for_pools(monkeypatch) -> None:
+    """Give nnU-Net threads where it asks for new processes, which take longer to import torch than to do a test's work.
+
+    Every other context stays the real one: multiprocessing.pool keeps the get_context that it finds when it is imported,
+    and calls it without a name.
+    """
+    real = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context",
+                        lambda method=None: multiprocessing.dummy if method == "spawn" else real(method))
+
+
 def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str = "PlainConvUNet", labels=None,
             values=(2, 1, 3), donor_options=None, overrides=None, **options) -> Prepared:
     """Write a donor and a raw data set (`donor_options`, `options`: of tiny.py), transfer, and preprocess."""
     from nnunet_dante.transfers.transfer import transfer
 
     with pytest.MonkeyPatch.context() as patch:
-        # Threads for nnU-Net's pools: new processes take longer to import torch than for all there is to do here.
-        patch.setattr(multiprocessing, "get_context", lambda _: multiprocessing.dummy)
+        threads_for_pools(patch)
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (root / name).mkdir()
             patch.setenv(name, str(root / name))

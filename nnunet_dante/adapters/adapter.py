@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..models.checkpoint import alias_sets, load_checkpoint_safely, save_atomically, weights_sha256
+from ..models.checkpoint import alias_sets, load_checkpoint_safely, not_finite, save_atomically, weights_sha256
 from ..peft.low_rank import DecomposedLowRank, LowRankDelta
 from ..peft.update import PointwiseDelta, WeightUpdate
 from ..types import PathLike, ReadOnlyStateDict, StateDict
@@ -98,7 +98,7 @@ def apply(base_checkpoint: PathLike, adapter: PathLike, output: PathLike) -> Non
                            "hold; the file is damaged: copy it again.")
     changed |= {name: _merged(weights[name], name, settings, factors) for name, settings in updates.items()}
     if odd := [k for k, v in changed.items() if v.shape != weights[k].shape or v.dtype != weights[k].dtype
-               or not torch.isfinite(v).all()]:
+               ] or not_finite(changed.items()):
         raise AdapterError(f"{Path(adapter).name} gives {odd[0]} another shape or kind of numbers than its base, or "
                            "infinite ones; the file is damaged: copy it again.")
     dante = {"format": 1, **{key: metadata[key] for key in IDENTITY},

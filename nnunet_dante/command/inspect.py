@@ -21,7 +21,7 @@ from ..peft.added_modules import is_added
 from ..types import PathLike, ReadOnlyStateDict
 
 _INDENT = "    "
-_NOT_SHOWN = ("format", "version", "adapter", "random_state")  # the last two hold tensors
+_NOT_SHOWN = ("format", "version", "adapter", "penalty", "random_state")  # the last three hold tensors
 
 
 def inspect_path(path: PathLike) -> str:
@@ -191,5 +191,5 @@ def _nested(content: dict[str, Any], indent: str) -> Iterator[str]:
             yield from _nested(value, indent + "  ")
         elif value is None and indent > _INDENT:  # in the maps of labels and channels
             yield f"{indent}{key}: new"
-        elif value not in (None, {}, []):
+        elif not isinstance(value, Tensor) and value not in (None, {}, []):
             yield f"{indent}{key}: {value}"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DafneError, UntrustedFileError
 from ..files import atomic_path, bounded
+from ..models.checkpoint import not_finite
 from ..models.torch_file import BoundedUnpickler, Inert, check_tensors, foreign_names, load
 from ..types import PathLike, StateDict
 from .sources import settings_of
@@ -119,7 +120,7 @@ def open_model(path: PathLike) -> Model:
     if not isinstance(weights, dict) or not weights or not all(
             isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         raise DafneError(f"{path.name} holds no weights; it was not written completely. Get it again.")
-    if bad := [k for k, v in weights.items() if not torch.isfinite(v).all()]:
+    if bad := not_finite(weights.items()):
         raise DafneError(f"{path.name} holds NaN or infinite numbers in {bad[0]}; take an older version of the model.")
     timestamp, metadata = content.get("timestamp_id"), content.get("metadata")
     return Model(model_id=str(content["model_id"]), timestamp=timestamp if isinstance(timestamp, int) else 0,

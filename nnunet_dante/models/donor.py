@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, DonorError
 from ..files import MAX_JSON_BYTES, read_json
 from ..types import DatasetJson, PathLike, Plans, StateDict
-from .checkpoint import file_sha256, load_checkpoint_safely
+from .checkpoint import file_sha256, load_checkpoint_safely, not_finite
 from .network import build_network, differences, network_aliases
 from .trusted_plans import check_donor
 
@@ -237,11 +237,11 @@ def _matched(weights: StateDict, plans: Plans, dataset_json: DatasetJson, config
 
 
 def _aliased(weights: StateDict, aliases: dict[str, tuple[str, ...]], expected: StateDict, name: str) -> StateDict:
-    state: StateDict = {}
-    for key, others in aliases.items():
-        tensor = weights[key].to(expected[key].dtype).contiguous()
-        if not torch.isfinite(tensor).all():
-            raise DonorError(f"{name} holds NaN or infinite numbers in {key}; the training it comes from diverged.")
+    state, tensors = StateDict(), {key: weights[key].to(expected[key].dtype).contiguous() for key in aliases}
+    if bad := not_finite(tensors.items()):
+        raise DonorError(f"{name} holds NaN or infinite numbers in {bad[0]}; the training it comes from diverged.")
+    for key, tensor in tensors.items():
+        others = aliases[key]
         if unequal := [k for k in others if not torch.equal(weights[k].to(tensor.dtype), tensor)]:
             raise DonorError(f"{name} gives one weight of the network two values: {key} and {unequal[0]} differ. The "
                              "file was edited by a tool that does not know that these are the same; get the original.")

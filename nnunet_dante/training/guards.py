@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import NonFiniteError
+from ..models.checkpoint import not_finite
 from ..types import ReadOnlyStateDict
 
 _Base: Any = object
@@ -130,16 +130,6 @@ def on_plateau(losses: Sequence[float], *, patience: int) -> bool:
 
 
 _SHOWN = 5
-
-
-def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of tensors that hold NaN or infinite numbers; waits for the device once."""
-    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    if not named:
-        return []
-    # Smallest and largest number: NaN passes through both, and on a CPU that takes a tenth of isfinite's time.
-    extremes = torch.stack([torch.stack(torch.aminmax(tensor.detach())) for _, tensor in named])
-    return [name for (name, _), finite in zip(named, extremes.isfinite().all(1).tolist()) if not finite]
 
 
 def not_finite_weights(network: nn.Module) -> list[str]:

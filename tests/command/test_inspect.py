@@ -45,7 +45,8 @@ def test_checkpoint_gives_its_hashes_and_training(folder):
 
 def test_start_weights_and_trained_checkpoints_show_their_provenance(tmp_path):
     block = {"format": 1, "version": "9.9", "donor": {"source": "d.zip"}, "label_map": {"a": None}, "method": "LoRA",
-             "random_state": {"torch": torch.ones(1)}, "adapter": {"factors": {"w": torch.ones(1)}}}
+             "random_state": {"torch": torch.ones(1)}, "adapter": {"factors": {"w": torch.ones(1)}},
+             "penalty": {"start": {"w": torch.ones(3)}, "fisher": {}}, "more": {"of a later version": torch.ones(1)}}
     torch.save({"network_weights": {"w": torch.ones(3)}, "dante": block}, tmp_path / "start.pth")
     text = inspect_path(tmp_path / "start.pth")
     assert "start weights of a transfer" in text
@@ -53,7 +54,7 @@ def test_start_weights_and_trained_checkpoints_show_their_provenance(tmp_path):
     assert "source: d.zip" in text
     assert "a: new" in text
     assert "adapter extract" in text
-    assert "tensor" not in text.split("nnunet_dante 9.9")[1]
+    assert "tensor" not in text.split("nnunet_dante 9.9")[1] and "penalty" not in text
 
 
 def test_pickle_bomb_is_described_as_unsafe_and_not_run(tmp_path):

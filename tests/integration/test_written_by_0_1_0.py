@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
-import multiprocessing.dummy
-import multiprocessing.pool  # it takes get_context when imported, so not while that is another
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from running import Prepared, build
+from running import Prepared, build, threads_for_pools
 from safetensors.torch import load_file
 
 import nnunet_dante
@@ -80,8 +77,7 @@ def whole(tmp_path_factory) -> Path:
 
     root = Path(shutil.copytree(FIXTURES, tmp_path_factory.mktemp("written") / "files"))
     with pytest.MonkeyPatch.context() as patch:
-        # Threads for nnU-Net's pools: new processes take longer to import torch than for all there is to do here.
-        patch.setattr(multiprocessing, "get_context", lambda _: multiprocessing.dummy)
+        threads_for_pools(patch)
         Prepared(root, DATASET, root / model("LoRA")).activate(patch)
         preprocess_dataset(901, "nnUNetDantePlans", ("3d_fullres",), (1,))
     return root

@@ -17,6 +17,7 @@ from nnunet_dante.models.checkpoint import (
     alias_sets,
     file_sha256,
     load_checkpoint_safely,
+    not_finite,
     save_atomically,
     unique_tensors,
     weights_sha256,
@@ -162,3 +163,19 @@ def test_hash_sees_names_and_takes_scalars_and_bfloat16():
     assert weights_sha256({"a": scalar}) != weights_sha256({"b": scalar})
     with pytest.raises(ConfigurationError, match="'x' is a int"):
         weights_sha256({"x": 1})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_one_wrong_number_among_many_of_any_kind_is_seen_and_large_ones_are_not_wrong(value, place):
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    tensors = [(str(kind), torch.full((999,), torch.finfo(kind).max, dtype=kind)) for kind in kinds]
+    assert not_finite([*tensors, ("none", torch.zeros(0))]) == []
+    for name, tensor in tensors:
+        tensor[place] = value
+        assert not_finite(tensors) == [name]
+        tensor[place] = -torch.finfo(tensor.dtype).max
+
+
+def test_whole_numbers_and_nothing_are_finite():
+    assert not_finite([("steps", torch.tensor([1, 2]))]) == not_finite([]) == []
