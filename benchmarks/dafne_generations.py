@@ -24,7 +24,7 @@ import torch
 
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.demo.dafne import install_dafne
-from nnunet_dante.demo.download import writable_cache
+from nnunet_dante.demo.data import writable_cache
 from nnunet_dante.demo.run import _small as small_plans  # nnU-Net's plans with a network for two CPU cores
 from nnunet_dante.demo.steps import Steps
 

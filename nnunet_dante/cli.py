@@ -261,7 +261,7 @@ def compare(sources: tuple[Path, ...], output: Path, tolerance_mm: float) -> Non
     SOURCES are result folders of `benchmark`, files of results, or finished fold folders of nnU-Net
     (TRAINER__PLANS__CONFIGURATION/fold_X), whose validation predictions are scored.
     """
-    from .compare.run import compare as run
+    from .compare.report import compare as run
 
     report = run(sources, output, tolerance_mm=tolerance_mm)
     click.echo(f"Report: {report} and {report.with_suffix('.html')}")

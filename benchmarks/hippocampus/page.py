@@ -10,8 +10,8 @@ from pathlib import Path
 
 from nnunet_dante.compare.plots import new_figure, save
 from nnunet_dante.compare.results import read_results
-from nnunet_dante.compare.speed import fewer, median, peak, reached
 from nnunet_dante.compare.study import Mean, Shots, Study, mean_score, studies
+from nnunet_dante.compare.training_log import fewer, median, peak, reached
 
 REPOSITORY = Path(__file__).parents[2]
 KEPT = REPOSITORY / "benchmarks" / "results" / "hippocampus"

@@ -23,7 +23,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from ..compare.metrics import LabelValues, score
 from ..compare.results import CaseScores, RunResult
-from ..compare.training_log import read_training_log
+from ..compare.training_log import training_facts
 from ..datasets.images import Case
 from ..errors import ConfigurationError, DanteError
 from ..models.checkpoint import load_checkpoint_safely
@@ -109,15 +109,12 @@ def _train_and_score(job: Job) -> dict[str, Any]:
     facts: dict[str, Any] = {"peak_memory_mib": memory.peak_mib(), "trained_parameters": 0,
                              "iterations_per_epoch": trainer.num_iterations_per_epoch}
     folder, checkpoint = Path(trainer.output_folder), f"checkpoint_{'final' if trained else 'best'}.pth"
-    dante = load_checkpoint_safely(folder / checkpoint).get("dante") or {}
-    facts |= {"start_dice": float(np.nanmean([*dante["start_dice"].values()])) if dante.get("start_dice") else None,
-              "total_parameters": dante.get("total_parameters")}
+    known = training_facts(load_checkpoint_safely(folder / checkpoint))
     if trained:
-        training = read_training_log(folder)
         adapter = folder / "adapter.safetensors"
-        facts |= {"trained_parameters": dante.get("trainable_parameters"), "curve": training.mean_dice.tolist(),
-                  "seconds": training.seconds.tolist(), "stages": training.stages,
-                  "adapter_mib": adapter.stat().st_size / 2**20 if adapter.is_file() else None}
+        facts |= known | {"adapter_mib": adapter.stat().st_size / 2**20 if adapter.is_file() else None}
+    else:
+        facts |= {name: known[name] for name in ("start_dice", "total_parameters")}
     predictor = _predictor(job, folder, checkpoint, trainer.device)
     facts["cases"] = score_cases(predictor, job.test, tolerance_mm=job.protocol.tolerance_mm,
                                  masks=job.out / "predictions" / job.run.id)

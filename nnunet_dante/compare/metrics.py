@@ -80,12 +80,13 @@ def score(truth: np.ndarray, prediction: np.ndarray, *, labels: LabelValues, spa
     not count. tolerance_mm: of the surface Dice.
     """
     if "ignore" in labels:
-        prediction = np.where(np.isin(truth, labels["ignore"]), 0, prediction)
+        prediction = np.where(np.isin(truth, np.asarray(labels["ignore"], dtype=int)), 0, prediction)
     result = {}
     for name, values in labels.items():
         if name in ("background", "ignore"):
             continue
-        true, predicted = np.isin(truth, values), np.isin(prediction, values)
+        numbers = np.asarray(values, dtype=int)  # nnU-Net also takes "1"
+        true, predicted = np.isin(truth, numbers), np.isin(prediction, numbers)
         result[name] = {
             "dice": dice(true, predicted), "hd95_mm": hd95_mm(true, predicted, spacing_mm=spacing_mm),
             "surface_dice": surface_dice(true, predicted, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)}

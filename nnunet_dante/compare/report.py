@@ -1,62 +1,296 @@
-"""Tables for a report in Markdown; every number comes with what it is measured on."""
+"""The report of a comparison: Markdown, one web page, tables as CSV and JSON, pictures, and the results themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, TypeAlias
 
-import numpy as np
+import jinja2
 
-from .runs import Run
-from .training_log import convergence, smoothed
+from ..errors import ResultError
+from ..files import write_text_atomically
+from ..types import PathLike
+from .overview import methods_overview, parameters_overview, shots_overview
+from .panels import curve_panels, shots_panels, unfreezing_timeline
+from .plots import case_picture, choose_cases
+from .results import write_results
+from .sources import Source, read_sources
+from .study import Study, studies, with_donor_names
+from .tables import (
+    Table,
+    as_csv,
+    cost_table,
+    forgetting_table,
+    label_table,
+    shots_table,
+    significance_table,
+    speed_table,
+    tolerance,
+)
 
 
-def score_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return Dice and 95 % Hausdorff distance (mm) of {method: scores}; the mean leaves out labels absent in both."""
-    names = list(next(iter(results.values())))
-    lines = [["method", *(f"{n.replace('_', ' ')}: Dice (HD95)" for n in names), "mean Dice"]]
-    for method, by_label in results.items():
-        dices = [by_label[n]["dice"] for n in names if by_label[n]["dice"] == by_label[n]["dice"]]
-        mean = f"{sum(dices) / len(dices):.3f}" if dices else "-"
-        lines.append([method, *(_scores(by_label[n]) for n in names), mean])
-    return table(lines)
+@dataclass(frozen=True)
+class Heading:
+    """A heading of level 2 or 3; the report's title is level 1."""
+
+    kind: ClassVar[str] = "heading"
+    text: str
+    level: int = 2
 
 
-def cost_table(runs: Sequence[Run], *, share: float = 0.85) -> str:
-    """Return convergence and cost of each run.
+@dataclass(frozen=True)
+class Text:
+    """One paragraph."""
 
-    Epochs are counted on the raw curve and, behind it, on the `smoothed` one; towards the run's own peak, and towards
-    the highest peak of all runs, where a method that never gets far cannot look quick.
+    kind: ClassVar[str] = "text"
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to be shown as they are, such as commands."""
+
+    kind: ClassVar[str] = "code"
+    text: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A bulleted list."""
+
+    kind: ClassVar[str] = "listing"
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file, relative to the folder of the report, and what it shows."""
+
+    kind: ClassVar[str] = "picture"
+    file: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that a reader opens by their title."""
+
+    kind: ClassVar[str] = "folded"
+    title: str
+    blocks: Sequence[Block]
+
+
+Block: TypeAlias = Table | Heading | Text | Code | Listing | Picture | Folded
+
+
+def compare(paths: Sequence[PathLike], out: PathLike, *, tolerance_mm: float = 2.0) -> Path:
+    """Write a report on fold folders of nnU-Net, protocol folders and files of results; returns report.md.
+
+    `out`/results.json keeps all results. It can be compared again, also on a machine without the images.
+
+    paths: what to compare. out: folder of the report.
+    tolerance_mm: of the surface Dice of fold folders, in mm; results of a protocol bring their own.
+
+    Raises:
+        ResultError: a path is none of these, or something a fold folder needs is missing.
     """
-    best = max(float(np.nanmax(run.log.mean_dice)) for run in runs)
-    smooth_best = max(float(np.nanmax(smoothed(run.log.mean_dice))) for run in runs)
-    lines = [["method", "trained parameters", "share", "before training", "peak", f"epochs to {share:.0%} of own peak",
-              f"epochs to {share:.0%} of best peak", "s / epoch"]]
-    for run in runs:
-        raw, smooth = run.log.mean_dice, smoothed(run.log.mean_dice)
-        trained = "-" if run.trained is None else f"{run.trained:,}"
-        part = "-" if run.trained is None or not run.total else f"{run.trained / run.total:.1%}"
-        start = "-" if run.log.start_dice is None else f"{run.log.start_dice:.3f}"
-        own = [convergence(curve, fraction=share).epochs for curve in (raw, smooth)]
-        common = [convergence(curve, fraction=share, reference=peak).epochs
-                  for curve, peak in ((raw, best), (smooth, smooth_best))]
-        lines.append([run.name, trained, part, start, f"{np.nanmax(raw):.3f}", _epochs(own), _epochs(common),
-                      f"{run.log.seconds_per_epoch:.1f}"])
-    return table(lines)
+    return write_report(read_sources([Path(path) for path in paths], tolerance_mm=tolerance_mm), Path(out))
 
 
-def _epochs(counts: Sequence[int | None]) -> str:
-    raw, smooth = ("never" if n is None else str(n) for n in counts)
-    return f"{raw} ({smooth})"
+def write_report(sources: Sequence[Source], out: Path, *, title: str = "", before: Sequence[Block] = (),
+                 after: Sequence[Block] = ()) -> Path:
+    """Write report.md, report.html, results.json, tables/ (CSV), tables.json and plots/ below `out`.
+
+    title: of the report; by default it names the experiments. before, after: blocks to put around the comparison.
+    Returns the path of report.md.
+
+    Raises:
+        ResultError: there is no run, or a draw is given twice.
+    """
+    results = with_donor_names(source.result for source in sources)
+    compared = studies(results)
+    if not compared:
+        raise ResultError("there is no run to compare; give a protocol's folder, a .json or .jsonl file of runs, or "
+                          "fold folders of nnU-Net.")
+    write_results([source.result for source in sources], out / "results.json")
+    sources = [replace(source, result=result) for source, result in zip(sources, results)]
+    blocks, tables = [*before, *_failures(compared)], {}
+    for study in compared:
+        part = _study_blocks(study, [s for s in sources if s.result.experiment == study.name], out)
+        blocks += part
+        for table in all_tables(part):
+            name = slug(f"{study.name} {table.name}")
+            write_text_atomically(as_csv(table), out / "tables" / f"{name}.csv")
+            tables[name] = [{k: _json_value(v) for k, v in record.items()} for record in table.records]
+    title = title or "Comparison of " + ", ".join(study.name for study in compared)
+    write_text_atomically(json.dumps(tables, indent=1, allow_nan=False), out / "tables.json")
+    for name in ("report.html", "report.md"):
+        write_text_atomically(render(f"{name}.j2", title, [*blocks, *_RULES, *after], out), out / name)
+    return out / "report.md"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a Markdown table, the first one being the header."""
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+def render(template: str, title: str, blocks: Sequence[Block], folder: Path) -> str:
+    """Return blocks as the file that one of the templates makes of them; pictures are read from `folder`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "templates"), autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters["base64"] = lambda file: base64.b64encode((folder / file).read_bytes()).decode()
+    return environment.get_template(template).render(title=title, blocks=blocks)
 
 
-def _scores(scores: Mapping[str, float]) -> str:
-    dice, distance = scores["dice"], scores["hd95_mm"]
-    if dice != dice:
-        return "-"
-    return f"{dice:.3f} ({'missed' if distance == float('inf') else f'{distance:.1f} mm'})"
+def all_tables(blocks: Sequence[Block]) -> Iterator[Table]:
+    """Yield the tables among blocks, folded ones too."""
+    for block in blocks:
+        if isinstance(block, Table):
+            yield block
+        elif isinstance(block, Folded):
+            yield from all_tables(block.blocks)
+
+
+def slug(text: str) -> str:
+    """Return a text as a file name."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def _failures(compared: Sequence[Study]) -> list[Block]:
+    failed = [(study, run) for study in compared for run in study.failed]
+    if not failed:
+        return []
+    return [Heading(f"Runs with an error: {len(failed)}"), Text("They count nowhere below."),
+            Listing([f"{study.name}, {run.method}, {run.shots} training cases, seed {run.seed}: {run.error}"
+                     for study, run in failed])]
+
+
+def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
+    """Everything about one experiment."""
+    blocks: list[Block] = [Heading(f"{study.name}{' (simulated images)' if study.simulated else ''}"),
+                           Text(_facts(study))]
+    if not study.runs:
+        return [*blocks, Text("No run finished.")]
+    plots = out / "plots"
+    prefix = slug(study.name)
+    if len(study.shots) > 1:
+        shots_overview(study, plots / f"{prefix}_shots.png")
+        shots_panels(study, plots / f"{prefix}_shots_by_method.png")
+        blocks += [_picture(study, f"{prefix}_shots", "Dice by number of training cases; the best three in colour"),
+                   shots_table(study, "dice"),
+                   Folded("Every method on its own", [_picture(
+                       study, f"{prefix}_shots_by_method", "Dice by number of training cases, with 95 % intervals")])]
+    else:
+        for shots in study.shots:
+            methods_overview(study, shots, plots / f"{prefix}_methods.png")
+            blocks.append(_picture(study, f"{prefix}_methods", "Dice with 95 % intervals over the test cases"))
+        blocks.append(shots_table(study, "dice"))
+    blocks += [Heading("Distances, surfaces, labels", 3), *(shots_table(study, m) for m in ("hd95_mm", "surface_dice")),
+               *([Folded("By label", labels)] if (labels := [label_table(study, s) for s in study.shots]) else [])]
+    blocks += _speed(study, plots, prefix) + _cost(study, plots, prefix)
+    if forgotten := forgetting_table(study):
+        blocks += [Heading("What was forgotten", 3), forgotten]
+    return [*blocks, *_tests(study), Heading("Cases", 3), *_cases(study, sources, out)]
+
+
+def _cases(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
+    """Draw the worst and the median case; a picture that cannot be drawn leaves a word in its place."""
+    shown, cases, draw = choose_cases(study, sources)
+    if not cases:
+        return [Text("No pictures of cases: no predicted masks were found, or no score is defined.")]
+    blocks: list[Block] = []
+    for kind, case in cases.items():
+        name, title = slug(f"{study.name} {kind} case"), study.title(f"{kind} case, {case}; {draw}")
+        try:
+            case_picture(shown, case, out / "plots" / f"{name}.png", title)
+            blocks.append(Picture(f"plots/{name}.png", f"{title}. Ranked by the mean Dice of the methods shown."))
+        except Exception as error:  # whatever is wrong with the images, the report is worth more than a picture
+            blocks.append(Text(f"No picture of {case}: {str(error) or type(error).__name__}"))
+    return blocks
+
+
+def _facts(study: Study) -> str:
+    cases = {case for run in study.runs for case in run.cases}
+    facts = [_count(len(study.runs), "run"), _count(len(study.methods), "method"),
+             f"up to {_count(study.expected_draws(), 'draw')}", _count(len(cases), "test case"),
+             f"labels {', '.join(study.labels) or 'none'}", f"surface Dice at {tolerance(study)} mm"]
+    for name, values in (("donor", {r.donor for r in study.runs}), ("machine", {r.machine for r in study.runs}),
+                         ("steps per epoch", {r.iterations_per_epoch for r in study.runs}),
+                         ("epochs", {len(r.curve) for r in study.runs})):
+        if said := ", ".join(sorted(str(value) for value in values if value)):
+            facts.append(f"{name} {said}")
+    for kind, name in (("scratch", "scratch"), ("full_fine_tuning", "full fine-tuning")):
+        if len(several := study.variants(kind)) > 1:
+            facts.append(f"the reference for {name} is {study.special(kind)}, the best of {', '.join(several)}")
+    warning = " The images of this experiment are simulated." if study.simulated else ""
+    return "; ".join(facts) + "." + warning
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _speed(study: Study, plots: Path, prefix: str) -> list[Block]:
+    trained = [shots for shots in study.shots if any(run.curve for m in study.methods for run in study.of(m, shots)
+                                                     if not run.is_zero_shot)]
+    if not trained:
+        return []
+    curves: list[Block] = []
+    for shots in trained:
+        name = slug(f"{prefix} curves {study.shots_name(shots)}")
+        curve_panels(study, shots, plots / f"{name}.png")
+        curves.append(_picture(study, name, f"Learning curves with {study.cases_name(shots)}"))
+    blocks: list[Block] = [Heading("Convergence", 3), speed_table(study), curves[0]]
+    if len(trained) > 1:
+        blocks += [Folded("Learning curves with more training cases", curves[1:]),
+                   Folded("Convergence by number of training cases", [speed_table(study, shots) for shots in trained])]
+    if unfreezing_timeline(study, plots / f"{prefix}_timeline.png"):
+        blocks.append(_picture(study, f"{prefix}_timeline", "Which groups are trained at which epoch, the head on top"))
+    return blocks
+
+
+def _cost(study: Study, plots: Path, prefix: str) -> list[Block]:
+    table = cost_table(study)
+    if not table.rows:
+        return []
+    blocks: list[Block] = [Heading("Cost", 3), table]
+    for shots in sorted({study.shots[0], study.shots[-1]}):
+        name = slug(f"{prefix} parameters {study.shots_name(shots)}")
+        if parameters_overview(study, shots, plots / f"{name}.png"):
+            blocks.append(_picture(study, name, f"Dice by trained parameters, {study.cases_name(shots)}"))
+    return blocks
+
+
+def _tests(study: Study) -> list[Block]:
+    references = [name for kind in ("full_fine_tuning", "scratch") if (name := study.special(kind))]
+    if len({case for run in study.runs for case in run.cases}) < 2:
+        return []  # one case can show no difference
+    tables = [table for name in references if (table := significance_table(study, name)).rows]
+    return [Heading("Differences between methods", 3), *tables] if tables else []
+
+
+def _picture(study: Study, name: str, caption: str) -> Picture:
+    return Picture(f"plots/{name}.png", study.title(caption))
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+_RULES: Sequence[Block] = (
+    Heading("How the numbers are made"),
+    Listing([
+        "Scores are of predictions on the voxel grid of the original images. A score of a case is the mean over its "
+        "labels; a score of a method is the mean over the test cases of that, averaged over the draws first.",
+        "A label that neither truth nor prediction holds is not defined and left out. A label that only one of them "
+        "holds has Dice 0, surface Dice 0 and no distance: it counts as missed, and distances are means over the rest.",
+        "Intervals: 95 % percentile bootstrap of the mean, 10,000 resamples of the test cases. They say how much the "
+        "mean depends on which cases were tested, and nothing about the draw of the training cases.",
+        "Convergence: nnU-Net's pseudo Dice, one value per epoch. The moving average is nnU-Net's: 0.9 old + 0.1 new, "
+        "starting at the first value.",
+        "Tests: Wilcoxon signed-rank, two-sided, Holm's correction over all tests of a table.",
+        "\"-\": not run, or not measured. \"not defined\": no label was there to be scored."]))

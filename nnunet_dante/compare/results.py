@@ -1,37 +1,41 @@
-"""What one run of a protocol achieved and cost, as one JSON file; everything a comparison needs is in it."""
+"""What one run achieved and cost. A run is one JSON file that holds everything a comparison needs."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import msgspec
 
 from ..errors import ResultError
 from ..files import parse_json, write_text_atomically
 
-CaseScores: TypeAlias = Mapping[str, Mapping[str, Mapping[str, float]]]
+CaseScores: TypeAlias = dict[str, dict[str, dict[str, float]]]
 """Case -> label -> {"dice", "hd95_mm", "surface_dice"}, of predictions on the voxel grid of the original image."""
 
 FORMAT = 1
-_SCORES, _CURVES = ("cases", "donor_cases", "donor_before"), ("curve", "seconds")
+_NUMBERS = ("cases", "donor_cases", "donor_before", "curve", "seconds")  # may hold nan and infinity
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """One training, or one zero-shot prediction, of a protocol.
+class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training, or one prediction without training ("zero-shot").
 
-    experiment: what the shots, draws and methods belong to, such as "virtual scanner". simulated: its images are.
-    donor: the pretrained network; "" for none. method: display name. trainer: class name; "" for zero-shot.
-    shots: number of training cases. all: these are all there are. seed: of the draw of cases and of the training.
-    cases: scores on the test cases. tolerance_mm: of the surface Dice. donor_cases, donor_before: scores on test cases
-    of the donor's own data after training and of the untouched donor, {} if not measured.
-    start_dice: mean pseudo Dice before training. curve: mean pseudo Dice of each epoch, raw. seconds: of each epoch.
-    stages: (first epoch, trained groups) of each stage, as `TrainingLog.stages`; [] if unknown.
-    adapter_mib: size of the adapter file, MiB. peak_memory_mib: of the training, MiB.
+    experiment: the comparison that this run is part of, such as "virtual scanner".
+    simulated: whether the images of the experiment are simulated.
+    donor: the pretrained network that the training started from; "" for none.
+    method: name to show. trainer: name of the trainer class; "" for zero-shot.
+    shots: number of training cases. all: whether these are all training cases there are.
+    seed: of the draw of the training cases and of the training.
+    cases: scores on the test cases. tolerance_mm: tolerance of the surface Dice, in mm.
+    donor_cases, donor_before: scores on test cases of the donor's own data, after and before training; {} if not
+        measured.
+    start_dice: mean pseudo Dice before training. curve: mean pseudo Dice of each epoch.
+    seconds: duration of each epoch.
+    stages: (first epoch, names of the trained parameter groups) of each stage; () if unknown.
+    adapter_mib: size of the adapter file, in MiB. peak_memory_mib: peak memory of the training, in MiB.
     error: what went wrong; "" if nothing did.
     """
 
@@ -45,12 +49,12 @@ class RunResult:
     simulated: bool = False
     donor: str = ""
     all: bool = False
-    donor_cases: CaseScores = field(default_factory=dict)
-    donor_before: CaseScores = field(default_factory=dict)
+    donor_cases: CaseScores = {}
+    donor_before: CaseScores = {}
     start_dice: float | None = None
-    curve: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    stages: Sequence[Sequence[Any]] = field(default_factory=list)
+    curve: list[float] = []
+    seconds: list[float] = []
+    stages: tuple[tuple[int, tuple[str, ...]], ...] = ()
     trained_parameters: int | None = None
     total_parameters: int | None = None
     adapter_mib: float | None = None
@@ -63,22 +67,22 @@ class RunResult:
 
     @property
     def is_zero_shot(self) -> bool:
-        """Nothing was trained."""
+        """Whether nothing was trained."""
         return not self.trainer or self.method.lower().replace(" ", "-") == "zero-shot"
 
     @property
     def is_scratch(self) -> bool:
-        """The training started from random weights."""
+        """Whether the training started from random weights."""
         return self.trainer.endswith("FromScratch")
 
     @property
     def is_full_fine_tuning(self) -> bool:
-        """The training started from the donor and trained every weight from the first epoch."""
+        """Whether the training started from the donor and trained every weight from the first epoch."""
         return self.trainer.endswith("TrainerFineTune")
 
 
 def write_result(result: RunResult, path: str | Path) -> None:
-    """Write one run as JSON, whole or not at all: nan as null, infinity as "inf"."""
+    """Write one run as JSON, atomically; nan becomes null, infinity becomes "inf"."""
     write_text_atomically(json.dumps(_to_json(result), indent=1, allow_nan=False) + "\n", path)
 
 
@@ -117,27 +121,21 @@ def _read_file(file: Path) -> list[RunResult]:
 
 
 def _result(entry: object, file: Path) -> RunResult:
-    known = {f.name: f for f in dataclasses.fields(RunResult)}
     if not isinstance(entry, dict) or entry.get("format") != FORMAT:
         found = entry.get("format") if isinstance(entry, dict) else type(entry).__name__
         raise ResultError(f"{file} is not a run of format {FORMAT} (found: {found!r}); it may come from another "
                           f"version of nnunet-dante, or be another kind of file.")
-    missing = [name for name, f in known.items() if name not in entry and f.default is f.default_factory]
-    if wrong := [*missing, *(entry.keys() - known.keys())]:
-        raise ResultError(f"{file} lacks, or has beyond format {FORMAT}, the entries {', '.join(sorted(wrong))}; run "
-                          f"its part of the protocol again.")
     try:
-        values = {name: _from_json(value) if name in (*_SCORES, *_CURVES) else value for name, value in entry.items()}
-    except ValueError as error:
-        raise ResultError(f"{file} holds a score that is no number ({error}); run its part of the protocol "
+        return msgspec.convert({k: _from_json(v) if k in _NUMBERS else v for k, v in entry.items()}, RunResult)
+    except (TypeError, ValueError, msgspec.ValidationError) as error:
+        raise ResultError(f"{file} is no complete run of format {FORMAT} ({error}). Run its part of the protocol "
                           f"again.") from error
-    return RunResult(**values)
 
 
 def _to_json(value: Any) -> Any:
-    """JSON has neither nan nor infinity."""
+    """Return `value` with what JSON does not know (nan, infinity, numbers of numpy) replaced."""
     if isinstance(value, RunResult):
-        value = dataclasses.asdict(value)
+        value = msgspec.structs.asdict(value)
     if isinstance(value, Mapping):
         return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -152,7 +150,7 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(value: Any) -> Any:
-    """The numbers below `value`: null is nan, "inf" infinity."""
+    """Return `value` with null read as nan and "inf" as infinity, at every depth."""
     if isinstance(value, dict):
         return {key: _from_json(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,10 @@ Interval = tuple[float, float]
 
 
 def bootstrap_interval(values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000) -> Interval:
-    """Return the percentile bootstrap interval of the mean, resampling the values: give it one value a case.
+    """Return the percentile bootstrap interval of the mean.
 
-    The generator is seeded, so a report can be repeated. Fewer than two values: (nan, nan).
+    values: one value per case; the cases are resampled. The generator is seeded, so a report can be repeated.
+    Fewer than two values give (nan, nan).
     """
     sample = np.asarray(values, float)
     if len(sample) < 2:
@@ -27,20 +27,23 @@ def bootstrap_interval(values: Sequence[float], *, confidence: float = 0.95, res
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A method against a reference on the same cases; difference: method minus reference, mean over cases.
+    """A method against a reference on the same cases.
 
-    better: cases in which the method is strictly better. p: two-sided Wilcoxon signed-rank, uncorrected.
+    cases: number of common cases. different: those in which the scores differ; only they enter the test.
+    difference: method minus reference, mean over the cases. better: cases in which the method is strictly better.
+    p: of the two-sided Wilcoxon signed-rank test, uncorrected.
     """
 
     cases: int
+    different: int
     difference: float
     better: int
     p: float
 
     @property
     def smallest_p(self) -> float:
-        """What p could be at best with so many cases: all differences of one sign."""
-        return min(1.0, 2.0 ** (1 - self.cases))
+        """The p value if all these differences had one sign: no p can be smaller."""
+        return min(1.0, 2.0 ** (1 - self.different))
 
 
 def paired_test(method: Mapping[str, float], reference: Mapping[str, float]) -> PairedTest | None:
@@ -48,13 +51,23 @@ def paired_test(method: Mapping[str, float], reference: Mapping[str, float]) -> 
     cases = sorted(method.keys() & reference.keys())
     if not cases:
         return None
-    differences = np.array([method[case] - reference[case] for case in cases])
-    p = 1.0
-    if differences.any():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of few cases: the report says so itself, with the smallest p there can be
-            p = float(stats.wilcoxon(differences).pvalue)
-    return PairedTest(cases=len(cases), difference=float(differences.mean()), better=int((differences > 0).sum()), p=p)
+    differences = np.round([method[case] - reference[case] for case in cases], 12)  # rounding errors break no ties
+    return PairedTest(cases=len(cases), different=int(np.count_nonzero(differences)),
+                      difference=float(differences.mean()), better=int((differences > 0).sum()),
+                      p=_signed_rank_p(differences[differences != 0]))
+
+
+def _signed_rank_p(differences: np.ndarray) -> float:
+    """Return the exact two-sided p of Wilcoxon's signed-rank test, also where differences are equally large.
+
+    scipy goes over to a normal approximation there, whose p can be smaller than any that is possible.
+    """
+    ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(int)  # doubled, as tied ranks are halves
+    chances = np.ones(1)  # of each sum of the ranks of positive differences, when every sign is a coin
+    for rank in ranks:
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    positive = int(ranks[differences > 0].sum())
+    return min(1.0, 2 * float(min(chances[:positive + 1].sum(), chances[positive:].sum())))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

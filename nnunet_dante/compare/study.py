@@ -1,12 +1,13 @@
-"""The runs of one experiment, in order: methods x numbers of training cases x draws."""
+"""The runs of one experiment, by method, number of training cases and draw; and means over them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
 import numpy as np
 
 from ..errors import ResultError
@@ -37,7 +38,7 @@ class Study:
 
     @property
     def simulated(self) -> bool:
-        """Whether any image of it is."""
+        """Whether the images of this experiment are simulated."""
         return any(run.simulated for run in (*self.runs, *self.failed))
 
     def title(self, text: str) -> str:
@@ -185,6 +186,6 @@ def with_donor_names(results: Iterable[RunResult]) -> list[RunResult]:
     for run in results:
         if run.donor and not run.is_scratch:
             donors.setdefault(run.experiment, set()).add(run.donor)
-    return [replace(run, method=f"{run.method} from {run.donor}")
+    return [msgspec.structs.replace(run, method=f"{run.method} from {run.donor}")
             if not run.is_scratch and len(donors.get(run.experiment, ())) > 1
             and not run.method.endswith(f" from {run.donor}") else run for run in results]

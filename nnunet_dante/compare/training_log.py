@@ -1,101 +1,56 @@
-"""How fast and at what cost a training got there, read from nnU-Net's own log."""
+"""How fast a training learned and what it cost: facts from its checkpoint, and epochs to a share of the peak.
+
+Two targets are counted: `SHARE` of the peak of the scratch run with the same training cases and seed, which is one
+height for every method; and `SHARE` of the run's own peak, as in the Dante paper, where a slow run with a low peak
+looks quick. Each is counted on the raw curve and on nnU-Net's moving average of it. 0 epochs: the score before
+training was there already. inf: never. nan: not defined, because there is no such peak.
+"""
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import ConfigurationError
+from ..errors import ResultError
+from .results import RunResult
 
-_STAMP = r"^\S+ \S+: "
-_EPOCH = re.compile(_STAMP + r"Epoch (\d{1,9})\s*$")
-_DICE = re.compile(_STAMP + r"Pseudo dice \[(.*)\]")
-_SECONDS = re.compile(_STAMP + r"Epoch time: (\d+\.?\d*) s")
-_START = re.compile(_STAMP + r"Pseudo dice before training: (nan|[-+]?\d+\.?\d*(?:e[-+]?\d+)?)(?:\s|$)")
-_GROUPS = re.compile(_STAMP + r"Trained groups: (.*\S)")
-_NUMBER = re.compile(r"(?:np\.float\d+\()?(nan|[-+]?\d+\.?\d*(?:e[-+]?\d+)?)\)?")
+SHARE = 0.85
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingLog:
-    """What nnU-Net logged, one entry an epoch.
+def training_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says about its training, as fields of `RunResult`.
 
-    dice: pseudo Dice of each foreground label, shape (epochs, labels), nan where undefined. seconds: wall time.
-    start_dice: mean pseudo Dice before the first step; None for trainers that do not measure it (stock nnU-Net).
-    stages: (first epoch, names of the trained groups) of each stage; none for trainers without stages.
-    """
-
-    dice: np.ndarray
-    seconds: np.ndarray
-    start_dice: float | None = None
-    stages: tuple[tuple[int, tuple[str, ...]], ...] = ()
-
-    @property
-    def mean_dice(self) -> np.ndarray:
-        """Mean over the labels, shape (epochs,); nan where no label is defined."""
-        defined = np.isfinite(self.dice)
-        total = np.where(defined, self.dice, 0).sum(1)
-        return np.divide(total, defined.sum(1), out=np.full(len(total), np.nan), where=defined.any(1))
-
-    @property
-    def seconds_per_epoch(self) -> float:
-        """Median over the epochs: the first one, which warms up, and pauses do not count."""
-        return float(np.median(self.seconds))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Convergence:
-    """When a curve first reached a share of its peak; epochs are counted as done, so the first one is 1."""
-
-    peak: float
-    peak_epoch: int
-    target: float
-    epochs: int | None
-
-
-def read_training_log(fold_folder: Path) -> TrainingLog:
-    """Read the `training_log_*.txt` of one fold folder; a resumed training has several, later epochs win.
+    curve and seconds come from nnU-Net's own logging, one value per epoch; the others from this package's "dante"
+    entry, and are unknown for checkpoints of stock nnU-Net.
 
     Raises:
-        ConfigurationError: there is no log, or no finished epoch in it, or its epochs have different numbers of labels.
+        ResultError: the checkpoint's logging is damaged.
     """
-    files = sorted(Path(fold_folder).glob("training_log_*.txt"))
-    dice: dict[int, list[float]] = {}
-    seconds: dict[int, float] = {}
-    groups: dict[int, tuple[str, ...]] = {}
-    start, epoch = None, -1
-    for line in (line for file in files for line in file.read_text(errors="replace").splitlines()):
-        if found := _EPOCH.match(line):
-            epoch = int(found[1])
-        elif found := _DICE.match(line):
-            dice[epoch] = [float(number) for number in _NUMBER.findall(found[1])]
-        elif found := _SECONDS.match(line):
-            seconds[epoch] = float(found[1])
-        elif found := _GROUPS.match(line):
-            groups[epoch] = tuple(found[1].split(", "))
-        elif found := _START.match(line):
-            start = float(found[1])
-    done = sorted(dice.keys() & seconds.keys())
-    if not done:
-        raise ConfigurationError(f"{fold_folder} has no training_log_*.txt with a finished epoch ({len(files)} logs "
-                                 f"found); give a fold folder, such as TRAINER__PLANS__CONFIGURATION/fold_0.")
-    if len(labels := {len(dice[e]) for e in done}) > 1:
-        raise ConfigurationError(f"the training_log_*.txt of {fold_folder} have lines \"Pseudo dice\" of "
-                                 f"{', '.join(map(str, sorted(labels)))} labels; one is damaged: copy it again.")
-    return TrainingLog(dice=np.array([dice[e] for e in done]), seconds=np.array([seconds[e] for e in done]),
-                       start_dice=start, stages=_stages(groups, done))
+    logging, dante = checkpoint.get("logging") or {}, checkpoint.get("dante") or {}
+    try:
+        dice = [np.asarray(labels, float).ravel() for labels in logging.get("dice_per_class_or_region", ())]
+        ended, begun = (list(map(float, logging.get(f"epoch_{name}_timestamps", ()))) for name in ("end", "start"))
+        epochs = min(len(dice), len(ended))  # an epoch that only began does not count
+        stages = tuple((int(first), tuple(map(str, groups))) for first, groups in dante.get("stages") or ())
+        start = _mean_defined([*map(float, (dante.get("start_dice") or {}).values())])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ResultError(f"the checkpoint's record of its training is damaged ({error}); copy it again.") from error
+    return {"curve": [_mean_defined(labels) for labels in dice[:epochs]],
+            "seconds": [end - begin for begin, end in zip(begun, ended[:epochs])],
+            "start_dice": None if math.isnan(start) else start, "stages": stages,
+            "trained_parameters": dante.get("trainable_parameters"), "total_parameters": dante.get("total_parameters")}
 
 
-def _stages(groups: Mapping[int, tuple[str, ...]], done: Sequence[int]) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """The epochs at which the trained groups change; epochs that did not finish do not count."""
-    named = [epoch for epoch in done if epoch in groups]
-    return tuple((epoch, groups[epoch]) for before, epoch in zip([None, *named], named)
-                 if before is None or groups[before] != groups[epoch])
+def _mean_defined(values: ArrayLike) -> float:
+    """Return the mean without nan; nan where nothing is left."""
+    defined = np.asarray(values, float)
+    defined = defined[np.isfinite(defined)]
+    return float(defined.mean()) if defined.size else math.nan
 
 
 def ema(curve: ArrayLike) -> np.ndarray:
@@ -107,35 +62,53 @@ def ema(curve: ArrayLike) -> np.ndarray:
     return np.array(averaged)
 
 
-def smoothed(curve: ArrayLike, *, window: int = 3) -> np.ndarray:
-    """Return the centred moving mean over `window` epochs, nan left out; at the ends the window is cut off.
+CURVES = {"raw": lambda curve: np.asarray(curve, float), "ema": ema}
 
-    Pseudo Dice comes from a few random patches, so single epochs jump. nnU-Net's own moving average (0.9 old + 0.1
-    new) lags by about ten epochs, which a count of epochs must not do.
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """Epochs and seconds of training until a target was first reached."""
+
+    epochs: float
+    seconds: float
+
+
+def reached(run: RunResult, peak: float, *, curve: str = "raw", share: float = SHARE) -> Reached:
+    """Return when a run first reached `share` of `peak`, on its "raw" curve or on nnU-Net's "ema" of it."""
+    if not peak > 0:
+        return Reached(epochs=math.nan, seconds=math.nan)
+    target = share * peak - 1e-12
+    if run.start_dice is not None and run.start_dice >= target:
+        return Reached(epochs=0, seconds=0)
+    found = np.flatnonzero(CURVES[curve](run.curve) >= target)
+    if not found.size:
+        return Reached(epochs=math.inf, seconds=math.inf)
+    epochs = int(found[0]) + 1
+    return Reached(epochs=epochs, seconds=sum(run.seconds[:epochs]) if len(run.seconds) >= epochs else math.nan)
+
+
+def peak(run: RunResult | None, *, curve: str = "raw") -> float:
+    """Return the highest value of a run's curve; nan without one."""
+    values = CURVES[curve](run.curve) if run is not None else np.array([])
+    return float(np.nanmax(values)) if np.isfinite(values).any() else math.nan
+
+
+def fewer(run: RunResult, scratch: RunResult | None, *, to: str, curve: str = "raw") -> float:
+    """Return by how many per cent a run needs fewer epochs than its scratch run; -inf if it never gets there.
+
+    to: "scratch" for the scratch run's peak, "own" for the own peak of either.
     """
-    values = np.asarray(curve, float)
-    half = window // 2
-    windows = [values[max(0, i - half):i + half + 1] for i in range(len(values))]
-    return np.array([np.nanmean(w) if np.isfinite(w).any() else np.nan for w in windows])
+    if scratch is None:
+        return math.nan
+    theirs = reached(scratch, peak(scratch, curve=curve), curve=curve).epochs
+    ours = reached(run, peak(scratch if to == "scratch" else run, curve=curve), curve=curve).epochs
+    return 100 * (1 - ours / theirs) if theirs else math.nan
 
 
-def convergence(curve: ArrayLike, *, fraction: float = 0.85, reference: float | None = None) -> Convergence:
-    """Return when `curve` (one value an epoch) first reached `fraction` of a peak.
-
-    Without `reference` the peak is the curve's own, as in the Dante paper; a slow curve with a low peak then looks
-    quick. To compare methods give all of them one reference, the highest peak. epochs is None if it was never reached.
-
-    Give it the raw curve or a `smoothed` one: on the raw curve a single lucky epoch can be the peak.
-
-    Raises:
-        ConfigurationError: the curve has no finite value.
-    """
-    values = np.asarray(curve, float)
-    if not np.isfinite(values).any():
-        raise ConfigurationError(f"the curve has {len(values)} epochs and no finite value; nothing was learned or "
-                                 f"validated, look into the training log.")
-    best = int(np.nanargmax(values))
-    target = fraction * (float(values[best]) if reference is None else reference)
-    reached = np.flatnonzero(values >= target - 1e-12)
-    return Convergence(peak=float(values[best]), peak_epoch=best + 1, target=target,
-                       epochs=int(reached[0]) + 1 if reached.size else None)
+def median(values: Sequence[float]) -> float:
+    """Return the median without nan; "never" (inf or -inf) counts as the worst there is, nan where nothing is left."""
+    known = sorted(value for value in values if not math.isnan(value))
+    if not known:
+        return math.nan
+    low, high = known[(len(known) - 1) // 2], known[len(known) // 2]
+    return low if low == high else (low + high) / 2

@@ -6,12 +6,11 @@ bring TensorFlow.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from .download import DemoDataError
+from .data import DemoDataError
+from .steps import pip
 
 REQUIREMENTS = ("dafne-dl==2.0.2b2", "dill==0.4.1", "flexidep==0.0.17", "appdirs==1.4.4", "packaging>=23")
 
@@ -32,14 +31,15 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from dafne_dl.model_loaders import generic_load_model
 with open(model, "rb") as stream:
     loaded = generic_load_model(stream, install_deps=False)
-volume = nibabel.load(image)
-volume = volume.as_reoriented(ornt_transform(io_orientation(volume.affine), axcodes2ornt("IAL")))
+original = io_orientation(nibabel.load(image).affine)
+volume = nibabel.load(image).as_reoriented(ornt_transform(original, axcodes2ornt("IAL")))
 masks = loaded.apply({"image": volume.get_fdata(dtype=np.float32), "affine": volume.affine, "split_laterality": False,
                       "resolution": [float(mm) for mm in volume.header.get_zooms()], "classification": "demo"})
 merged = np.zeros(volume.shape, np.uint8)
 for value, name in enumerate(labels.split(","), start=1):
     merged[np.asarray(masks[name]) > 0] = value
-nibabel.save(nibabel.Nifti1Image(merged, volume.affine), output)
+merged = nibabel.Nifti1Image(merged, volume.affine)
+nibabel.save(merged.as_reoriented(ornt_transform(axcodes2ornt("IAL"), original)), output)
 """
 
 
@@ -54,12 +54,8 @@ def install_dafne(cache: Path) -> Path:
         return target
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         fresh = Path(folder, "packages")
-        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--retries", "1", "--timeout", "15",
-                   "--disable-pip-version-check", "--target", str(fresh), *REQUIREMENTS]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise DemoDataError(f"dafne-dl could not be installed into {target}: pip said {reason!r}. The demo goes on "
-                                f"without it; with a network connection, run it again.")
+        if failure := pip("install", "--no-deps", "--target", str(fresh), *REQUIREMENTS):
+            raise DemoDataError(f"dafne-dl could not be installed into {target}: pip said {failure!r}. The demo goes "
+                                f"on without it; with a network connection, run it again.")
         fresh.replace(target)
     return target

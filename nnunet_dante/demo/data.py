@@ -1,18 +1,73 @@
-"""Two real volumes become two nnU-Net data sets of two cases each: the left half and the right half of one spine.
+"""The demo's data: a spine in CT and one in T2-weighted MR, each cut into a left and a right case.
 
-The cut is the midsagittal plane of the labelled spine; the halves share no voxel and keep their place in the world.
+The images are `sample_ct` and `sample_mri` of the PyPI package tptbox 1.1.0 (TPTBox, Apache-2.0). The package is
+neither installed nor imported: a wheel is a zip file, and four small images are read out of it. The cut is the
+midsagittal plane of the labelled spine; the halves share no voxel and keep their place in the world.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import sys
+import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DanteError
+from .steps import pip
+
+WHEEL = "tptbox-1.1.0-py3-none-any.whl"
+WHEEL_SHA256 = "975a68f4117ab81fcc2d819d6127f301b1cc50210e08e73df1b9a818ee3be984"
+REQUIREMENT = "tptbox==1.1.0"
+FILES = (
+    "sub-ct_label-22_ct.nii.gz",
+    "sub-ct_seg-subreg_label-22_msk.nii.gz",
+    "sub-mri_label-6_T2w.nii.gz",
+    "sub-mri_seg-subreg_label-6_msk.nii.gz",
+)
+_ADVICE = (f"With a network connection run 'pip download --no-deps {REQUIREMENT}', then pass the folder that holds "
+           f"{WHEEL} (or the images unpacked from it) with --data")
+
+
+class DemoDataError(DanteError):
+    """The demo's images cannot be found, downloaded or verified."""
+
+
+def user_cache() -> Path:
+    """Return the folder where this user's programs keep what can be downloaded again.
+
+    Raises:
+        RuntimeError: if the system knows no home folder.
+    """
+    if os.environ.get("XDG_CACHE_HOME"):
+        base = Path(os.environ["XDG_CACHE_HOME"])
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path.home() / ".cache"
+    return base / "nnunet_dante"
+
+
+def writable_cache(fallback: Path) -> Path:
+    """Return `user_cache()` where it can be written, else `fallback`; the folder exists afterwards."""
+    try:
+        cache = user_cache()
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return cache
+    except (OSError, RuntimeError):
+        pass  # no home folder, or one that is read-only: containers often have neither
+    fallback.mkdir(parents=True, exist_ok=True)
+    return fallback
+
 
 VERTEBRA = {"vertebral_body": (49, 50), "posterior_elements": tuple(range(41, 49))}
 # The cord (60) lies inside the canal; left out, it would punch a hole into the canal's mask.
@@ -50,7 +105,7 @@ MR = Modality("Dataset802_SpineMR", "T2w", "sub-mri_label-6_T2w.nii.gz", "sub-mr
 
 
 def merge_labels(mask: np.ndarray, structures: dict[str, tuple[int, ...]]) -> np.ndarray:
-    """uint8 mask of the same shape: 1, 2, ... in the order of `structures`, 0 elsewhere."""
+    """Return a uint8 mask of the same shape: 1, 2, ... in the order of `structures`, 0 elsewhere."""
     merged = np.zeros(mask.shape, np.uint8)
     for index, values in enumerate(structures.values(), start=1):
         merged[np.isin(mask, values)] = index
@@ -59,13 +114,13 @@ def merge_labels(mask: np.ndarray, structures: dict[str, tuple[int, ...]]) -> np
 
 def split_at_midline(image: nibabel.Nifti1Image, mask: nibabel.Nifti1Image,
                      ) -> dict[str, tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]]:
-    """Cut image and mask at the midsagittal plane: {"left": (image, mask), "right": (image, mask)}.
+    """Cut image and mask at the midsagittal plane; returns {"left": (image, mask), "right": (image, mask)}.
 
     The plane stands at right angles to the voxel axis that runs left-right, at the centre of mass of everything
     labelled, rounded to a boundary between two voxels. "left" is the patient's left. World coordinates are kept.
 
     Raises:
-        ConfigurationError: if image and mask do not lie on one voxel grid, or the mask is empty.
+        ConfigurationError: image and mask do not lie on one voxel grid, or the mask is empty.
     """
     if image.shape != mask.shape or not np.allclose(image.affine, mask.affine, atol=1e-3):
         raise ConfigurationError(f"image {image.shape} and mask {mask.shape} do not lie on one voxel grid; "
@@ -118,3 +173,71 @@ def write_split(preprocessed: Path, modality: Modality) -> Path:
     path = folder / "splits_final.json"
     path.write_text(json.dumps([{"train": [modality.train], "val": [modality.check]}]))
     return path
+
+
+def fetch_images(target: Path, *, data: Path | None = None, cache: Path | None = None) -> dict[str, Path]:
+    """Put the four images of `FILES` below `target`; returns file name -> path.
+
+    Args:
+        data: A folder that already holds the images, or the wheel; nothing is downloaded then.
+        cache: Where the wheel is kept between runs (default: the user's cache folder).
+
+    Raises:
+        DemoDataError: offline, wrong checksum, or `data` without the files.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    if data is not None:
+        found = _find(data)
+        if WHEEL not in found:
+            return found
+        wheel = found[WHEEL]
+    else:
+        wheel = download_wheel(cache or writable_cache(target))
+    _verify(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        members = {Path(name).name: name for name in archive.namelist()}
+        for name in FILES:
+            (target / name).write_bytes(archive.read(members[name]))
+    return {name: target / name for name in FILES}
+
+
+def download_wheel(cache: Path) -> Path:
+    """Return the verified wheel in `cache`; pip downloads it there once.
+
+    Raises:
+        DemoDataError: if pip cannot download it, or its SHA-256 is not `WHEEL_SHA256`.
+    """
+    wheel = cache / WHEEL
+    if wheel.exists() and _sha256(wheel) == WHEEL_SHA256:
+        return wheel
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        failure = pip("download", "--no-deps", "--only-binary=:all:", "--dest", folder, REQUIREMENT)
+        fresh = Path(folder) / WHEEL
+        if failure or not fresh.exists():
+            raise DemoDataError(f"The demo's images ({REQUIREMENT}) could not be downloaded: pip said {failure!r}. "
+                                f"{_ADVICE}.")
+        _verify(fresh)
+        fresh.replace(wheel)
+    return wheel
+
+
+def _find(data: Path) -> dict[str, Path]:
+    """Return name -> path of all of `FILES` at any depth below `data`, or of the wheel alone."""
+    files = {path.name: path for path in sorted(data.rglob("*")) if path.name in {*FILES, WHEEL}}
+    missing = [name for name in FILES if name not in files]
+    if not missing:
+        return {name: files[name] for name in FILES}
+    if WHEEL in files:
+        return {WHEEL: files[WHEEL]}
+    raise DemoDataError(f"--data {data} lacks {', '.join(missing)}. {_ADVICE}.")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _verify(wheel: Path) -> None:
+    found = _sha256(wheel)
+    if found != WHEEL_SHA256:
+        raise DemoDataError(f"{wheel} is not the expected file: its SHA-256 is {found}, allowed is {WHEEL_SHA256}. "
+                            f"Delete it and try again. {_ADVICE}.")

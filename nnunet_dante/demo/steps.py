@@ -8,7 +8,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,6 +43,20 @@ class Steps:
             folder.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | folders | _NNUNET | _LEAN
         self.environment.pop("nnUNet_extTrainer", None)
+
+    @contextmanager
+    def nnunet_folders(self) -> Iterator[None]:
+        """Let this process see nnU-Net's three folders below `out`, as the commands do."""
+        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        before = {name: os.environ.get(name) for name in names}
+        os.environ.update({name: self.environment[name] for name in names})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
     def announce(self, title: str) -> None:
         """Begin the next step."""
@@ -124,3 +139,11 @@ def _mean_dice(said: str) -> float:
     found = _DICE.findall(said)
     numbers = [float(n) for n in re.findall(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?", found[-1])] if found else []
     return sum(numbers) / len(numbers) if numbers else float("nan")
+
+
+def pip(*arguments: str) -> str:
+    """Run pip with one retry; returns "" or, where it failed, the last line that it said."""
+    command = [sys.executable, "-m", "pip", *arguments[:1], "--quiet", "--retries", "1", "--timeout", "15",
+               "--disable-pip-version-check", *arguments[1:]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if result.returncode == 0 else (result.stderr.strip().splitlines() or ["no message"])[-1]

@@ -35,6 +35,7 @@ def provenance(trainer: DanteMixin) -> dict:
         "options": dataclasses.asdict(method),
         "start_source": trainer.start_source,
         "start_dice": trainer.start_dice,
+        "stages": [(stage.first_epoch, stage.trainable) for stage in trainer.training_plan.schedule.stages],
         "start_weights": entry.get("sha256"),
         "donor": entry.get("donor"),
         "label_map": entry.get("label_map"),

@@ -1,4 +1,4 @@
-"""panels.py, overview_plots.py, timeline_plot.py: every kind of result is drawn, nothing covers anything."""
+"""panels.py, overview.py: every kind of result is drawn, nothing covers anything."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 import synthetic
 
-from nnunet_dante.compare import overview_plots, panels
-from nnunet_dante.compare.overview_plots import methods_overview, parameters_overview, shots_overview
-from nnunet_dante.compare.panels import curve_panels, shots_panels
+from nnunet_dante.compare import overview, panels
+from nnunet_dante.compare.overview import methods_overview, parameters_overview, shots_overview
+from nnunet_dante.compare.panels import curve_panels, shots_panels, unfreezing_timeline
 from nnunet_dante.compare.plots import COLOURS
 from nnunet_dante.compare.study import studies
-from nnunet_dante.compare.timeline_plot import unfreezing_timeline
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are drawn, as matplotlib holds them."""
     drawn = []
-    for module in (panels, overview_plots):
+    for module in (panels, overview):
         monkeypatch.setattr(module, "save", lambda figure, file, **options: drawn.append(figure))
     return drawn
 
@@ -90,14 +89,13 @@ def test_few_runs_and_runs_that_lack_something_are_drawn(tmp_path, results):
     assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in "cmso")
 
 
-def test_the_timeline_shows_when_groups_open_and_is_left_out_without_stages(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("nnunet_dante.compare.timeline_plot.save", lambda figure, file: drawn.append(figure))
+def test_the_timeline_shows_when_groups_open_and_is_left_out_without_stages(tmp_path, figures):
+    drawn = figures
     assert unfreezing_timeline(whole(), tmp_path / "t.png")
-    panels = {axis.get_title("left"): axis for axis in drawn[0].axes if axis.get_visible()}
-    assert set(panels) == {"scratch, full, norm, BitFit, LoRA,\nLP-FT, DoRA", "decoder, LoRA decoder", "head",
+    shown = {axis.get_title("left"): axis for axis in drawn[0].axes if axis.get_visible()}
+    assert set(shown) == {"scratch, full, norm, BitFit, LoRA,\nLP-FT, DoRA", "decoder, LoRA decoder", "head",
                            "GU, GU Dante"}
-    opened = panels["GU, GU Dante"].collections[0].get_array().reshape(6, synthetic.EPOCHS)
+    opened = shown["GU, GU Dante"].collections[0].get_array().reshape(6, synthetic.EPOCHS)
     assert opened.sum(1).tolist() == [synthetic.EPOCHS - 3 * n for n in range(6)]
     assert [t.get_text() for t in drawn[0].axes[0].get_yticklabels()] == list(synthetic.GROUPS)
     (study,) = studies([synthetic.result("LoRA", 2, 0, stages=[])])

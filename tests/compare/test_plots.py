@@ -5,17 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import nibabel
 import numpy as np
 import pytest
 
-from nnunet_dante.compare.plots import COLOURS, learning_curves, overlays
-from nnunet_dante.compare.runs import Run
-from nnunet_dante.compare.training_log import TrainingLog
-
-
-def run(name: str, dice: list[float], start: float | None = 0.1) -> Run:
-    log = TrainingLog(dice=np.array(dice)[:, None], seconds=np.ones(len(dice)), start_dice=start)
-    return Run(name=name, log=log, trained=None, total=None)
+from nnunet_dante.compare.plots import label_values, overlays, upright, viewing_plane
+from nnunet_dante.compare.sources import CaseFiles
 
 
 def colours_of(file) -> set[str]:
@@ -23,17 +18,6 @@ def colours_of(file) -> set[str]:
 
     pixels = (imread(file)[..., :3] * 255).round().astype(int).reshape(-1, 3)
     return {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.unique(pixels, axis=0)}
-
-
-def test_each_run_has_its_own_colour(tmp_path):
-    learning_curves([run("a", [0.2, 0.5, 0.6]), run("b", [0.1, 0.1, 0.3], start=None)], tmp_path / "curves.png")
-    assert {COLOURS[0], COLOURS[1]} <= colours_of(tmp_path / "curves.png")
-
-
-@pytest.mark.parametrize("dice", [[0.0, 0.0], [float("nan"), 0.5], [0.4]])
-def test_curves_that_never_rise_lack_epochs_or_have_one_epoch_are_drawn(tmp_path, dice):
-    learning_curves([run("a", dice)], tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_only_labels_that_a_mask_holds_are_painted_and_outlined(tmp_path):
@@ -76,3 +60,21 @@ def test_drawing_leaves_the_backend_alone_and_importing_draws_in_nothing(tmp_pat
             "spacing_mm=(1, 1, 1))\n"
             "assert matplotlib.get_backend() == 'svg' and 'matplotlib.pyplot' not in sys.modules\n")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("codes", "spacing_mm", "plane"), [
+    ("RAS", (1, 1, 3), "LPS"), ("RAS", (3, 1, 1), "PIL"), ("RAS", (1, 3, 1), "LIP"), ("RAS", (1, 1, 1), "LPS"),
+    ("ASL", (1, 1, 4), "PIL"), ("RAS", (1, 1, 1.2), "LPS")])
+def test_slices_are_shown_in_the_plane_in_which_they_were_taken(tmp_path, codes, spacing_mm, plane):
+    axes = {"R": (1, 0, 0), "A": (0, 1, 0), "S": (0, 0, 1), "L": (-1, 0, 0)}
+    affine = np.eye(4)
+    affine[:3, :3] = np.transpose([np.multiply(axes[code], mm) for code, mm in zip(codes, spacing_mm)])
+    nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine).to_filename(tmp_path / "v.nii")
+    assert viewing_plane(tmp_path / "v.nii") == plane
+    assert upright(tmp_path / "v.nii", plane)[1][2] == pytest.approx(max(spacing_mm) if plane != "LPS" else spacing_mm[2])
+
+
+def test_regions_are_painted_by_the_value_that_nnunet_writes_and_labels_may_be_text():
+    regions = {"labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}, "regions_class_order": [1, 2]}
+    assert label_values(CaseFiles(dataset="d", content=regions)) == {"whole": 1, "core": 2}
+    assert label_values(CaseFiles(dataset="d", content={"labels": {"background": "0", "a": "1"}})) == {"a": 1}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -23,7 +23,7 @@ RESULT = RunResult(
 
 def plain(result: RunResult) -> str:
     """nan is not equal to itself; its text is."""
-    return repr(dataclasses.asdict(result))
+    return repr(msgspec.structs.asdict(result))
 
 
 def test_a_run_is_the_same_after_writing_and_reading_with_nan_and_infinity(tmp_path):
@@ -43,7 +43,7 @@ def test_the_file_is_json_that_any_reader_takes(tmp_path):
 
 
 def test_numbers_of_numpy_are_written_too(tmp_path):
-    write_result(dataclasses.replace(RESULT, curve=[np.float64(0.25), np.float32("nan")], shots=np.int64(2)),
+    write_result(msgspec.structs.replace(RESULT, curve=[np.float64(0.25), np.float32("nan")], shots=np.int64(2)),
                  tmp_path / "a.json")
     (back,) = read_results(tmp_path / "a.json")
     assert back.curve[0] == 0.25 and math.isnan(back.curve[1]) and back.shots == 2
@@ -60,7 +60,8 @@ def test_lists_and_lines_of_runs_are_read(tmp_path):
 
 @pytest.mark.parametrize(("change", "named"), [
     ("{", "cannot be read as JSON"), ("[3]", "not a run of format 1"), ({"format": 2}, "found: 2"),
-    ({"shots": ...}, "shots"), ({"epochs": 3}, "epochs"), ({"curve": ["high"]}, "no number")])
+    ({"shots": ...}, "shots"), ({"epochs": 3}, "epochs"), ({"curve": ["high"]}, "high"), ({"shots": "two"}, "shots"), ({"stages": [["head"]]}, "stages"),
+    ({"cases": {"a": [0.5]}}, "cases")])
 def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, change, named):
     write_result(RESULT, tmp_path / "runs" / "good.json")
     bad = tmp_path / "runs" / "bad.json"
@@ -81,7 +82,7 @@ def test_a_folder_without_runs_says_what_to_give(tmp_path):
 
 
 def test_what_a_run_is_follows_from_its_trainer():
-    assert dataclasses.replace(RESULT, trainer="", method="zero-shot").is_zero_shot
-    assert dataclasses.replace(RESULT, trainer="nnUNetTrainerFromScratch").is_scratch
-    assert dataclasses.replace(RESULT, trainer="nnUNetTrainerFineTune").is_full_fine_tuning
+    assert msgspec.structs.replace(RESULT, trainer="", method="zero-shot").is_zero_shot
+    assert msgspec.structs.replace(RESULT, trainer="nnUNetTrainerFromScratch").is_scratch
+    assert msgspec.structs.replace(RESULT, trainer="nnUNetTrainerFineTune").is_full_fine_tuning
     assert not (RESULT.is_zero_shot or RESULT.is_scratch or RESULT.is_full_fine_tuning)

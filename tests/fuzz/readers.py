@@ -9,16 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nnunet_dante.adapters import adapter
 from nnunet_dante.benchmark.protocol import planned_runs, read_protocol
 from nnunet_dante.benchmark.run import _shots_table
 from nnunet_dante.command.inspect import inspect_path
-from nnunet_dante.compare.fold import read_fold
 from nnunet_dante.compare.results import read_results
-from nnunet_dante.compare.training_log import read_training_log
+from nnunet_dante.compare.sources import read_fold
+from nnunet_dante.compare.training_log import training_facts
 from nnunet_dante.dafne.importer import describe, import_model
 from nnunet_dante.dafne.model_file import open_model
 from nnunet_dante.dafne.orientation import training_orientation
@@ -139,8 +138,8 @@ def _read_target(place: Place) -> None:
 
 
 def _log(place: Place) -> None:
-    log = read_training_log(place.case)
-    assert np.ndim(log.dice) == 2 and log.mean_dice.shape == log.seconds.shape
+    facts = training_facts({"logging": json.loads((place.case / "logging.json").read_text())})
+    assert all(isinstance(value, float) for name in ("curve", "seconds") for value in facts[name])
 
 
 def _inspect(place: Place) -> None:
@@ -203,6 +202,6 @@ READERS = (
         attacks=lambda place: hostile.texts(place, "result.json")),
     Reader(name="protocol", make=hostile.in_bytes("protocol.toml"), read=_in("protocol.toml", lambda f: str(read_protocol(f))),
            attacks=lambda place: hostile.texts(place, "protocol.toml")),
-    Reader(name="training log", make=hostile.in_bytes("training_log_1.txt"), read=_log,
-           attacks=lambda place: hostile.texts(place, "training_log_1.txt")),
+    Reader(name="training log", make=lambda p, rng: (p.case / "logging.json").write_text(
+        hostile.json_of(p.samples / "logging.json", rng)), read=_log),
 )

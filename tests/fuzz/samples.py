@@ -35,8 +35,8 @@ name = "LoRA"
 trainer = "nnUNetTrainerLoRA"
 set = {rank = 4}
 """
-LOG = "".join(f"2026-01-01 10:00:0{e}: Epoch {e} \n2026-01-01 10:00:0{e}: Pseudo dice [np.float32(0.{e}1), 0.5]\n"
-              f"2026-01-01 10:00:0{e}: Epoch time: {e}.5 s\n" for e in range(1, 4))
+LOGGING = {"dice_per_class_or_region": [[0.1, 0.5], [0.2, 0.5]], "epoch_start_timestamps": [1.0, 3.0],
+           "epoch_end_timestamps": [2.5, 4.5]}
 
 
 def write_samples(root: Path) -> None:
@@ -56,7 +56,7 @@ def write_samples(root: Path) -> None:
     _write_target(root)
     _write_fold(root)
     (root / "protocol.toml").write_text(PROTOCOL)
-    (root / "training_log_1.txt").write_text(LOG)
+    (root / "logging.json").write_text(json.dumps(LOGGING))
     (root / "groups.csv").write_text("case,group\ncase_000,a\ncase_001,a\n")
     (root / "groups.json").write_text(json.dumps({"a": ["case_000"], "b": ["case_001"]}))
     (root / "cases.json").write_text(json.dumps(["case_000", "case_001"]))

@@ -10,8 +10,8 @@ import numpy as np
 from ..types import PathLike
 from .panels import BEFORE, FULL, SCRATCH
 from .plots import COLOURS, INK, new_figure, save
-from .speed import median
 from .study import Shots, Study, mean_score
+from .training_log import median
 
 _BEST, _REST = (COLOURS[1], COLOURS[0], COLOURS[2]), "0.75"
 

@@ -1,17 +1,26 @@
-"""score_tables.py, cost_table.py, significance.py: cells and records against hand computations."""
+"""tables.py: cells and records against hand computations."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 
 import numpy as np
 import pytest
 import synthetic
 
-from nnunet_dante.compare.cost_table import cost_table
-from nnunet_dante.compare.score_tables import forgetting_table, label_table, shots_table
-from nnunet_dante.compare.significance import significance_table
 from nnunet_dante.compare.study import Study, studies
+from nnunet_dante.compare.tables import (
+    Table,
+    as_csv,
+    cost_table,
+    forgetting_table,
+    label_table,
+    shots_table,
+    significance_table,
+    speed_table,
+)
 
 INF = math.inf
 
@@ -84,7 +93,7 @@ def test_cost_is_the_median_over_runs_and_time_is_relative_to_the_partner_on_the
     table = cost_table(one(*results, synthetic.result("zero-shot", 0, 0)))
     assert row(table, "LoRA") == {
         "method": "LoRA", "trained parameters": "120,000", "share of the network": "6.00%", "adapter file, MiB": "4.00",
-        "peak memory, MiB": "924", "seconds an epoch": "2", "time relative to full": "0.50"}
+        "peak memory, MiB": "924", "seconds per epoch": "2", "time relative to full": "0.50"}
     assert [r["method"] for r in table.records] == ["full", "LoRA"]
 
 
@@ -104,7 +113,7 @@ def test_differences_are_paired_by_case_and_corrected_for_all_tests_of_the_table
 def test_too_few_cases_to_reach_significance_are_said(number, said):
     study = studies(synthetic.results(number=number, shots=(2,)))[0]
     table = significance_table(study, "full")
-    assert said in table.notes[1] and table.notes[1].startswith(f"With {number} cases")
+    assert said in table.notes[1] and f"count: {number} per test" in table.notes[1]
 
 
 def test_every_table_of_a_whole_protocol_agrees_with_numpy():
@@ -116,3 +125,54 @@ def test_every_table_of_a_whole_protocol_agrees_with_numpy():
         dice = np.array([[[label["dice"] for label in case.values()] for case in r.cases.values()] for r in runs])
         assert record["mean"] == pytest.approx(dice.mean())
     assert len(table.records) == 1 + 12 * len(synthetic.SHOTS)
+
+
+def test_cases_that_tie_do_not_make_significance_look_within_reach():
+    """Ten cases, of which two differ: no p below 0.5 is possible."""
+    same = {f"c{n}": {"l": {"dice": 0.5}} for n in range(10)}
+    other = same | {f"c{n}": {"l": {"dice": 0.9}} for n in range(2)}
+    table = significance_table(one(synthetic.result("full", 2, 0, cases=same),
+                                   synthetic.result("LoRA", 2, 0, cases=other)), "full")
+    assert "count: 2 per test" in table.notes[1] and "possible p is 0.5," in table.notes[1]
+    assert "too few cases" in table.notes[1]
+
+
+def test_a_score_without_any_defined_label_is_said_to_be_not_defined():
+    nowhere = {"c": {"l": {"dice": math.nan, "hd95_mm": math.nan, "surface_dice": math.nan}}}
+    study = one(synthetic.result("LoRA", 2, 0, cases=nowhere))
+    for metric in ("dice", "hd95_mm", "surface_dice"):
+        assert shots_table(study, metric).rows == [["LoRA", "not defined"]]
+    assert label_table(study, study.shots[0]).rows == [["LoRA", "not defined"]]
+
+
+def test_csv_has_every_column_and_leaves_what_is_undefined_empty():
+    table = Table(name="t", title="", head=[], rows=[], records=[
+        {"method": "A|B", "dice": 0.5, "low": math.nan}, {"method": "C", "dice": math.inf, "more": None, "runs": 3}])
+    assert list(csv.DictReader(io.StringIO(as_csv(table)))) == [
+        {"method": "A|B", "dice": "0.5", "low": "", "more": "", "runs": ""},
+        {"method": "C", "dice": "inf", "low": "", "more": "", "runs": "3"}]
+
+
+def trained(method="LoRA", curve=(0.5, 0.8, 0.9), start=0.1, seed=0, shots=2):
+    seconds = [2.0] + [1.0] * (len(curve) - 1)
+    return synthetic.result(method, shots, seed, curve=list(curve), seconds=seconds, start_dice=start)
+
+
+def test_each_run_is_compared_to_the_scratch_run_of_its_own_training_cases_and_seed():
+    results = [trained("scratch", (0.2, 0.4), 0.0, seed=0), trained("scratch", (0.4, 0.8), 0.0, seed=1),
+               trained("LoRA", (0.35, 0.5), 0.0, seed=0), trained("LoRA", (0.3, 0.7), 0.0, seed=1), trained("head", (0.1, 0.3), 0.0),
+               trained("LoRA", (0.9, 0.9), 0.0, seed=2)]
+    (study,) = studies(results)
+    record = {r["method"]: r for r in speed_table(study).records}
+    assert record["LoRA"]["epochs_scratch_raw"] == 1.5  # 1 and 2; the third has no scratch run
+    assert record["LoRA"]["fewer_scratch_raw"] == pytest.approx(25)  # 50 % and 0 %
+    assert (record["head"]["epochs_scratch_raw"], record["head"]["never_scratch_raw"]) == (INF, 1)
+    rows = {row[0]: row for row in speed_table(study, (False, 2)).rows}
+    assert rows["head"][3] == "never, never: 1 (1) of 1"
+    assert rows["scratch"][3].startswith("2")
+
+
+def test_without_a_scratch_run_that_half_stays_empty():
+    (study,) = studies([trained()])
+    (row,) = speed_table(study).rows
+    assert row[3:6] == ["-", "-", "-"] and row[6] == "2 (1)"
