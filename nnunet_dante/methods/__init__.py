@@ -1,7 +1,7 @@
-"""Fine-tuning methods as frozen data: what is trained, from which epoch on, and how fast.
+"""Fine-tuning methods: what is trained, from which epoch on, and how fast. Each is a frozen dataclass of options.
 
-A method never touches nnU-Net. The trainer lets it adapt the network (`Method.adapt`) and then asks for a
-`TrainingPlan`. Learning rates and budgets follow the sources named in each class.
+A method does not know nnU-Net. The trainer lets it change the network (`Method.adapt`) and then asks what to train
+(`Method.plan`). Learning rates and numbers of epochs follow the sources that each class names.
 """
 
 from .base import Method, ParameterEfficient

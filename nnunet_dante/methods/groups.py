@@ -1,4 +1,4 @@
-"""A network as ordered groups of parameters, head first, each parameter in exactly one group, by identity."""
+"""A network's parameters in groups, ordered from the head to the input. Each parameter is in exactly one group."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that open and close together: (canonical name, parameter)."""
+    """Parameters that are opened and frozen together: pairs (name, parameter), each under its first name."""
 
     name: str
     parameters: tuple[tuple[str, nn.Parameter], ...]
 
     @property
     def size(self) -> int:
-        """How many numbers the group holds."""
+        """The number of parameters in the group."""
         return sum(p.numel() for _, p in self.parameters)
 
 
 def parameter_groups(network: nn.Module) -> tuple[Group, ...]:
-    """Return the groups from output to input; the low-rank factors of a weight are in the group of its module.
+    """Return the groups from output to input. Low-rank factors of a weight are in the group of its module.
 
     U-Nets: head, decoder.0 (full resolution) to decoder.n, bottleneck, encoder.n to encoder.0 (with the stem).
     Primus: head, decoder, block.n to block.0, stem (patch embedding, tokens, positions).
+
+    Parameters are told apart by identity, not by name: nnU-Net registers a convolution under up to four names.
 
     Raises:
         ConfigurationError: the network is neither, or has parameters outside these parts.
@@ -47,12 +49,13 @@ def parameter_groups(network: nn.Module) -> tuple[Group, ...]:
             groups.append(Group(group, tuple((names[i], p) for i, p in own.items())))
     if left := [name for i, name in names.items() if i not in taken]:
         raise ConfigurationError(f"{type(network).__name__} has parameters outside head, decoder and encoder: "
-                                 f"{', '.join(left[:3])}; its groups are not known, so it cannot be fine-tuned.")
+                                 f"{', '.join(left[:3])}; it is not known when to train them, so this network "
+                                 f"cannot be fine-tuned.")
     return tuple(groups)
 
 
 def head_modules(network: Any) -> tuple[nn.Module, ...]:
-    """Return the layers that produce the segmentation maps, of all resolutions."""
+    """Return the layers that produce the segmentation maps, one per resolution."""
     if _is_unet(network):
         return tuple(network.decoder.seg_layers)
     if _is_primus(network):
@@ -61,7 +64,7 @@ def head_modules(network: Any) -> tuple[nn.Module, ...]:
 
 
 def stem_modules(network: Any) -> tuple[nn.Module, ...]:
-    """Return the layers that read the image channels: one, and the one of an AdaptFormer module beside it."""
+    """Return the layers that read the image: the first one, and that of an AdaptFormer module beside it, if any."""
     if _is_unet(network):
         first = _layers(network.encoder)[0]
         block = next(module for module in network.modules() if first in module.children())
@@ -72,9 +75,9 @@ def stem_modules(network: Any) -> tuple[nn.Module, ...]:
 
 
 def blocks(network: Any) -> tuple[nn.Module, ...]:
-    """Return what the network stacks: convolutions with norm and activation, residual blocks, or transformer MLPs.
+    """Return the network's blocks: convolutions with norm and activation, residual blocks, or transformer MLPs.
 
-    Transposed convolutions are none: they are linear, and the block behind them reads what they return.
+    Transposed convolutions are not blocks: they are linear, and the block behind them reads their output.
     """
     if _is_primus(network):
         return tuple(block.mlp for block in network.eva.blocks)
@@ -88,7 +91,7 @@ def features_of_head(network: Any) -> nn.Module:
     """Return the module whose output the full-resolution head reads.
 
     Raises:
-        ConfigurationError: the head of a Primus reads its transformer.
+        ConfigurationError: the network is a Primus whose head reads the transformer directly.
     """
     if _is_unet(network):
         return network.decoder.stages[-1]
@@ -98,11 +101,11 @@ def features_of_head(network: Any) -> nn.Module:
     if len(before) < 2:
         raise ConfigurationError(f"this {type(network).__name__} has no layer between its transformer and its head; "
                                  f"use nnUNetTrainerAdaptFormer.")
-    return before[-2]  # not the Sequential that holds it: a child of that would run as one more layer
+    return before[-2]  # not the Sequential around it, which would run a module added to it as one more layer
 
 
 def low_rank_targets(network: nn.Module) -> tuple[nn.Module, ...]:
-    """Return every conv, transposed conv and linear layer once, without head and stem, which are trained in full."""
+    """Return every convolution, transposed convolution and linear layer once, except head and stem."""
     full = {id(module) for module in (*head_modules(network), *stem_modules(network))}
     return tuple(module for module in _layers(network) if id(module) not in full)
 
@@ -139,7 +142,7 @@ def _unet_parts(network: Any) -> Iterator[tuple[str, list]]:
     stages = list(encoder.stages)
     yield "bottleneck", [stages[-1]]
     for level in reversed(range(len(stages) - 1)):
-        yield f"encoder.{level}", [stages[level]] if level else [encoder]  # the last takes the stem too
+        yield f"encoder.{level}", [stages[level]] if level else [encoder]  # the last one includes the stem
 
 
 def _primus_parts(network: Any) -> Iterator[tuple[str, list]]:
@@ -153,5 +156,5 @@ def _primus_parts(network: Any) -> Iterator[tuple[str, list]]:
 
 def _unknown(network: nn.Module) -> ConfigurationError:
     return ConfigurationError(
-        f"{type(network).__name__} is not a network whose parts are known. Supported are U-Nets with encoder.stages, "
+        f"the parts of a {type(network).__name__} are not known. Supported are U-Nets with encoder.stages, "
         f"decoder.stages, .transpconvs and .seg_layers (PlainConvUNet, ResidualEncoderUNet), and Primus.")

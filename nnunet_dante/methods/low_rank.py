@@ -36,15 +36,18 @@ def _are_patterns(value: Any) -> bool:
 class LoRA(ParameterEfficient):
     """Low-rank adaptation of convolutions, transposed convolutions and linear layers (Hu 2021; Dante, 2605.03602).
 
-    Norm affine, biases, stem and heads are trained in full: together they cost little, and norm affine carries the
-    domain (AC-Norm). encoder=False freezes the encoder with its norms, so that backward stops at the bottleneck;
-    full_decoder trains the decoder in full instead of low-rank.
+    Norms, biases, stem and heads are trained in full. They have few parameters, and the norms carry much of the
+    difference between domains (AC-Norm).
 
-    rank, alpha, factorisation, rank_stabilised, dropout: see `LowRankDelta`. ranks: pattern of weight names -> rank,
-    the first that matches counts, others have `rank`; as {"decoder.*": 16, "encoder.stages.0*": 4}. targets: patterns
-    of the weights to adapt; of those that are left out the weights stay frozen.
-    lr_ratio: learning rate of lora_B, which starts as zero, over that of everything else (LoRA+, Hayou 2024, arXiv
-    2402.12354). There the matrix on the output side is the faster one, here that is lora_A: LoRA+ is a ratio below 1.
+    Args:
+        rank, alpha, factorisation, rank_stabilised, dropout: see `LowRankDelta`.
+        encoder: False freezes the encoder with its norms, so that the backward pass ends at the bottleneck.
+        full_decoder: train the whole decoder instead of low-rank factors.
+        lr_ratio: learning rate of lora_B, which starts as zero, divided by that of everything else. LoRA+ (Hayou 2024,
+            arXiv 2402.12354) trains the matrix on the output side faster; that is lora_A here, so a ratio below 1.
+        ranks: pattern of weight names -> rank, such as {"decoder.*": 16, "encoder.stages.0*": 4}. The first pattern
+            that matches counts; other weights get `rank`.
+        targets: patterns of the names of the weights to adapt; other weights stay frozen.
     """
 
     LIMITS = {
@@ -72,7 +75,7 @@ class LoRA(ParameterEfficient):
                                      f"adapt; use nnUNetTrainerDecoderOnly.")
 
     def _candidates(self, network: nn.Module) -> dict[str, nn.Module]:
-        """Return weight name -> layer of what can be adapted: all but stem and heads, of encoder or decoder alone."""
+        """Return weight name -> layer of what can be adapted, which is all but stem and heads, in the chosen part."""
         modules = low_rank_targets(network)
         if not self.encoder or self.full_decoder:
             outside = outside_decoder(network, modules)
@@ -80,7 +83,7 @@ class LoRA(ParameterEfficient):
         return weight_names(network, modules)
 
     def low_rank_modules(self, network: nn.Module) -> dict[nn.Module, int]:
-        """Return layer -> wanted rank of all that is adapted, layers whose factors would cost too much included.
+        """Return layer -> wanted rank, also for layers that stay in full because factors would not be smaller.
 
         Raises:
             ConfigurationError: a pattern in targets or ranks matches no weight.
@@ -91,7 +94,7 @@ class LoRA(ParameterEfficient):
         return {candidates[name]: ranks[name] for name in chosen}
 
     def adapt(self, network: nn.Module) -> None:
-        """Add the factors; the weights under them are frozen, and layers that factors cannot spare are left in full."""
+        """Add factors and freeze the weights under them; a layer whose factors would not be smaller stays in full."""
         ranks = self.low_rank_modules(network)
         modules: Any = checked_layers(network, ranks)
         attach(network, {m: self._update(m, ranks[m]) for m in modules
@@ -105,7 +108,7 @@ class LoRA(ParameterEfficient):
                 "rank_stabilised": self.rank_stabilised, "device": module.weight.device}
 
     def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return one stage: factors and small tensors of all groups, or of head and decoder."""
+        """Return one stage: the factors, and what is trained in full, of the whole network or of head and decoder."""
         groups = trained_groups(network)
         groups = groups if self.encoder else without_encoder(groups)
         adapted = self.low_rank_modules(network)
@@ -114,7 +117,7 @@ class LoRA(ParameterEfficient):
         return self._with_ratio(groups)
 
     def _with_ratio(self, groups: tuple[Group, ...]) -> TrainingPlan:
-        """Return one stage of the groups, in which lora_B has groups of its own where it has its own rate."""
+        """Return one stage of the groups. Where lora_B has its own learning rate, it has groups of its own."""
         split, scales = [], []
         for group in groups:
             own = tuple(entry for entry in group.parameters if self.lr_ratio != 1 and entry[0].endswith(".lora_B"))
@@ -128,10 +131,10 @@ class LoRA(ParameterEfficient):
 
 @dataclass(frozen=True, kw_only=True)
 class DoRA(LoRA):
-    """LoRA of each weight's direction, and a magnitude an output channel (Liu 2024, arXiv 2402.09353).
+    """LoRA of each weight's direction, and one magnitude per output channel (Liu 2024, arXiv 2402.09353).
 
-    A norm right behind a convolution takes the magnitude out again, so in an nnU-Net the magnitudes act in transposed
-    convolutions; elsewhere the affine scale of the norm, which LoRA trains too, has their part.
+    A norm behind a convolution removes its magnitude again. So in an nnU-Net the magnitudes have an effect in
+    transposed convolutions only; elsewhere the scale of the norm, which LoRA trains as well, does the same.
     """
 
     def _update(self, module: Any, rank: int) -> LowRankDelta:
@@ -141,9 +144,9 @@ class DoRA(LoRA):
 
 @dataclass(frozen=True, kw_only=True)
 class LPFT(LoRA):
-    """Heads alone first, then LoRA: new heads do not distort good features (LP-FT, Kumar 2022, arXiv 2202.10054).
+    """Only the heads first, then LoRA, so that new heads do not distort good features (LP-FT, Kumar 2022, 2202.10054).
 
-    head_share: share of the epochs that train the heads alone; backward stops at the features meanwhile.
+    head_share: share of the epochs in which only the heads are trained; the backward pass then ends at the features.
     """
 
     LIMITS = {"head_share": SHARE_BELOW_1}
@@ -151,7 +154,7 @@ class LPFT(LoRA):
     head_share: float = 0.2
 
     def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return two stages: the heads, then everything that LoRA trains."""
+        """Return two stages: the heads, then all that LoRA trains."""
         plan = super().plan(network)
         names = tuple(group.name for group in plan.groups)
         switch = min(math.ceil(self.head_share * self.epochs), self.epochs - 1)
@@ -160,15 +163,18 @@ class LPFT(LoRA):
 
 
 def weight_names(network: nn.Module, modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
-    """Return canonical weight name -> module; canonical is the name under which the module was registered first."""
+    """Return weight name -> module, for `modules`. The name is that under which a module was registered first."""
     wanted = {id(module) for module in modules}
     return {f"{name}.weight".lstrip("."): m for name, m in network.named_modules() if id(m) in wanted}
 
 
 def matching(names: Iterable[str], patterns: Mapping[str, Value], *, option: str) -> dict[str, Value]:
-    """Return name -> value of the first pattern that matches it; names that none matches are left out.
+    """Return name -> value of the first pattern that matches it, without the names that no pattern matches.
 
-    option: what the patterns are called where they come from, for the message.
+    Args:
+        names: of weights.
+        patterns: shell pattern, such as `decoder.*` or `*.transpconvs.*` -> value.
+        option: name of the option that holds the patterns, for the message.
 
     Raises:
         ConfigurationError: a pattern matches no name.
@@ -178,5 +184,10 @@ def matching(names: Iterable[str], patterns: Mapping[str, Value], *, option: str
         shown = names if len(names) < 7 else (*names[:3], "...", *names[-3:])
         raise ConfigurationError(f"{option}: {idle[0]!r} matches none of the {len(names)} weights that can be adapted "
                                  f"here: {', '.join(shown) or 'none'}.")
-    found = ((name, next((v for p, v in patterns.items() if fnmatchcase(name, p)), None)) for name in names)
-    return {name: value for name, value in found if value is not None}
+    found: dict[str, Value] = {}
+    for name in names:
+        for pattern, value in patterns.items():
+            if fnmatchcase(name, pattern):
+                found[name] = value
+                break
+    return found

@@ -1,4 +1,4 @@
-"""Methods that train small nonlinear modules on a frozen network; the modules stay in it."""
+"""Methods that train small nonlinear modules in a frozen network. The modules stay in the network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from .plan import TrainingPlan, constant_plan, trained_groups
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialAdapter(Method):
-    """Train two convolutions on the features that enter the full-resolution head, and the heads: FSEFT's black box.
+    """Train two convolutions on the features that the full-resolution head reads, and the heads (FSEFT's "black box").
 
-    The network's own weights are untouched, and backward stops at its features. The heads are trained too, as in FSEFT,
-    where a linear head that starts as the donor's rows follows the adapter. Learning rate and decay are FSEFT's.
+    The other weights of the network are not changed, and the backward pass ends at its features. The heads are trained
+    as in FSEFT, where a linear head that starts as the donor's follows the adapter. Learning rate and weight decay are
+    FSEFT's.
     """
 
     lr: float = 1e-4
     weight_decay: float = 0.0
 
     def adapt(self, network: nn.Module) -> None:
-        """Add the convolutions; a network that was built with them is left as it is."""
+        """Add the convolutions, unless the network was built with them."""
         if not added_modules(network):
             head: Any = head_modules(network)[-1]
             add_behind(network, features_of_head(network), dimension=head.weight.ndim - 2, channels=head.in_channels)
@@ -37,11 +38,13 @@ class SpatialAdapter(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptFormer(Method):
-    """Train a parallel bottleneck a block, and the heads (Chen 2022; width, scale, rate and decay of FSEFT).
+    """Train one parallel bottleneck per block, and the heads (Chen 2022; width, scale, rate and decay of FSEFT).
 
-    FSEFT puts it parallel to the MLP of a transformer block, which is where it stands in a Primus. In a U-Net it stands
-    beside each convolution with its norm and activation, and beside each residual block as a whole. Width and scale
-    belong to the class and are no options: prediction rebuilds the network from the trainer's class alone.
+    In a transformer such as Primus, the bottleneck is parallel to the MLP of each block, as in FSEFT. In a U-Net it is
+    parallel to each convolution with its norm and activation, or to each residual block as a whole.
+
+    Width and scale are attributes of the class, not options, because prediction builds the network from the trainer's
+    class alone.
     """
 
     width: ClassVar[int] = 16
@@ -50,7 +53,7 @@ class AdaptFormer(Method):
     weight_decay: float = 0.0
 
     def adapt(self, network: nn.Module) -> None:
-        """Add the bottlenecks; a network that was built with them is left as it is."""
+        """Add the bottlenecks, unless the network was built with them."""
         if not added_modules(network):
             add_beside(network, blocks(network), width=self.width, scale=self.scale)
 
@@ -60,7 +63,7 @@ class AdaptFormer(Method):
 
 
 def _added_and_heads(network: nn.Module) -> tuple[Group, ...]:
-    """Return the network's groups with their added parameters alone, and the head in full; empty ones are left out."""
+    """Return the groups with the whole head and, of the rest, only the added parameters; without empty groups."""
     added = {id(p) for module in added_modules(network).values() for p in module.parameters()}
     groups = (Group(g.name, tuple((n, p) for n, p in g.parameters if g.name == "head" or id(p) in added))
               for g in trained_groups(network))
@@ -69,13 +72,13 @@ def _added_and_heads(network: nn.Module) -> tuple[Group, ...]:
 
 ADDING_TRAINERS: dict[str, Method] = {"nnUNetTrainerSpatialAdapter": SpatialAdapter(),
                                       "nnUNetTrainerAdaptFormer": AdaptFormer()}
-"""Trainer name -> the method whose modules its networks have. Who builds such a network needs no trainer for it."""
+"""Trainer name -> the method that adds modules to its networks. With it a network is built without the trainer."""
 
 
 def added_by(trainer_name: str) -> dict[str, Any]:
-    """Return what a trainer adds to its network: the name of the modules, and the numbers that shape them.
+    """Return the name of the modules that a trainer adds to its network, with the numbers that shape them.
 
-    {"adaptformer": {"width": 16, "scale": 0.1}}, {"spatial_adapter": True}, or {} for every other trainer.
+    The result is {"adaptformer": {"width": 16, "scale": 0.1}}, {"spatial_adapter": True}, or {} for other trainers.
     """
     method = ADDING_TRAINERS.get(trainer_name)
     if isinstance(method, AdaptFormer):

@@ -1,4 +1,4 @@
-"""What to train in one network: parameter groups, their learning rates, and the epochs at which they open."""
+"""What to train in one network: parameter groups, their learning rates, and the epochs from which they are trained."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ Choice = Callable[[str, nn.Parameter], bool]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Parameter groups (head first), their learning-rate factors, and the epochs at which they open."""
+    """What to train in one network.
+
+    groups: parameter groups, head first. lr_scales: factor of the learning rate of each group. schedule: which groups
+    are trained in which epoch.
+    """
 
     groups: tuple[Group, ...]
     lr_scales: tuple[float, ...]
     schedule: Schedule
 
     def optimiser_groups(self) -> list[dict]:
-        """Return the `params` argument of an optimiser: every group that is ever trained, head first."""
+        """Return the `params` argument of an optimiser: all groups that are trained at some time, head first."""
         return [{"params": [p for _, p in group.parameters], "name": group.name, "lr_scale": scale}
                 for group, scale in zip(self.groups, self.lr_scales)]
 
     def restrict(self, network: nn.Module) -> None:
-        """Let exactly the parameters of all groups of `network` require gradients, whatever their epoch.
+        """Freeze everything in `network` that is in no group, and let the rest require gradients.
 
-        Its convolutions make no other gradients from now on, nor those that `set_stage` switches off.
+        From then on the network's convolutions compute no gradient that is not used (`spare_gradients`).
         """
         trained = {id(p) for group in self.groups for _, p in group.parameters}
         for parameter in network.parameters():
@@ -40,7 +44,7 @@ class TrainingPlan:
         spare_gradients(network)
 
     def set_stage(self, epoch: int) -> bool:
-        """Let the groups that are open at `epoch` require gradients; return whether anything changed."""
+        """Freeze the groups that are not trained at `epoch` (0-based), open the others; return whether any changed."""
         open_groups = self.schedule.stage(epoch).trainable
         changed = False
         for group in self.groups:
@@ -53,7 +57,7 @@ class TrainingPlan:
         return changed
 
     def table(self) -> str:
-        """Return the groups with sizes, learning-rate factors and opening epochs, one line each."""
+        """Return one line per group: size, factor of the learning rate, and first epoch."""
         lines = [f"{'group':<24}{'parameters':>12}{'lr x':>8}  trained from epoch"]
         for group, scale in zip(self.groups, self.lr_scales):
             first = next(s.first_epoch for s in self.schedule.stages if group.name in s.trainable)
@@ -62,19 +66,19 @@ class TrainingPlan:
 
 
 def constant_plan(groups: tuple[Group, ...]) -> TrainingPlan:
-    """Return one stage that trains all of `groups` at one learning rate."""
+    """Return the plan that trains all of `groups` at one learning rate from the first epoch on."""
     return TrainingPlan(groups=groups, lr_scales=(1.0,) * len(groups), schedule=constant([g.name for g in groups]))
 
 
 def trained_groups(network: nn.Module) -> tuple[Group, ...]:
-    """Return the network's groups without the frozen originals of adapted weights."""
+    """Return the network's groups, without the frozen originals of adapted weights."""
     frozen = {id(original(module)) for module in adapted(network).values()}
     return tuple(Group(g.name, tuple((n, p) for n, p in g.parameters if id(p) not in frozen))
                  for g in parameter_groups(network))
 
 
 def without_encoder(groups: tuple[Group, ...]) -> tuple[Group, ...]:
-    """Return head and decoder groups.
+    """Return the groups of head and decoder.
 
     Raises:
         ConfigurationError: the network has no decoder apart from its head.
@@ -87,10 +91,15 @@ def without_encoder(groups: tuple[Group, ...]) -> tuple[Group, ...]:
 
 
 def heads_and(network: nn.Module, choice: Choice, *, full_decoder: bool = False) -> tuple[Group, ...]:
-    """Return the network's groups: head in full, of the others what `choice` takes, or all of the decoder.
+    """Return the groups with the whole head and, of the rest, only the parameters that are chosen.
+
+    Args:
+        network: adapted already, if the method adapts it.
+        choice: called with (name, parameter); returns whether to train it.
+        full_decoder: train the whole decoder as well.
 
     Raises:
-        ConfigurationError: there is nothing to choose, or full_decoder, and the network has no decoder.
+        ConfigurationError: nothing is chosen, or full_decoder is set and the network has no decoder.
     """
     groups = trained_groups(network)
     full = {g.name for g in without_encoder(groups)} if full_decoder else {"head"}
@@ -103,7 +112,7 @@ def heads_and(network: nn.Module, choice: Choice, *, full_decoder: bool = False)
 
 
 def outside_decoder(network: nn.Module, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
-    """Return those of `modules` that are no part of head and decoder.
+    """Return those of `modules` that lie outside head and decoder.
 
     Raises:
         ConfigurationError: the network has no decoder apart from its head.
@@ -113,6 +122,6 @@ def outside_decoder(network: nn.Module, modules: Iterable[nn.Module]) -> tuple[n
 
 
 def is_factor(network: nn.Module) -> Choice:
-    """Return the choice of all factors of mergeable updates."""
+    """Return the choice, for `heads_and`, of the factors of all mergeable updates."""
     ids = {id(p) for module in adapted(network).values() for p in update(module).factors().values()}
     return lambda _, parameter: id(parameter) in ids

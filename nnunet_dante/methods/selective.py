@@ -1,4 +1,4 @@
-"""Methods that choose which of the network's own weights to train, and how fast."""
+"""Methods that train a part of the network's own weights, or all of them at several speeds."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ from .schedule import constant
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Method):
-    """Train all weights, slower towards the input: factors fall linearly from 1 at the head (Dante's 0.1x to 1x)."""
+    """Train all weights, slower towards the input.
+
+    The factor of the learning rate falls linearly from 1 at the head to `input_lr_scale` at the input (Dante: 0.1).
+    """
 
     LIMITS = {"input_lr_scale": POSITIVE}
 
     input_lr_scale: float = 0.1
 
     def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return one stage with a learning-rate factor a group."""
+        """Return one stage, with a factor of the learning rate for each group."""
         groups = trained_groups(network)
         step = (1 - self.input_lr_scale) / max(1, len(groups) - 1)
         return TrainingPlan(groups=groups, lr_scales=tuple(1 - i * step for i in range(len(groups))),
@@ -43,7 +46,7 @@ class FineTune(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderOnly(Method):
-    """Train decoder and heads on a frozen encoder: the strong baseline of Karimi 2021."""
+    """Train decoder and heads on a frozen encoder: a strong baseline (Karimi 2021)."""
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return one stage: head and decoder."""
@@ -52,7 +55,7 @@ class DecoderOnly(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOnly(ParameterEfficient):
-    """Train the segmentation heads alone: FSEFT's linear probe, and its learning rate."""
+    """Train only the segmentation heads: FSEFT's linear probe, with its learning rate."""
 
     lr: float = 1e-2
 
@@ -63,19 +66,19 @@ class HeadOnly(ParameterEfficient):
 
 @dataclass(frozen=True, kw_only=True)
 class FromScratch(Method):
-    """Train all weights from a random start with the same budget and schedule: the fair baseline."""
+    """Train all weights from a random start, with the epochs and the optimiser of the other methods: the baseline."""
 
     uses_start_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit(ParameterEfficient):
-    """Train all biases, and the heads in full (Ben Zaken 2022, arXiv 2106.10199; FSEFT's "Bias", its learning rate).
+    """Train all biases, and the heads in full (Ben Zaken 2022, arXiv 2106.10199; "Bias" in FSEFT, with its rate).
 
-    The bias of a convolution right before an instance norm has no effect, trained or not: the norm subtracts it. What
-    moves an nnU-Net are the biases of its norms, transposed convolutions and heads.
+    The bias of a convolution in front of an instance norm has no effect, because the norm subtracts it. What changes
+    the output of an nnU-Net are the biases of its norms, transposed convolutions and heads.
 
-    full_decoder: train the decoder in full besides (FSEFT does so for organs that are new, at a rate of 1e-4).
+    full_decoder: train the whole decoder as well (FSEFT does so for new organs, with a learning rate of 1e-4).
     """
 
     LIMITS = {"full_decoder": FLAG}
@@ -90,9 +93,9 @@ class BitFit(ParameterEfficient):
 
 @dataclass(frozen=True, kw_only=True)
 class NormAffine(ParameterEfficient):
-    """Train scale and shift of all norms, and the heads in full (FSEFT's "Affine", its learning rate; AC-Norm).
+    """Train scale and shift of all norms, and the heads in full ("Affine" in FSEFT, with its rate; AC-Norm).
 
-    full_decoder: train the decoder in full besides (FSEFT does so for organs that are new, at a rate of 1e-4).
+    full_decoder: train the whole decoder as well (FSEFT does so for new organs, with a learning rate of 1e-4).
     """
 
     LIMITS = {"full_decoder": FLAG}
@@ -102,19 +105,20 @@ class NormAffine(ParameterEfficient):
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return one stage: norms and heads."""
-        # By name: architectures bring norms of their own, such as the LayerNormNd of Primus, without a common base.
+        # By the class's name: norms of architectures, such as LayerNormNd of Primus, have no base class in common.
         ids = {id(p) for m in network.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
         return constant_plan(heads_and(network, lambda _, p: id(p) in ids, full_decoder=self.full_decoder))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvAdapter(ParameterEfficient):
-    """Train a parallel 1x1 convolution a convolution, zero at first, and the heads in full (FSEFT's "AdapterCNN").
+    """Train one parallel 1x1 convolution per convolution, and the heads in full ("AdapterCNN" in FSEFT).
 
-    It is linear, so it is trained as an update of the kernel's centre and is gone after training. Convolutions with an
-    even kernel size have no centre, and transposed convolutions are none of the source's: both stay frozen.
+    The parallel convolutions start as zero. They are linear, so they are trained as updates of the kernels' centres and
+    are merged into the weights afterwards. Convolutions with an even kernel size have no centre, and the source has
+    no such module for transposed convolutions: both stay frozen.
 
-    full_decoder: train the decoder in full instead (FSEFT does so for organs that are new, at a rate of 1e-4).
+    full_decoder: train the whole decoder instead of its updates (FSEFT does so for new organs, with a rate of 1e-4).
     """
 
     LIMITS = {"full_decoder": FLAG}
@@ -129,7 +133,7 @@ class ConvAdapter(ParameterEfficient):
         convs = [m for m in layers if isinstance(m, CONVS) and has_centre(m.weight.shape)]
         if not convs:
             raise ConfigurationError(f"this {type(network).__name__} has no convolutions whose kernel sizes are all "
-                                     f"odd, so none can have a parallel 1x1 convolution; use nnUNetTrainerLoRA.")
+                                     f"odd, so it cannot have parallel 1x1 convolutions; use nnUNetTrainerLoRA.")
         attach(network, {conv: PointwiseDelta(conv.weight.shape, device=conv.weight.device) for conv in convs})
 
     def plan(self, network: nn.Module) -> TrainingPlan:

@@ -1,4 +1,4 @@
-"""Methods that open the network in stages."""
+"""Methods that train a growing part of the network, in stages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from .schedule import DIRECTIONS, Schedule, Stage, dante_fractions, gradual_unfr
 
 @dataclass(frozen=True, kw_only=True)
 class GradualUnfreezing(Method):
-    """Open the network in stages (ULMFiT; for U-Nets Dante and Amiri 2020); a closed group closes its norms too.
+    """Open the network in stages (ULMFiT, Howard 2018; for U-Nets Amiri 2020 and Dante).
 
-    direction: "output_first" opens head, decoder from the output inwards, bottleneck, encoder; "input_first" opens
-    head, encoder from the input inwards, bottleneck, decoder. open_by: share of the epochs after which all is open.
+    The norms of a group are frozen and opened with it.
+
+    Args:
+        direction: order in which groups open. "output_first": head, decoder from the output inwards, bottleneck,
+            encoder. "input_first": head, encoder from the input inwards, bottleneck, decoder.
+        max_stages: most stages.
+        open_by: share of the epochs after which everything is open.
     """
 
     LIMITS = {"direction": one_of(*DIRECTIONS), "max_stages": COUNT, "open_by": SHARE}
@@ -37,11 +42,13 @@ class GradualUnfreezing(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class DanteGradualUnfreezing(Method):
-    """Dante's own schedule: every tenth of the epochs a larger share of the blocks, last registered block first.
+    """Dante's own schedule: after every tenth of the epochs a larger share of the blocks is trained.
 
-    A block is a module that owns parameters; norms count as blocks but are always trained. fraction: share of blocks
-    frozen at first. Shares of blocks are not shares of weights (half the blocks of a default network hold nearly three
-    quarters of them). Source: dante-trainer 1.0.3b3, arXiv 2605.03602.
+    A block is a module that owns parameters, and the block that is registered last opens first. Norms count as blocks,
+    but are always trained. Source: dante-trainer 1.0.3b3, arXiv 2605.03602.
+
+    fraction: share of the blocks that is frozen at first. It is not a share of the weights: half of the blocks of a
+    default network hold nearly three quarters of its weights.
     """
 
     LIMITS = {"fraction": SHARE}
@@ -49,7 +56,7 @@ class DanteGradualUnfreezing(Method):
     fraction: float = 0.5
 
     def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return one group a stage: the blocks that open together."""
+        """Return one group per stage: the blocks that open together."""
         blocks = _blocks(network)
         first_open = len(blocks)
         names: list[str] = []
@@ -68,7 +75,7 @@ class DanteGradualUnfreezing(Method):
 
 
 def _blocks(network: nn.Module) -> list[tuple[bool, list[tuple[str, nn.Parameter]]]]:
-    """Return (is a norm, own parameters) of every module that owns parameters, once each, in registration order."""
+    """Return (whether it is a norm, own parameters) of each module that owns parameters, in the order registered."""
     blocks = []
     for prefix, module in network.named_modules():
         own = [(f"{prefix}.{name}".lstrip("."), p) for name, p in module.named_parameters(recurse=False)]

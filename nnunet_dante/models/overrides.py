@@ -1,4 +1,4 @@
-"""The names and kinds of what plans can override: the steps of an epoch, and every option of every method."""
+"""What plans can override: the number of steps per epoch, and every option of every method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..methods import Method
 from ..methods.base import COUNT
 
 OVERRIDES = {"epochs": int, "iterations": int, "val_iterations": int, "lr": float, "rank": int, "alpha": float}
-"""Those with an option of their own on the command line."""
+"""Name -> kind of the overrides that have an option of their own on the command line."""
 
 _SEARCH_PATH = "nnUNet_extTrainer"
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
@@ -23,13 +23,13 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def known_overrides() -> dict[str, type]:
-    """Return name -> kind of the steps of an epoch and of all options of all methods, the user's imported ones too."""
+    """Return name -> kind of all overrides, those of methods of the user's own included, if they are imported."""
     found: dict[str, type] = dict(OVERRIDES)
     for method in _methods(Method):
         try:
             # nnU-Net's search forgets the modules it imports; the names in them are still those of their functions.
             hints = typing.get_type_hints(method, localns=getattr(method.__init__, "__globals__", None))
-        except NameError:  # a user's method, whose hints name what its module does not import
+        except NameError:  # a method of the user's own; its hints use names that its module does not import
             continue
         for name in _options(method):
             if name != "uses_start_weights" and (kind := _kind(hints[name])) in _KINDS:
@@ -38,9 +38,10 @@ def known_overrides() -> dict[str, type]:
 
 
 def checked_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given values (None counts as not given), each of its kind and accepted by a method that has it.
+    """Return the overrides that are not None, after checking their names, kinds and ranges.
 
-    A name that is not known yet is looked up in the user's own trainers, below nnUNet_extTrainer.
+    A name that is not known yet may be an option of the user's own trainers: those below nnUNet_extTrainer are
+    imported to find out.
 
     Raises:
         ConfigurationError: an unknown name, or a value of the wrong kind or out of range.
@@ -56,7 +57,7 @@ def checked_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Return the overrides that texts KEY=VALUE say, checked.
+    """Return the overrides in texts such as "l2_sp=0.01", checked.
 
     Raises:
         ConfigurationError: as `checked_overrides`, or a text without =, or the same key twice.
@@ -99,7 +100,7 @@ def _import_own_trainers() -> None:
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:
-    """Refuse a value that no method accepts which brought the option in; methods derived from it have it too."""
+    """Refuse a value that is out of range for every method that defines the option; derived methods do not count."""
     if name in ("iterations", "val_iterations") and not COUNT.allows(value):
         raise ConfigurationError(f"Override {name} is {value!r}; give {COUNT.text}.")
     errors: list[ConfigurationError] = []
@@ -109,7 +110,7 @@ def _refuse_out_of_range(name: str, value: Any) -> None:
         try:
             method.check(name, value)
             if not any(required and other != name for other, required in _options(method).items()):
-                method(**{name: value})
+                method(**{name: value})  # its own checks, beyond the limits
             return
         except ConfigurationError as error:
             errors.append(error)

@@ -1,8 +1,8 @@
-"""Small nonlinear modules added to a network's blocks; they start as a no-op, and no weight can take them up.
+"""Small nonlinear modules added to a network's blocks. They start as a no-op and cannot be merged into weights.
 
-An added module is a child of its block and runs in a forward hook. Both go by the block's identity, so every alias of
-the block has it, and every stock key stays what it was. The hooks are plain functions that reach the child through the
-block they are called with: copies of the network use their own.
+An added module is a child of its block, and a forward hook of the block runs it. The block object is changed, not one
+of its names: so every alias of the block has the module, and all stock keys stay as they were. The hook finds the
+module through the block that calls it, so a copy of the network runs its own modules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class _NoOpWithoutWeights(nn.Module):
-    """Base: `up` is zero at first, and again whenever a state dict without this module is loaded."""
+    """Base class: `up` starts as zero, and becomes zero again when a state dict without this module is loaded."""
 
     up: Any
 
@@ -47,14 +47,17 @@ class ParallelBottleneck(_NoOpWithoutWeights):
     """scale * up(ReLU(down(pool(x)))): the AdaptFormer module (Chen 2022, arXiv 2205.13535; scale and width of FSEFT).
 
     x: (batch, inputs, *space) -> (batch, outputs, *space / stride), or (..., inputs) -> (..., outputs) in a
-    transformer. `down` (inputs -> width) and `up` (width -> outputs) are 1x1 convolutions or linear layers. A stride
-    is taken by the mean over its voxels, as in nnU-Net's residual skips: a strided 1x1 convolution would not look at
-    seven of eight voxels (He 2019, arXiv 1812.01187). `down` starts as Kaiming uniform (a = sqrt 5), biases and `up`
-    as zero.
+    transformer. `down` (inputs -> width) and `up` (width -> outputs) are 1x1 convolutions or linear layers. Where the
+    block has a stride, `pool` averages over the voxels of each step, as nnU-Net's residual skips do; a 1x1 convolution
+    with a stride of 2 would ignore seven of eight voxels (He 2019, arXiv 1812.01187). `down` starts as Kaiming uniform
+    (a = sqrt 5), biases and `up` as zero.
 
     Args:
-        dimension: of the space, 1 to 3; 0 for a transformer's tokens.
-        stride: of the block, one number a spatial axis.
+        dimension: number of spatial axes, 1 to 3; 0 for the tokens of a transformer.
+        inputs, outputs: number of channels of the block's input and output.
+        stride: of the block, one number per spatial axis.
+        width: number of channels between `down` and `up`.
+        scale: factor of the result.
     """
 
     def __init__(self, dimension: int, inputs: int, outputs: int, *, stride: Iterable[int] = (), width: int = 16,
@@ -78,9 +81,10 @@ class ParallelBottleneck(_NoOpWithoutWeights):
 
 
 class ResidualConvolutions(_NoOpWithoutWeights):
-    """up(ReLU(down(x))) of two 3^d convolutions without bias: FSEFT's Spatial Adapter (Silva-Rodriguez 2025).
+    """up(ReLU(down(x))), the Spatial Adapter of FSEFT (Silva-Rodriguez 2025).
 
-    x: (batch, channels, *space), and so is the result. `up` starts as zero.
+    x: (batch, channels, *space) -> the same shape. `down` and `up` are convolutions without bias with kernel size 3 on
+    each of the `dimension` spatial axes. `up` starts as zero.
     """
 
     def __init__(self, dimension: int, channels: int):
@@ -96,10 +100,14 @@ class ResidualConvolutions(_NoOpWithoutWeights):
 
 
 def add_beside(network: nn.Module, blocks: Iterable[nn.Module], *, width: int = 16, scale: float = 0.1) -> None:
-    """Give each of `blocks` a `ParallelBottleneck` from its input to its output, as its child "adaptformer".
+    """Add to each of `blocks` a `ParallelBottleneck` from its input to its output, as its child "adaptformer".
 
-    Blocks are convolution blocks with input_channels, output_channels and stride, or the MLPs of a transformer. The
-    modules start with the same numbers in every training, so that trainings of one base can be averaged.
+    The modules start with the same numbers in every training, so that trainings of one base can be averaged.
+
+    Args:
+        network: changed in place.
+        blocks: convolution blocks with input_channels, output_channels and stride, or the MLPs of a transformer.
+        width, scale: of each bottleneck.
 
     Raises:
         ConfigurationError: width or scale is not above 0.
@@ -114,9 +122,15 @@ def add_beside(network: nn.Module, blocks: Iterable[nn.Module], *, width: int = 
 
 
 def add_behind(network: nn.Module, block: nn.Module, *, dimension: int, channels: int) -> None:
-    """Give `block` residual convolutions of its output, of `channels` channels, as its child "spatial_adapter".
+    """Add `ResidualConvolutions` to the output of `block`, as its child "spatial_adapter".
 
     They start with the same numbers in every training.
+
+    Args:
+        network: changed in place.
+        block: module of the network.
+        dimension: number of spatial axes.
+        channels: of the block's output.
 
     Raises:
         InjectionError: the network has added modules already.
@@ -127,12 +141,12 @@ def add_behind(network: nn.Module, block: nn.Module, *, dimension: int, channels
 
 
 def added_modules(network: nn.Module) -> dict[str, nn.Module]:
-    """Return name -> added module, each once, by the name under which its block was registered first."""
+    """Return name -> added module, each once, under the first name of its block."""
     return {name: module for name, module in network.named_modules() if isinstance(module, _NoOpWithoutWeights)}
 
 
 def is_added(key: str) -> bool:
-    """Whether a state-dict key is that of an added module; for files, whose modules are not at hand."""
+    """Return whether a state-dict key belongs to an added module. For files, where there is no network to ask."""
     return any(part in _CHILDREN for part in key.split("."))
 
 
@@ -168,7 +182,7 @@ def _add_residual(block: Any, _: tuple[Any, ...], output: Tensor) -> Tensor:
 
 @contextmanager
 def _fixed_draws() -> Iterator[None]:
-    """Draw the same numbers every time within, and leave the random state outside as it is."""
+    """Draw the same random numbers in every `with` block, and leave the random state outside unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
         yield

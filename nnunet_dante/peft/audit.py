@@ -1,4 +1,4 @@
-"""The gradient audit: proof, before the first step, that everything that should be trained can be."""
+"""The gradient audit: a proof, before the first step, that every tensor to be trained receives a gradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from .modes import evaluating
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Numbers of parameters: trainable and in all, and of trainable tensors, all of which received a gradient."""
+    """Result of an audit that was passed.
+
+    trainable, total: number of trainable parameters, and of all. tensors: number of trainable tensors.
+    """
 
     trainable: int
     total: int
@@ -96,8 +99,8 @@ def audit_gradients(network: nn.Module, x: Tensor) -> AuditReport:
     if dead:
         raise GradientAuditError(
             f"{len(dead)} of {len(trainable)} trainable tensors receive no gradient: {', '.join(dead[:5])}"
-            f"{', ...' if len(dead) > 5 else ''}. They would stay as they are without any sign. Forward does not use "
-            f"them: adapt or unfreeze the modules that it does use.")
+            f"{', ...' if len(dead) > 5 else ''}. Training would not change them, and nothing would show "
+            f"it. The network's forward pass does not use them: adapt or unfreeze the modules that it uses.")
     if bad := [name for name, g in zip(trainable, gradients) if not torch.isfinite(g).all()]:
         raise GradientAuditError(f"the gradients of {', '.join(bad[:5])} are not finite at the start; the weights may "
                                  f"hold NaN or infinite numbers.")

@@ -1,9 +1,10 @@
-"""Convolutions that neither make a gradient nor keep an input that nobody uses. Forward is stock's, bit for bit.
+"""Convolutions that compute no gradient and keep no input that is not used. Forward is torch's, bit for bit.
 
-torch makes the gradient of the whole input, of the whole kernel, or none of it. Where encoder features meet those of
-the decoder and the encoder is frozen, half of the input's is for nobody; where the kernel's centre alone is trained,
-26 of 27 offsets of the kernel's are; and where the bias alone is trained, a CPU makes the kernel's all the same.
-torch keeps the input for backward, too, also of a frozen kernel, whose backward has no use for it.
+torch computes the gradient of the whole input or none of it, and the same holds for the kernel. More than is used:
+- where a decoder stage reads features of a frozen encoder: half of the input's gradient is not used;
+- where only the centre of a kernel is trained: 26 of 27 offsets of the kernel's gradient are not used;
+- where only the bias is trained: on a CPU, torch computes the kernel's gradient as well;
+- where the kernel is frozen: torch keeps the input for the backward pass, which does not need it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def spare_gradients(network: nn.Module) -> None:
-    """Let every convolution of `network`, adapted or not, make and keep what is wanted for training, and no more.
+    """Let every convolution of `network`, adapted or not, compute and keep only what the training uses.
 
-    Which are wanted is seen anew in each forward pass, so freezing may change from step to step. The features that a
-    U-Net's decoder brings itself come first in what its stages read; other networks have no such halves.
+    Each forward pass looks anew at what requires a gradient, so layers may be frozen and opened from step to step.
+    Where `torch.compile` traces the network, and where nothing can be saved, torch's own convolution runs.
+
+    Args:
+        network: changed in place. A stage of a U-Net's decoder must read its own, upsampled features first and those
+            of the encoder behind them, as nnU-Net's do; other networks are served without this saving.
     """
     decoder: Any = getattr(network, "decoder", None)
     own = {id(next(m for m in stage.modules() if isinstance(m, CONVS))): up.out_channels
@@ -35,7 +40,10 @@ def spare_gradients(network: nn.Module) -> None:
 
 
 class _Sparing:
-    """What `layer` calls with x (batch, in, *space), the weight (out, in / groups, *kernel) and the bias."""
+    """The function that `layer` calls with x (batch, in, *space), its weight (out, in / groups, *kernel) and bias.
+
+    own_channels: number of the first channels of x that come from the decoder itself; None in other layers.
+    """
 
     def __init__(self, layer: Any, own_channels: int | None):
         self.layer = layer
@@ -60,9 +68,10 @@ class _Sparing:
                                   layer.groups)
 
     def _centre(self) -> Tensor | None:
-        """The weight's update where it is one of the kernel's centre, and nothing else of the kernel is trained.
+        """Return the update of the kernel's centre, (out, in / groups), if nothing else of the kernel is trained.
 
-        Its gradient is that of a 1x1 convolution with the layer's stride; that takes padding as nnU-Net has it.
+        Its gradient is then that of a 1x1 convolution with the layer's stride. This needs a padding that keeps the
+        kernel centred on its voxel, as nnU-Net's does; without it the answer is None.
         """
         if not self.centred or not parametrize.is_parametrized(self.layer, "weight"):
             return None
@@ -72,7 +81,7 @@ class _Sparing:
 
 
 def _ends_without_gradient(x: Tensor) -> bool:
-    """Whether x is a concatenation of two tensors, of which the first alone wants a gradient."""
+    """Return whether x is a concatenation of two tensors of which only the first requires a gradient."""
     if x.grad_fn is None:
         return False
     wanted = [node is not None for node, _ in x.grad_fn.next_functions]
@@ -80,7 +89,10 @@ def _ends_without_gradient(x: Tensor) -> bool:
 
 
 class _Convolution(torch.autograd.Function):
-    """The convolution of x with a weight; `centre` (out, in / groups) is in it, for x's first `own` channels alone."""
+    """The convolution of x with a weight that contains `centre`, (out, in / groups), already.
+
+    Backward computes the gradient of x for its first `own` channels only, or for all of them if `own` is None.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, centre: Tensor | None, own: int | None,
@@ -105,14 +117,15 @@ class _Convolution(torch.autograd.Function):
 
         if ctx.needs_input_grad[0]:
             part = slice(0, ctx.own)
+            # (batch, own channels, *space): the rest of x needs no gradient, so zeros stand for it
             of_x = gradients(x[:, part], weight[:, part] if ctx.own else weight, padding, dilation, True, False)[0]
             if ctx.own:
                 of_x = torch.cat([of_x, of_x.new_zeros(()).expand_as(x[:, ctx.own:])], 1)
         if ctx.needs_input_grad[1]:
             of_weight = gradients(x, weight, padding, dilation, False, True)[1]
         if ctx.needs_input_grad[2]:
-            of_bias = gradient.sum([0, *range(2, gradient.ndim)])
+            of_bias = gradient.sum([0, *range(2, gradient.ndim)])  # (batch, out, *space) -> (out,)
         if ctx.needs_input_grad[3]:
-            kernel = centre.to(x.dtype).reshape(*centre.shape, *ones)
+            kernel = centre.to(x.dtype).reshape(*centre.shape, *ones)  # (out, in / groups, 1, ..., 1)
             of_centre = gradients(x, kernel, zeros, ones, False, True)[1].reshape(centre.shape).to(centre.dtype)
         return of_x, of_weight, of_bias, of_centre, *(None,) * 5

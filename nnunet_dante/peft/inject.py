@@ -1,9 +1,14 @@
-"""Adding mergeable updates to a network's weights in place, and taking them away again.
+"""Adding mergeable updates to a network's weights in place, and removing them again.
 
-Modules are changed by identity, through `torch.nn.utils.parametrize`: nnU-Net's networks register each convolution
-under up to four names, and replacing modules by name changes aliases that forward never uses. `state_dict()` keeps
-the stock keys: going out, a key carries the merged weight; coming in, it goes to the frozen original and the factors
-become a no-op.
+The module objects themselves are changed, through `torch.nn.utils.parametrize`. nnU-Net's networks register each
+convolution under up to four names; replacing modules by name would change names that the forward pass never uses.
+
+`state_dict()` keeps the stock keys. On saving, a key carries the merged weight. On loading, a stock weight becomes the
+frozen original, and the factors become a no-op.
+
+    names = inject(network, low_rank_targets(network), rank=8)   # train what still requires a gradient, then
+    torch.save(network.state_dict(), "stock.pth")                # loads into a network that was never adapted
+    merge(network)                                               # or remove(network), for the weights of before
 """
 
 from __future__ import annotations
@@ -26,11 +31,17 @@ _ORIGINAL = f"{_PARAMETRIZATIONS}original"
 
 def inject(network: nn.Module, modules: Iterable[nn.Module], *, rank: int = 8, alpha: float = 16.0,
            factorisation: str = "channel") -> tuple[str, ...]:
-    """Give the weights of `modules` low-rank factors, freeze the originals, and return the adapted weights' names.
+    """Add low-rank factors to the weights of `modules`, freeze the originals, and return the adapted weights' names.
 
-    A module whose factors would cost as much as its weight is left as it is. Nothing else is frozen.
+    A module whose factors would have as many parameters as its weight is not changed. Nothing else is frozen.
+
+    Args:
+        network: changed in place.
+        modules: layers of the network with a weight of at least two dimensions.
+        rank, alpha, factorisation: see `LowRankDelta`.
 
     Raises:
+        ConfigurationError: rank or factorisation is not allowed.
         InjectionError: as `attach`.
     """
     layers: Iterable[Any] = checked_layers(network, modules)
@@ -41,10 +52,15 @@ def inject(network: nn.Module, modules: Iterable[nn.Module], *, rank: int = 8, a
 
 
 def attach(network: nn.Module, updates: Mapping[nn.Module, WeightUpdate]) -> tuple[str, ...]:
-    """Give the weight of each module its update, freeze the originals, and return the adapted weights' names.
+    """Add an update to the weight of each module, freeze the originals, and return the adapted weights' names.
+
+    Args:
+        network: changed in place.
+        updates: layer of the network -> update of its weight.
 
     Raises:
-        InjectionError: the network is adapted already, or a module is not part of it or has no matrix as weight.
+        InjectionError: the network is adapted already, or a module is not part of it, or has no weight of at least two
+            dimensions.
     """
     for module in checked_layers(network, updates):
         parametrize.register_parametrization(module, "weight", updates[module])
@@ -55,7 +71,7 @@ def attach(network: nn.Module, updates: Mapping[nn.Module, WeightUpdate]) -> tup
 
 
 def checked_layers(network: nn.Module, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
-    """Return `modules`, all of them layers of a network without updates.
+    """Return `modules` after checking that all are layers of the network, and that it has no updates yet.
 
     Raises:
         InjectionError: as `attach`.
@@ -67,43 +83,49 @@ def checked_layers(network: nn.Module, modules: Iterable[nn.Module]) -> tuple[nn
         weight = getattr(module, "weight", None)
         if id(module) not in inside or not isinstance(weight, nn.Parameter) or weight.ndim < 2:
             raise InjectionError(f"{module} is not a layer of this {type(network).__name__} with a weight of at least "
-                                 f"two dimensions; choose from freezing.groups.low_rank_targets(network).")
+                                 f"two dimensions; choose from methods.groups.low_rank_targets(network).")
     return modules
 
 
 def adapted(network: nn.Module) -> dict[str, nn.Module]:
-    """Return canonical weight name -> module; canonical is the name under which the module was registered first."""
+    """Return weight name -> module of all adapted weights. The name is that under which a module was registered first.
+    """
     return {f"{name}.weight".lstrip("."): module for name, module in network.named_modules() if _is_adapted(module)}
 
 
 def merge(network: nn.Module) -> None:
-    """Write the updates into the weights; leaves stock modules. The network computes what it computed before."""
+    """Write the updates into the weights. Stock modules remain, and the network computes what it computed before."""
     _unparametrise(network, keep_update=True)
 
 
 def remove(network: nn.Module) -> None:
-    """Drop the updates; leaves stock modules with the base weights, bit for bit."""
+    """Drop the updates. Stock modules remain, with the base weights bit for bit."""
     _unparametrise(network, keep_update=False)
 
 
 def base_weights(network: nn.Module) -> StateDict:
-    """Return canonical weight name -> frozen original of every adapted weight."""
+    """Return weight name -> frozen original of every adapted weight."""
     return {name: original(module).detach() for name, module in adapted(network).items()}
 
 
 def factors(network: nn.Module) -> StateDict:
-    """Return "<canonical weight name>.<factor>", such as "....weight.lora_A" -> factor of every adapted weight."""
+    """Return "WEIGHT NAME.FACTOR", such as "stem.weight.lora_A" -> factor, for every adapted weight."""
     return {name: factor.detach() for name, factor in _factors(network).items()}
 
 
 def settings(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return canonical weight name -> {"kind": ..., and what its update was made with}, as JSON has it."""
+    """Return weight name -> {"kind": ..., and the options that its update was made with}, ready for JSON."""
     return {name: {"kind": update(module).KIND, **update(module).settings()}
             for name, module in adapted(network).items()}
 
 
 def load_split(network: nn.Module, *, base: ReadOnlyStateDict, factors: ReadOnlyStateDict) -> None:
-    """Set originals and factors to exactly these; keys as `base_weights` and `factors` return them.
+    """Set originals and factors to exactly these values.
+
+    Args:
+        network: adapted by the same method and options as the network that the values come from.
+        base: weight name -> original, as `base_weights` returns them.
+        factors: as `factors` returns them.
 
     Raises:
         InjectionError: keys or shapes differ from the network's; nothing was changed.
@@ -113,7 +135,7 @@ def load_split(network: nn.Module, *, base: ReadOnlyStateDict, factors: ReadOnly
     if wrong := sorted(targets.keys() ^ given.keys()) or [
             k for k in targets if targets[k].shape != given[k].shape]:
         raise InjectionError(f"base and factors do not belong to this network: {len(wrong)} tensors differ in name or "
-                             f"shape, first {wrong[0]!r}. Adapt it with the method and options of their making.")
+                             f"shape, first {wrong[0]!r}. Adapt it as the network was that they come from.")
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(given[name])
@@ -143,7 +165,7 @@ def _merged(module: nn.Module) -> torch.Tensor:
 
 
 def _by_prefix(network: nn.Module, prefix: str) -> dict[str, nn.Module]:
-    """Return key prefix -> adapted module, for every alias."""
+    """Return key prefix -> adapted module, for every name of each module."""
     return {f"{prefix}{name}." if name else prefix: module  # without a name: the network itself is the layer
             for name, module in network.named_modules(remove_duplicate=False) if _is_adapted(module)}
 
@@ -155,7 +177,7 @@ def _owner(key: str, modules: dict[str, nn.Module]) -> str | None:
 
 
 def _to_stock(network: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Show the merged weight under the stock key, at the stock place (before the bias), one tensor for all aliases."""
+    """Put the merged weight under its stock key, in the stock order (before the bias); all names share one tensor."""
     modules = _by_prefix(network, prefix)
     merged = {id(module): _merged(module) for module in set(modules.values())}
     items = list(state.items())
@@ -169,7 +191,7 @@ def _to_stock(network: nn.Module, state: dict[str, Any], prefix: str, _: Any) ->
 
 
 def _from_stock(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Send a stock weight to the frozen original, and make the factors a no-op."""
+    """Load a stock weight into the frozen original, and make the factors a no-op."""
     for owner, module in _by_prefix(network, prefix).items():
         if (key := f"{owner}weight") in state:
             state[f"{owner}{_ORIGINAL}"] = state.pop(key)

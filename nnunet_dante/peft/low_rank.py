@@ -17,12 +17,13 @@ FACTORISATIONS = ("channel", "flat")
 
 
 def capped_rank(shape: Sequence[int], rank: int, *, factorisation: str = "channel") -> int:
-    """Return the largest rank up to `rank` whose factors hold fewer numbers than the weight; 0 where none does.
+    """Return the largest rank up to `rank` whose factors have fewer parameters than the weight; 0 if none has.
 
     Args:
-        shape: of the weight, (out, in, *kernel); the first two are meant as they stand, whatever the layer calls them.
-        rank: wanted rank, at least 1.
-        factorisation: "channel" costs K * r * (out + in), "flat" r * (out + in * K), with K kernel offsets.
+        shape: of the weight, (out, in, *kernel); that of a transposed convolution, (in, out, *kernel), is taken as it
+            is.
+        rank: wanted rank r, at least 1.
+        factorisation: "channel" needs K * r * (out + in) parameters, "flat" r * (out + in * K), with K kernel offsets.
 
     Raises:
         ConfigurationError: rank or factorisation is not allowed.
@@ -40,24 +41,24 @@ class LowRankDelta(WeightUpdate):
     """W -> W + (alpha / rank) A B.
 
     "channel" (Dante, arXiv 2605.03602): for each of the K kernel offsets k, delta[:, :, k] = (alpha / rank) A_k B_k,
-    lora_A: (K, out, r), lora_B: (K, r, in). "flat" (LoRA as for linear layers, Hu 2021): delta as (out, in * K) =
-    (alpha / rank) A B, lora_A: (out, r), lora_B: (r, in * K). A starts as Kaiming uniform (a = sqrt 5), B as zero, so
-    the delta starts as zero. The scale uses the wanted rank even where the rank is capped.
+    with lora_A: (K, out, r) and lora_B: (K, r, in). "flat" (LoRA as for linear layers, Hu 2021, arXiv 2106.09685):
+    delta, as a matrix (out, in * K), = (alpha / rank) A B, with lora_A: (out, r) and lora_B: (r, in * K). A starts as
+    Kaiming uniform (a = sqrt 5) and B as zero, so the delta starts as zero.
 
     Args:
         shape: of the weight, (out, in, *kernel).
-        rank: r above; the wanted one, which `capped_rank` may lower.
-        alpha: the update is scaled by alpha / rank.
-        factorisation: "channel" or "flat", as above.
-        rank_stabilised: scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
-        dropout: in training mode each of the r rank-one parts of the delta is left out with this probability, the
-            others grow by 1 / (1 - dropout): the mean is the whole delta, which eval mode and files have. It acts on
-            the weight, so all voxels of a batch share one draw.
+        rank: wanted rank; r is smaller where `capped_rank` says so, but the factor alpha / rank uses the wanted one.
+        alpha: strength of the update.
+        factorisation: "channel" or "flat".
+        rank_stabilised: use alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
+        dropout: probability with which each of the r rank-one parts of the delta is left out in training mode. The
+            others grow by 1 / (1 - dropout), so the mean is the whole delta, which eval mode and files use. It acts on
+            the weight: all voxels of a batch share one draw.
         device: of the factors, which are always float32.
 
     Raises:
-        ConfigurationError: the factors would cost as much as the weight (see `capped_rank`), or dropout is not in
-            [0, 1).
+        ConfigurationError: the factors would have as many parameters as the weight (see `capped_rank`), or dropout is
+            not in [0, 1).
     """
 
     KIND = "lora"
@@ -68,8 +69,8 @@ class LowRankDelta(WeightUpdate):
         super().__init__()
         self.rank = capped_rank(shape, rank, factorisation=factorisation)
         if self.rank == 0:
-            raise ConfigurationError(f"factors for a weight of shape {tuple(shape)} would cost as much as the weight; "
-                                     f"train it in full.")
+            raise ConfigurationError(f"a weight of shape {tuple(shape)} has no more parameters than its factors would "
+                                     f"have; train it in full.")
         if not 0 <= dropout < 1:
             raise ConfigurationError(f"dropout is {dropout!r}; give a probability from 0 to below 1.")
         self.shape, self.factorisation, self.dropout = tuple(shape), factorisation, dropout
@@ -87,19 +88,19 @@ class LowRankDelta(WeightUpdate):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def settings(self) -> dict[str, Any]:
-        """Return rank, alpha, factorisation and scaling; dropout is no part of the finished weight."""
+        """Return rank, alpha, factorisation and scaling. Dropout is not among them: the finished weight has none."""
         return {"rank": self.wanted_rank, "alpha": self.alpha, "factorisation": self.factorisation,
                 "rank_stabilised": self.rank_stabilised}
 
     def delta(self) -> Tensor:
-        """Return the update, of the weight's shape, in float32 even under autocast; in training mode with dropout."""
+        """Return the update, (out, in, *kernel), in float32 even under autocast; with dropout in training mode."""
         b: Tensor = self.lora_B
         if self.training and self.dropout:
-            b = functional.dropout(b.new_ones(self.rank, 1), self.dropout) * b
+            b = functional.dropout(b.new_ones(self.rank, 1), self.dropout) * b  # whole rows of B, at all offsets alike
         with torch.autocast(self.lora_A.device.type, enabled=False):
-            product = self.scale * (self.lora_A @ b)
+            product = self.scale * (self.lora_A @ b)  # (K, out, in) or (out, in * K)
         if self.factorisation == "channel":
-            product = product.permute(1, 2, 0)
+            product = product.permute(1, 2, 0)  # (out, in, K)
         return product.reshape(self.shape)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -115,15 +116,15 @@ class LowRankDelta(WeightUpdate):
 class DecomposedLowRank(LowRankDelta):
     """W -> m ||W|| V / ||V|| with V = W + delta of `LowRankDelta` (DoRA, Liu 2024, arXiv 2402.09353).
 
-    The norm runs over everything that one output channel reads: inputs and kernel offsets. magnitude m: (out,), ones
-    at first: it is relative to the base's own norm, where the paper trains the product m ||W||; so a step means the
-    same in every layer, and the start is the base bit for bit. ||V|| counts as a constant in backward, as in the paper
-    (its section 4.3). An output channel whose weights are all zero stays so.
+    Each output channel has a norm of its own, over all inputs and kernel offsets that it reads. The magnitude m, of
+    shape (out,), starts as ones. It is relative to the norm of the base weight, where the paper trains the product
+    m ||W||: so a step means the same in every layer, and training starts from the base bit for bit. Backward treats
+    ||V|| as a constant, as the paper does (section 4.3). An output channel whose weights are all zero stays zero.
 
     Args:
-        shape, options: as `LowRankDelta`.
-        groups: of the layer. transposed: the layer is a transposed convolution, whose weight is (in, out / groups,
-            *kernel).
+        shape, options: as in `LowRankDelta`.
+        groups: of the layer.
+        transposed: whether the layer is a transposed convolution, whose weight is (in, out / groups, *kernel).
     """
 
     KIND = "dora"
@@ -136,7 +137,7 @@ class DecomposedLowRank(LowRankDelta):
         self.magnitude = nn.Parameter(torch.ones(outputs, device=self.lora_A.device))
 
     def settings(self) -> dict[str, Any]:
-        """Return those of the low-rank update, groups and transposed."""
+        """Return the options of the low-rank update, and groups and transposed."""
         return super().settings() | {"groups": self.groups, "transposed": self.transposed}
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class DecomposedLowRank(LowRankDelta):
             self.magnitude.fill_(1)
 
     def _norms(self, weight: Tensor) -> Tensor:
-        """Return the norm of every output channel's weights, (out,), in float32 and never zero."""
+        """Return the norm of each output channel's weights, (out,), in float32 and above zero."""
         grouped = self._grouped(weight).float()
         norms = torch.linalg.vector_norm(grouped, dim=[d for d in range(grouped.ndim) if d not in (0, 2)])
         return norms.flatten().clamp_min(torch.finfo(norms.dtype).tiny)
@@ -164,7 +165,7 @@ class DecomposedLowRank(LowRankDelta):
         return (grouped * gain.reshape(shape)).reshape(weight.shape)
 
     def _grouped(self, weight: Tensor) -> Tensor:
-        """Return a view in which axes 0 and 2 together number the output channels."""
+        """Return a view in which axes 0 and 2 together count the output channels."""
         if self.transposed:
-            return weight.unflatten(0, (self.groups, -1))
-        return weight[:, None, None]
+            return weight.unflatten(0, (self.groups, -1))  # (groups, in / groups, out / groups, *kernel)
+        return weight[:, None, None]  # (out, 1, 1, in / groups, *kernel)

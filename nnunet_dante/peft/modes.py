@@ -1,4 +1,4 @@
-"""Borrowing a network for a moment: as in prediction, then again as it was."""
+"""Using a network for a moment in another mode, and restoring its mode afterwards."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 def full_resolution(outputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return a network's logits at full resolution, the first of several where it has deep supervision."""
+    """Return a network's logits at full resolution; with deep supervision they are the first of several outputs."""
     return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Norms and dropout as in prediction; afterwards the mode of each module as it was, frozen norms included."""
+    """Run norms and dropout as in prediction; afterwards restore the mode of every module, frozen norms included."""
     training = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -27,7 +27,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def all_requiring_gradients(network: nn.Module) -> Iterator[None]:
-    """Every parameter requires a gradient; afterwards each as it was."""
+    """Let every parameter require a gradient; afterwards restore each one's setting."""
     required = {p: p.requires_grad for p in network.parameters()}
     network.requires_grad_(True)
     try:

@@ -16,13 +16,13 @@ from .inject import adapted, original
 from .modes import all_requiring_gradients, evaluating, full_resolution
 
 Weight = nn.Parameter | nn.Module
-"""Where a weight is read: the parameter itself, or the adapted module whose `weight` it is."""
+"""Where to read a weight: the parameter itself, or the adapted module whose `weight` it is."""
 
 
 def trained_weights(network: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[str, Weight]:
-    """Return canonical weight name -> where it is read, of every weight that training `parameters` changes.
+    """Return weight name -> where to read it, for every weight that changes when `parameters` are trained.
 
-    Low-rank factors are not among them: what they change is the merged weight, and so it counts.
+    Low-rank factors are not listed. They change a merged weight, and that is listed.
     """
     trained = {id(p) for p in parameters}
     found: dict[str, Weight] = {}
@@ -37,7 +37,7 @@ def trained_weights(network: nn.Module, parameters: Iterable[nn.Parameter]) -> d
 
 
 def effective(weight: Any) -> Tensor:
-    """Return the weight that prediction uses, with its gradient; dropout of factors is no distance from the start."""
+    """Return the weight that prediction uses, with its gradient; dropout of factors is switched off."""
     if isinstance(weight, nn.Parameter):
         return weight
     with evaluating(weight.parametrizations):
@@ -45,15 +45,17 @@ def effective(weight: Any) -> Tensor:
 
 
 class StartPenalty:
-    """1/2 sum_i (l2_sp + ewc F_i) (w_i - w0_i)^2 over all weights that are trained.
+    """The penalty 1/2 sum_i (l2_sp + ewc F_i) (w_i - w0_i)^2, over all trained weights w with start values w0.
 
-    L2-SP (arXiv 1802.01483) has F = 0, EWC (arXiv 1612.00796) l2_sp = 0. For adapted modules w is the merged weight
-    and w0 the frozen original. The gradient is written out, so a step costs a few passes over the weights.
+    With ewc = 0 this is L2-SP (Li 2018, arXiv 1802.01483), with l2_sp = 0 it is EWC (Kirkpatrick 2017, arXiv
+    1612.00796). In adapted modules w is the merged weight and w0 the frozen original. The gradient is computed by its
+    formula, so a step costs a few passes over the weights.
 
     Args:
         weights: as `trained_weights` returns them.
-        start: w0 of the weights that are parameters; rows that are new there are 0, which makes theirs plain L2.
-        fisher: F of all weights, needed where ewc is above 0.
+        start: w0 of the weights that are parameters. Rows of new labels must be 0 here: their penalty is plain L2.
+        l2_sp, ewc: strengths.
+        fisher: F of all weights, as `diagonal_fisher` returns it; needed if ewc is above 0.
 
     Raises:
         ConfigurationError: start or fisher lack a weight, or have another shape.
@@ -74,19 +76,19 @@ class StartPenalty:
             self.factors[name] = l2_sp + ewc * self.fisher[name] if ewc else l2_sp
 
     def state(self) -> dict[str, StateDict]:
-        """Return what an exact resume needs, on the CPU: the arguments start and fisher."""
+        """Return the arguments start and fisher, on the CPU: an exact resume needs them."""
         return {"start": {k: v.cpu() for k, v in self.start.items()},
                 "fisher": {k: v.cpu() for k, v in self.fisher.items()}}
 
     @torch.no_grad()
     def value(self) -> float:
-        """Return the penalty; waits for the device."""
+        """Return the penalty as a number; this waits for the GPU."""
         terms = [(self.factors[n] * self._difference(n).square()).sum() / 2 for n in self.weights]
         return float(torch.stack(terms).sum())
 
     @torch.no_grad()
     def gradients(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Return the gradient with respect to every parameter that requires one at present."""
+        """Return (parameter, gradient of the penalty), for every parameter that requires a gradient now."""
         found: list[tuple[nn.Parameter, Tensor]] = []
         merged, pulls, factors = [], [], []
         weight: Any
@@ -118,15 +120,18 @@ def _fitting(values: ReadOnlyStateDict, name: str, weight: Tensor, what: str) ->
 
 def diagonal_fisher(network: nn.Module, weights: Mapping[str, Weight], images: Iterable[Tensor], *,
                     rows: Sequence[int], sigmoid: bool) -> StateDict:
-    """Return name -> F, of each weight's shape, with F_i the mean of (d log p(y|x) / d w_i)^2, scaled to mean 1.
+    """Return name -> Fisher information F, in each weight's shape: the mean of (d log p(y|x) / d w_i)^2, scaled.
 
-    y is drawn from the network's own prediction, voxel by voxel (Kirkpatrick 2017, arXiv 1612.00796): no label is
-    needed, and what counts is what the network computes now, not what it should learn. The true scale depends on the
-    numbers of voxels; with mean 1 a penalty of c F is as strong as one of c on the average.
+    The labels y are drawn from the network's own prediction, voxel by voxel (Kirkpatrick 2017, arXiv 1612.00796): no
+    mask is needed, and F tells what the network computes now, not what it should learn. The scale of the formula
+    depends on the number of voxels. Here F has mean 1, so a penalty with c F is on average as strong as one with c.
 
     Args:
-        images: batches (batch, channels, *patch) on the network's device; each image counts by itself.
-        rows: outputs whose prediction counts. sigmoid: they are independent regions, not exclusive labels.
+        network: its mode and gradients are left as they were.
+        weights: as `trained_weights` returns them.
+        images: batches (batch, channels, *patch) on the network's device; the mean is over single images.
+        rows: output channels whose prediction counts.
+        sigmoid: whether the outputs are independent regions, not labels that exclude each other.
 
     Raises:
         ConfigurationError: there is no image, or the prediction depends on none of the weights.
@@ -137,7 +142,7 @@ def diagonal_fisher(network: nn.Module, weights: Mapping[str, Weight], images: I
     totals: dict[str, Tensor] = {}
     with evaluating(network), all_requiring_gradients(network):
         for image in (x[i:i + 1] for x in images for i in range(len(x))):
-            with parametrize.cached():  # forward and the gradient must mean the same merged weight
+            with parametrize.cached():  # forward must use the very tensor that the gradient is asked of
                 tensors = {name: effective(weight) for name, weight in weights.items()}
                 loss = _negative_log_likelihood(network, image, list(rows), sigmoid=sigmoid)
                 gradients = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
@@ -153,12 +158,15 @@ def diagonal_fisher(network: nn.Module, weights: Mapping[str, Weight], images: I
 
 
 def _negative_log_likelihood(network: nn.Module, image: Tensor, rows: list[int], *, sigmoid: bool) -> Tensor:
-    """Of labels drawn from the prediction; divided by the root of their number, which keeps squares in range."""
-    logits = full_resolution(network(image)).float()[:, rows]
+    """Return -log p(y|x) of labels y drawn from the prediction, over the root of the number of voxels.
+
+    Squares of the sum over all voxels could leave the range of float32.
+    """
+    logits = full_resolution(network(image)).float()[:, rows]  # (1, rows, *patch)
     with torch.no_grad():
         if sigmoid:
             labels = torch.bernoulli(logits.sigmoid())
-        else:  # Gumbel's trick draws all voxels at once
+        else:  # Gumbel's trick draws the labels of all voxels at once: (1, *patch)
             labels = (logits - torch.empty_like(logits).exponential_().log()).argmax(1)
     if sigmoid:
         total = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
@@ -171,15 +179,15 @@ Gradients = Iterable[tuple[nn.Parameter, Tensor]]
 
 
 class ExtendedLoss(nn.Module):
-    """nnU-Net's loss, to whose gradient those of `terms` are added; its value stays what it was.
+    """nnU-Net's loss with its own value, whose backward pass adds the gradients of further terms.
 
-    So loss scaling, clipping and the average over DDP's processes see the gradient of the whole objective, while
-    logged losses stay comparable with other trainings and with the validation. Without gradients (validation) the
-    terms are not asked.
+    So loss scaling, gradient clipping and the average over the processes of DDP apply to the whole objective, and
+    logged losses stay comparable with other trainings and with the validation. The terms are not computed where no
+    gradient is, as in the validation.
 
     Args:
-        loss: called with output and target, returns a scalar.
-        terms: each returns (parameter, gradient of the term with respect to it).
+        loss: called with output and target; returns a scalar.
+        terms: functions that return pairs (parameter, gradient of the term with respect to it).
     """
 
     def __init__(self, loss: nn.Module, terms: Iterable[Callable[[], Gradients]]):
@@ -188,7 +196,7 @@ class ExtendedLoss(nn.Module):
         self.terms = tuple(terms)
 
     def forward(self, output: Any, target: Any) -> Tensor:
-        """Return the loss of the inner one."""
+        """Return the value of nnU-Net's loss."""
         loss = self.loss(output, target)
         if not torch.is_grad_enabled():
             return loss

@@ -1,4 +1,4 @@
-"""What all mergeable updates of a weight have in common, and the simplest: one of the kernel's centre."""
+"""What all mergeable updates of a weight have in common, and the simplest of them: an update of a kernel's centre."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..errors import ConfigurationError
 
 
 class WeightUpdate(nn.Module):
-    """Parametrisation of a weight, for `torch.nn.utils.parametrize`: W -> forward(W), made by a few trained tensors.
+    """A parametrisation of a weight, for `torch.nn.utils.parametrize`: W -> forward(W), with a few trained tensors.
 
-    A subclass names its tensors in FACTORS; they are float32, and start as a no-op: forward(W) equals W bit for bit.
-    KIND names it in files.
+    A subclass names its trained tensors, which are float32, in FACTORS, and itself, for files, in KIND. It starts as a
+    no-op: forward(W) equals W bit for bit.
     """
 
     KIND: ClassVar[str]
@@ -31,11 +31,11 @@ class WeightUpdate(nn.Module):
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """Return the keyword arguments that make the same kind of update again, as JSON has them."""
+        """Return the keyword arguments that make the same kind of update again, ready for JSON."""
         return {}
 
     def merged(self, weight: Tensor) -> Tensor:
-        """Return the updated weight as prediction has it, also in the middle of training; no gradient."""
+        """Return the updated weight as prediction uses it, without dropout and without a gradient."""
         training = self.training
         self.training = False
         try:
@@ -46,16 +46,20 @@ class WeightUpdate(nn.Module):
 
 
 def has_centre(shape: Sequence[int]) -> bool:
-    """Whether a kernel of the weight (out, in, *kernel) has a centre: it has axes, and all of its sizes are odd."""
+    """Return whether the kernel of a weight (out, in, *kernel) has a centre: all of its sizes must be odd."""
     return len(shape) > 2 and all(size % 2 for size in shape[2:])
 
 
 class PointwiseDelta(WeightUpdate):
-    """W[:, :, centre] -> W[:, :, centre] + P: a parallel 1x1 convolution without bias, P of zeros at first.
+    """W[:, :, centre] -> W[:, :, centre] + P. The same as a parallel 1x1 convolution with weight P, without bias.
 
-    With padding (kernel - 1) / 2 * dilation, as nnU-Net has it, conv(x; W + P at the centre) = conv(x; W) +
-    conv1x1(x; P) at any stride and group number (residual adapters in parallel, Rebuffi 2018, arXiv 1803.10082; FSEFT's
-    AdapterCNN). pointwise: (out, in), as the weight has them.
+    With the padding of nnU-Net, (kernel - 1) / 2 * dilation, and at any stride and number of groups:
+    conv(x; W + P at the centre) = conv(x; W) + conv1x1(x; P). Source: parallel residual adapters (Rebuffi 2018, arXiv
+    1803.10082), FSEFT's AdapterCNN. P is the factor `pointwise`, (out, in / groups), and starts as zero.
+
+    Args:
+        shape: of the weight, (out, in / groups, *kernel).
+        device: of the factor.
 
     Raises:
         ConfigurationError: the kernel has no centre.
@@ -69,13 +73,13 @@ class PointwiseDelta(WeightUpdate):
         if not has_centre(shape):
             raise ConfigurationError(f"a weight of shape {tuple(shape)} has no kernel with a centre; choose "
                                      f"convolutions whose kernel sizes are all odd.")
-        # functional.pad counts from the last axis; the kernel is symmetric in itself, its axes need not be alike.
+        # functional.pad takes the last axis first, and two numbers for each axis.
         self.padding = [size // 2 for size in reversed(shape[2:]) for _ in (0, 1)]
         self.pointwise = nn.Parameter(torch.zeros(tuple(shape[:2]), device=device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with the update, in the weight's dtype."""
-        centre = self.pointwise[(..., *[None] * (len(self.padding) // 2))]
+        centre = self.pointwise[(..., *[None] * (len(self.padding) // 2))]  # (out, in / groups, 1, ..., 1)
         return weight + functional.pad(centre, self.padding).to(weight.dtype)
 
     def reset(self) -> None:
