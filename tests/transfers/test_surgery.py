@@ -148,7 +148,7 @@ def test_permuted_and_added_channels_compute_the_same(kind, dim):
     moved, report, _ = stem_surgery(state, stems=(STEM[kind],), donor=("T1", "T2"), target=("T2", "new", "t1"))
     more = torch.stack([x[:, 1], torch.randn_like(x[:, 0]), x[:, 0]], dim=1)
     before, after = outputs(build, state, x, channels=2, dim=dim), outputs(build, moved, more, channels=3, dim=dim)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(before, after))  # through the whole network
     assert (report.matched, report.new, report.dropped) == (("T2", "t1"), ("new",), ())
     assert "zero kernels" in report.rule
 
@@ -159,7 +159,7 @@ def test_a_dropped_channel_equals_a_zero_channel(kind):
     x = torch.randn(1, 1, 16, 16, 16)
     moved, report, _ = stem_surgery(state, stems=(STEM[kind],), donor=("T1", "T2"), target=("T2",))
     padded = torch.cat([torch.zeros_like(x), x], dim=1)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in
                zip(outputs(build, state, padded, channels=2), outputs(build, moved, x)))
     assert report.dropped == ("T1",)
 
