@@ -168,5 +168,5 @@ def test_nonsense_is_refused():
     with pytest.raises(ConfigurationError, match="width=0"):
         Empty().adapt(tiny.plain_unet())
     for method in METHODS:
-        with pytest.raises(ConfigurationError, match="not a network whose parts are known"):
+        with pytest.raises(ConfigurationError, match="the parts of a Sequential are not known"):
             method.adapt(nn.Sequential(nn.Conv3d(1, 1, 1)))
