@@ -1,23 +1,27 @@
-"""Which versions of Python, nnU-Net and PyTorch this package was made for, and the refusal of others.
+"""Which versions of Python, nnU-Net and PyTorch this package works with.
 
-The ranges stand in one place, pyproject.toml, and are read from the metadata of the installed package. This module must
-work where the others do not: it imports neither torch nor nnU-Net.
+Versions that are known to fail are refused: they are outside the ranges of pyproject.toml, which are read from the
+metadata of the installed package. A version of nnU-Net that is newer than the tested ones is used with a warning. This
+module must work where the others do not, so it imports neither torch nor nnU-Net.
 """
 
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from . import __version__
 from .errors import UnsupportedVersionError
 
 PACKAGE = "nnunet-dante"
 FRAMEWORK = ("Python", "nnunetv2", "torch")
+TESTED_NNUNET = (2, 8)
 
 
 def installed(name: str) -> str | None:
@@ -50,8 +54,19 @@ def unsupported() -> dict[str, str]:
             if (seen := installed(name)) and not allowed.contains(seen, prereleases=True)}
 
 
+def untested() -> str:
+    """Return a sentence about an nnU-Net that is newer than the tested ones, or "" where it is not."""
+    seen = installed("nnunetv2")
+    if seen is None or Version(seen).release[:2] <= TESTED_NNUNET:
+        return ""
+    newest = ".".join(map(str, TESTED_NNUNET))
+    return (f"nnunetv2 {seen} is installed; {PACKAGE} {__version__} was tested with {newest}. If a training fails, "
+            f'install an older one (pip install "nnunetv2<{TESTED_NNUNET[0]}.{TESTED_NNUNET[1] + 1}") or a newer '
+            f"{PACKAGE}.")
+
+
 def refuse_unsupported() -> None:
-    """Raise where Python, nnU-Net or PyTorch is of a version this package was not made for.
+    """Raise where Python, nnU-Net or PyTorch has a version that is known to fail, and warn of an untested nnU-Net.
 
     The trainers override internals of nnU-Net: with another version they may fail, or train something else.
 
@@ -61,6 +76,8 @@ def refuse_unsupported() -> None:
     found = unsupported()
     if wrong := [name for name in FRAMEWORK if name in found]:
         raise UnsupportedVersionError(f"{'; '.join(found[name] for name in wrong)}. {remedy(wrong)}")
+    if sentence := untested():
+        warnings.warn(sentence, stacklevel=2)
 
 
 def remedy(wrong: list[str]) -> str:

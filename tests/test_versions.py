@@ -10,7 +10,7 @@ import nnunet_dante
 from nnunet_dante import versions
 from nnunet_dante.errors import DanteError, UnsupportedVersionError
 
-OWN = ["nnunetv2>=2.8.1,<2.9", "torch>=2.6", "tomli>=2; python_version < '3'", "peft>=99; extra == 'test'"]
+OWN = ["nnunetv2>=2.8.1", "torch>=2.6", "tomli>=2; python_version < '3'", "peft>=99; extra == 'test'"]
 GOOD = {"nnunetv2": "2.8.1", "torch": "2.6.0+cu124", "peft": "0.1", "tomli": "1.0"}
 
 
@@ -50,8 +50,7 @@ def test_versions_in_the_range_are_accepted(machine, name, version):
 
 
 @pytest.mark.parametrize("name, version, says", [
-    ("nnunetv2", "2.8.0", 'nnunetv2 2.8.0 is installed.*pip install "nnunetv2<2.9,>=2.8.1"'),
-    ("nnunetv2", "2.9.0", "nnunetv2 2.9.0 is installed"),
+    ("nnunetv2", "2.8.0", 'nnunetv2 2.8.0 is installed.*pip install "nnunetv2>=2.8.1"'),
     ("torch", "2.5.1+cpu", "torch 2.5.1.cpu is installed.*>=2.6"),
     ("torch", "2.9.1", "torch 2.9.1 is installed.*!=2.9"),
     ("Python", "3.9.18", "Python 3.9.18 is installed.*needs Python>=3.10.*virtual environment")])
@@ -60,6 +59,20 @@ def test_versions_outside_are_refused_by_name_with_the_range_and_the_remedy(mach
     with pytest.raises(UnsupportedVersionError, match=says) as caught:
         versions.refuse_unsupported()
     assert isinstance(caught.value, DanteError)
+
+
+@pytest.mark.parametrize("version", ["2.9.0", "2.10.1", "3.0.0rc1"])
+def test_a_newer_nnunet_is_used_with_a_warning(machine, version):
+    machine["nnunetv2"] = version
+    with pytest.warns(UserWarning, match=rf"nnunetv2 {version} is installed; .* tested with 2.8. .*nnunetv2<2.9"):
+        versions.refuse_unsupported()
+
+
+@pytest.mark.parametrize("version", ["2.8.1", "2.8.9", "2.8.1.post2"])
+def test_tested_versions_are_used_without_a_warning(machine, version, recwarn):
+    machine["nnunetv2"] = version
+    versions.refuse_unsupported()
+    assert not recwarn
 
 
 def test_all_that_is_wrong_is_named_at_once(machine):

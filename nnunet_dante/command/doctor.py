@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import UnsupportedVersionError
 from ..training.launch import VARIABLE, search_path, trainers_folder
-from ..versions import PACKAGE, installed, remedy, supported, unsupported
+from ..versions import PACKAGE, installed, remedy, supported, unsupported, untested
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def _versions() -> str:
         raise UnsupportedVersionError(f"{'; '.join(wrong.values())}. {remedy(list(wrong))}")
     seen = ", ".join(f"{name} {installed(name) or 'without metadata'}" for name in (
         PACKAGE, "Python", "nnunetv2", "torch", "torchvision", "dynamic-network-architectures", "batchgeneratorsv2"))
+    if note := untested():
+        seen += f"; note: {note}"
     return seen if supported() else f"{seen}; {PACKAGE} has no metadata to check them by: install it with pip"
 
 

@@ -19,6 +19,8 @@ __all__ = ["ChannelPlan", "PlansReport", "merge_plans", "read_dante_block", "ret
 
 _INTENSITY = "foreground_intensity_properties_per_channel"
 _OLD_INTENSITY = "foreground_intensity_properties_by_modality"
+# pretrain_info (nnU-Net after 2.8.1) names a file of the donor's machine, from which the donor itself had started.
+_NOT_TAKEN = ("dante", "continue_training", "pretrain_info", _OLD_INTENSITY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, d
     """
     if intensity not in ("donor", "target"):
         raise ConfigurationError(f"intensity is {intensity!r}; choose 'donor' or 'target'.")
-    plans = {k: deepcopy(v) for k, v in donor_plans.items() if k not in ("dante", "continue_training", _OLD_INTENSITY)}
+    plans = {k: deepcopy(v) for k, v in donor_plans.items() if k not in _NOT_TAKEN}
     names = _chain(donor_plans["configurations"], configuration)
     plans["configurations"] = {name: deepcopy(donor_plans["configurations"][name]) for name in names}
     order = [int(axis) for axis in plans["transpose_forward"]]
