@@ -1,4 +1,4 @@
-"""All methods of an experiment in one picture: Dice against training cases, and against trained parameters."""
+"""All methods of an experiment in one figure: Dice against training cases, and against trained parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..types import PathLike
 from .panels import BEFORE, FULL, SCRATCH
-from .plots import COLOURS, INK, new_figure, save
+from .plots import COLOURS, INK, new_figure, save, tidy
 from .study import Shots, Study, mean_score
 from .training_log import median
 
@@ -17,7 +17,7 @@ _BEST, _REST = (COLOURS[1], COLOURS[0], COLOURS[2]), "0.75"
 
 
 def shots_overview(study: Study, file: PathLike) -> None:
-    """Write Dice over the number of training cases, a line a method, named where it ends; the best three in colour."""
+    """Write Dice over the number of training cases, named at the end of each line; the best three in colour."""
     dice = {m: {n: mean.value for n, s in enumerate(study.shots) if (mean := mean_score(study.of(m, s)))}
             for m in study.methods if m != study.special("zero_shot")}
     dice = {method: values for method, values in dice.items() if values}
@@ -28,11 +28,7 @@ def shots_overview(study: Study, file: PathLike) -> None:
         axis.plot(list(values), list(values.values()), color=colours.get(method, _REST), marker="o", markersize=4,
                   linestyle="--" if colours.get(method) == SCRATCH else "-",
                   linewidth=2.4 if method in colours else 1.3, zorder=3 if method in colours or special else 2)
-    if before := mean_score(study.of(study.special("zero_shot") or "")):
-        axis.axhline(before.value, color=BEFORE, linestyle=":", linewidth=1.6)
-        axis.annotate(study.special("zero_shot"), (0.99, before.value), xytext=(0, 3),
-                      xycoords=("axes fraction", "data"), textcoords="offset points", color=BEFORE, va="bottom",
-                      ha="right", fontweight="bold")
+    _draw_zero_shot(study, axis, side="right")
     _name_at_right(axis, {m: (max(v), v[max(v)]) for m, v in dice.items()}, colours)
     axis.set_xticks(range(len(study.shots)), [study.shots_name(shots) for shots in study.shots])
     axis.set(xlabel="training cases", ylabel="Dice, mean over test cases, labels and draws")
@@ -41,7 +37,7 @@ def shots_overview(study: Study, file: PathLike) -> None:
 
 
 def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
-    """Write Dice with its interval over cases, a row a method, the best on top, at one number of training cases."""
+    """Write Dice with its interval over cases, one row per method, the best on top, at one number of training cases."""
     means = {method: mean for method in study.methods if (mean := mean_score(study.of(method, shots)))}
     ordered = sorted(means, key=lambda method: means[method].value)
     colours = _colours(study, {}) | {name: BEFORE for name in ordered if name == study.special("zero_shot")}
@@ -52,14 +48,12 @@ def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
         axis.plot(means[method].value, row, "o", color=colour, markersize=8)
     axis.set_yticks(range(len(ordered)), ordered)
     axis.set(xlabel="Dice, mean over test cases, labels and draws", ylim=(-0.7, len(ordered) - 0.3))
-    _finish(axis, study.title(f"Dice with {study.cases_name(shots)}"))
-    axis.grid(False, axis="y")
-    axis.grid(axis="x", color="0.9")
+    _finish(axis, study.title(f"Dice with {study.cases_name(shots)}"), grid="x")
     save(figure, file, dpi=140)
 
 
 def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
-    """Write Dice over the number of trained parameters (log), a dot a method, at one number of training cases.
+    """Write Dice over the number of trained parameters (log), one dot per method, at one number of training cases.
 
     Returns whether there was anything to draw: parameters may not be known.
     """
@@ -76,10 +70,7 @@ def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
     axis.set_xscale("log")
     for method, point in points.items():
         axis.plot(*point, "o", color=colours.get(method, "0.6"), markersize=8, zorder=3, markeredgecolor="white")
-    if before := mean_score(study.of(study.special("zero_shot") or "")):
-        axis.axhline(before.value, color=BEFORE, linestyle=":", linewidth=1.6)
-        axis.annotate(study.special("zero_shot"), (0, before.value), xycoords=("axes fraction", "data"), color=BEFORE,
-                      xytext=(4, 3), textcoords="offset points", va="bottom", fontweight="bold")
+    _draw_zero_shot(study, axis, side="left")
     axis.margins(x=0.15, y=0.12)
     widen = max(1.0, (30 * min(x for x, _ in points.values()) / max(x for x, _ in points.values())) ** 0.5)
     axis.set_xlim(*(axis.get_xlim() * np.array([1 / widen, widen])))  # at least a decade and a half
@@ -88,6 +79,15 @@ def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
     _name_beside(figure, axis, points, colours)
     save(figure, file, dpi=140)
     return True
+
+
+def _draw_zero_shot(study: Study, axis: Any, *, side: str) -> None:
+    """Draw the score without training as a dotted line, named at its "left" or "right" end."""
+    name = study.special("zero_shot")
+    if name and (before := mean_score(study.of(name))):
+        axis.axhline(before.value, color=BEFORE, linestyle=":", linewidth=1.6)
+        axis.annotate(name, (0.01 if side == "left" else 0.99, before.value), xycoords=("axes fraction", "data"),
+                      xytext=(0, 3), textcoords="offset points", color=BEFORE, va="bottom", ha=side, fontweight="bold")
 
 
 def _colours(study: Study, ranking: Mapping[str, float]) -> dict[str, str]:
@@ -148,8 +148,6 @@ def _name_beside(figure: Any, axis: Any, points: Mapping[str, tuple[float, float
             axis.annotate(method, points[method], color=colour)
 
 
-def _finish(axis: Any, title: str) -> None:
+def _finish(axis: Any, title: str, *, grid: str = "y") -> None:
     axis.set_title(title, fontsize=12, color=INK, loc="left")
-    axis.grid(axis="y", color="0.9")
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    tidy(axis, grid=grid)

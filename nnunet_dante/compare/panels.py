@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..types import PathLike
-from .plots import COLOURS, INK, new_figure, save, set_title
+from .plots import COLOURS, INK, new_figure, save, set_title, tidy
 from .results import RunResult
 from .study import Shots, Study, mean_score
 from .training_log import SHARE, median, peak, reached
@@ -21,7 +21,7 @@ _OWN = {"color": METHOD, "marker": "o", "markerfacecolor": "white", "markersize"
 
 
 def shots_panels(study: Study, file: PathLike) -> None:
-    """Write Dice over the number of training cases, with the interval over cases, a panel a method."""
+    """Write Dice over the number of training cases, with the interval over cases, one panel per method."""
     references = _references(study)
     figure, axes = _grid(study, _others(study))
     positions = range(len(study.shots))
@@ -40,7 +40,7 @@ def shots_panels(study: Study, file: PathLike) -> None:
 
 
 def curve_panels(study: Study, shots: Shots, file: PathLike) -> None:
-    """Write pseudo Dice over epochs, a panel a method: mean of the draws, single draws thin, epoch 0 before training.
+    """Write pseudo Dice over epochs, one panel per method: mean of the draws, single draws thin, start at 0.
 
     A dot marks the median epoch at which the method first reached 85 % of the scratch run's peak, a ring 85 % of its
     own.
@@ -100,7 +100,7 @@ def _mean_curve(runs: Sequence[RunResult]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _others(study: Study) -> list[str]:
-    """The methods that get a panel: the trained ones that are no reference; the references if there is nothing else."""
+    """Return the methods that get a panel: trained and no reference; the references if there are no others."""
     trained = [m for m in study.methods if m != study.special("zero_shot")]
     return [m for m in trained if m not in _references(study)] or trained
 
@@ -138,9 +138,7 @@ def _finish(figure: Any, axes: Sequence[Any], study: Study, title: str, x: str, 
     from matplotlib.lines import Line2D
 
     for number, axis in enumerate(axes):
-        axis.grid(axis="y", color="0.9")
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
         last = number + _COLUMNS >= len(axes)
         axis.tick_params(labelbottom=last)
         axis.set(xlabel=x if last else "", ylabel="" if number % _COLUMNS else y)
@@ -153,7 +151,7 @@ def _finish(figure: Any, axes: Sequence[Any], study: Study, title: str, x: str, 
 
 
 def unfreezing_timeline(study: Study, file: PathLike) -> bool:
-    """Write groups (rows, the head on top) against epochs, coloured while trained; methods that do the same share one.
+    """Write groups (rows, the head on top) against epochs, coloured while trained; one panel per distinct schedule.
 
     Returns whether there was anything to draw: not without stages, nor where every method trains the same throughout.
     """
@@ -194,7 +192,7 @@ def _key(run: RunResult) -> tuple[tuple[int, tuple[str, ...]], ...]:
 
 
 def _all_groups(keys: Sequence[tuple]) -> list[str]:
-    """All groups, in the order of the longest list, which is the network's, head first."""
+    """Return all groups in the order of the longest list, which is that of the network, head first."""
     lists = sorted((groups for key in keys for _, groups in key), key=len, reverse=True)
     return list(dict.fromkeys(group for groups in lists for group in groups))
 

@@ -99,6 +99,13 @@ def set_title(figure: Any, text: str) -> None:
     figure.suptitle(textwrap.fill(text, int(9 * figure.get_figwidth())), fontsize=12, color=INK, x=0.01, ha="left")
 
 
+def tidy(axis: Any, *, grid: str = "y") -> None:
+    """Leave of an axis' frame the left and lower line, and a pale grid behind the data."""
+    axis.grid(axis=grid, color="0.9")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def save(figure: Any, file: PathLike, *, dpi: int = 130) -> None:
     """Write a figure as PNG, whole or not at all."""
     with atomic_path(file) as temporary:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import nibabel
@@ -176,7 +177,8 @@ def _report(steps: Steps, predictions: dict[str, Path]) -> Path:
 
 def _sources(out: Path, predictions: dict[str, Path]) -> list[Source]:
     """Return the results to compare: facts of the trainings from their folds, scores from the predictions."""
-    untrained = {"curve": [], "seconds": [], "stages": (), "trained_parameters": None, "adapter_mib": None}
+    untrained: dict[str, Any] = {"curve": [], "seconds": [], "stages": (), "trained_parameters": None,
+                                 "adapter_mib": None}
     sources = []
     for name, folder in predictions.items():
         fold = _fold(out, METHODS.get(name, METHODS["LoRA"]))
@@ -186,7 +188,8 @@ def _sources(out: Path, predictions: dict[str, Path]) -> list[Source]:
         facts = {} if name in METHODS else untrained if name == IN_DAFNE else untrained | {"trainer": "", "shots": 0}
         result = msgspec.structs.replace(source.result, method=name, all=False, **facts, cases=score_masks(
             out / folder, source.files, plans, tolerance_mm=source.result.tolerance_mm))
-        sources.append(Source(result=result, masks=out / folder, files=source.files))
+        masks = None if name == IN_DAFNE else out / folder  # the picture would show LoRA twice
+        sources.append(Source(result=result, masks=masks, files=source.files))
     return sources
 
 
