@@ -19,6 +19,7 @@ from .file import (
     IDENTITY,
     LOW_RANK,
     STOCK,
+    Stock,
     are_tensors,
     are_updates,
     check,
@@ -63,8 +64,7 @@ def contents(checkpoint: PathLike) -> tuple[dict[str, Any], StateDict, StateDict
     full = {name: weights[name] for name in dante["adapter"]["base"] if name not in updates}
     init = content["init_args"]
     metadata = {"format": FORMAT, **{key: dante.get(key) for key in IDENTITY}, "updates": updates,
-                "trainer_name": content["trainer_name"],
-                "inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"],
+                **{key: content[key] for key in STOCK if key in content},
                 "init_args": {key: init[key] for key in ("plans", "configuration", "fold", "dataset_json")}}
     try:
         json.dumps(metadata)
@@ -104,10 +104,11 @@ def apply(base_checkpoint: PathLike, adapter: PathLike, output: PathLike) -> Non
     dante = {"format": 1, **{key: metadata[key] for key in IDENTITY},
              "adapter": {"base": {name: weights[name] for name in changed}, "updates": updates, "factors": factors}}
     init_args = metadata["init_args"] | {"device": torch.device("cpu")}
-    axes = metadata["inference_allowed_mirroring_axes"]
-    save_atomically({"network_weights": _replaced(weights, changed), "init_args": init_args,
-                     "trainer_name": metadata["trainer_name"],
-                     "inference_allowed_mirroring_axes": None if axes is None else tuple(axes), "dante": dante}, output)
+    stock = {key: metadata[key] for key in STOCK if key in metadata}
+    if axes := stock.get("inference_allowed_mirroring_axes"):
+        stock["inference_allowed_mirroring_axes"] = tuple(axes)  # JSON has made a list of them
+    save_atomically({"network_weights": _replaced(weights, changed), "init_args": init_args, **stock, "dante": dante},
+                    output)
 
 
 def remove(checkpoint: PathLike, output: PathLike) -> None:
@@ -121,8 +122,8 @@ def remove(checkpoint: PathLike, output: PathLike) -> None:
     if weights_sha256(weights) != dante.get("base_sha256"):
         raise AdapterError(f"{Path(checkpoint).name} does not hold the base it names; the file was changed after its "
                            f"training. Use the start weights that `nnunet-dante transfer` wrote.")
-    kept = ("init_args", "trainer_name", "inference_allowed_mirroring_axes")
-    save_atomically({"network_weights": weights, **{key: content[key] for key in kept}}, output)
+    kept = {key: content[key] for key in ("init_args", *STOCK) if key in content}
+    save_atomically({"network_weights": weights, **kept}, output)
 
 
 def info(adapter: PathLike) -> str:
@@ -144,8 +145,9 @@ def info(adapter: PathLike) -> str:
 
 
 def _weights(content: dict[str, Any], checkpoint: PathLike) -> StateDict:
-    check(content, {"network_weights": lambda v: are_tensors(v) and bool(v)}, checkpoint)
-    return content["network_weights"]
+    if not are_tensors(weights := content.get("network_weights")) or not weights:
+        raise AdapterError(f"{Path(checkpoint).name} is damaged: it holds no network_weights. Copy the file again.")
+    return weights
 
 
 def _with_adapter(checkpoint: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -155,7 +157,7 @@ def _with_adapter(checkpoint: PathLike) -> tuple[dict[str, Any], dict[str, Any]]
     if adapter is None or (isinstance(adapter, dict) and not adapter):
         raise AdapterError(f"{Path(checkpoint).name} holds no adapter (method {dante.get('method', 'stock')}); "
                            f"adapters come from methods that train few numbers, such as nnUNetTrainerLoRA.")
-    check(content, STOCK, checkpoint)
+    check(content, Stock, checkpoint)
     weights = _weights(content, checkpoint)
     whole = isinstance(adapter, dict) and are_updates(adapter.get("updates") or {}) and all(
         are_tensors(adapter.get(part)) for part in ("base", "factors"))

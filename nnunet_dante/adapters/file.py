@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -26,9 +27,48 @@ from ..models.checkpoint import atomic_path, weights_sha256
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 
 FORMAT = 2
-IDENTITY = ("version", "method", "options", "base_sha256", "donor", "label_map", "start_dice")
 LOW_RANK = ("rank", "alpha", "factorisation")
 _METADATA = "nnunet_dante"
+
+
+class _Plans(msgspec.Struct):
+    dataset_name: Any
+
+
+class _Dataset(msgspec.Struct):
+    labels: dict[str, Any]
+
+
+class _InitArgs(msgspec.Struct):
+    plans: _Plans
+    configuration: Any
+    fold: Any
+    dataset_json: _Dataset
+
+
+class Stock(msgspec.Struct, kw_only=True):
+    """What a checkpoint of nnU-Net says of its training; axes are None for no mirroring, UNSET if it does not say."""
+
+    init_args: _InitArgs
+    trainer_name: str
+    inference_allowed_mirroring_axes: list[Literal[0, 1, 2]] | None | msgspec.UnsetType = msgspec.UNSET
+
+
+class Header(Stock, kw_only=True):
+    """The metadata of an adapter file, format 2."""
+
+    version: Any
+    method: str
+    options: dict[str, Any] | None
+    base_sha256: str
+    donor: dict[str, Any] | None
+    label_map: Any
+    start_dice: Any
+    updates: dict[str, dict[str, Any]]
+
+
+STOCK = tuple(field for field in Stock.__struct_fields__ if field != "init_args")
+IDENTITY = tuple(f for f in Header.__struct_fields__ if f not in (*Stock.__struct_fields__, "updates"))
 
 
 def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) -> None:
@@ -37,7 +77,7 @@ def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) 
     Raises:
         AdapterError: it could not be read again.
     """
-    check(metadata, _NEEDED, path)
+    check(metadata, Header, path)
     metadata = {**metadata, "sha256": _checksum(metadata, tensors)}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={_METADATA: json.dumps(metadata)}))
@@ -56,7 +96,7 @@ def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple
         from .hf_peft import read_folder
 
         metadata, tensors = read_folder(path, base)
-        check(metadata, _NEEDED, path)
+        check(metadata, Header, path)
         return metadata, tensors
     if not path.is_file():
         raise AdapterError(f"adapter {path} does not exist; give the adapter.safetensors of a training.")
@@ -77,7 +117,7 @@ def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple
     if metadata["format"] == 1:
         metadata |= {"updates": updates_of_format_1(metadata, tensors),
                      "options": {key: metadata.get(key) for key in LOW_RANK}}
-    check(metadata, _NEEDED, path)
+    check(metadata, Header, path)
     return metadata, tensors
 
 
@@ -91,21 +131,17 @@ def updates_of_format_1(metadata: dict[str, Any], tensors: Iterable[str]) -> dic
             for key in tensors if key.endswith(".lora_A")}
 
 
-def check(content: dict[str, Any], needed: dict[str, Callable[[Any], bool]], path: PathLike) -> None:
-    """Refuse content in which a needed key is missing, or its value is not what its test asks for.
+def check(content: dict[str, Any], record: type[msgspec.Struct], path: PathLike) -> None:
+    """Refuse content that does not have the fields of `record`; it may have more.
 
     Raises:
-        AdapterError: with the keys.
+        AdapterError: names the first field that is missing or of another type.
     """
-    if wrong := [key for key, holds in needed.items() if key not in content or not holds(content[key])]:
-        raise AdapterError(f"{Path(path).name} is damaged: {', '.join(wrong)} cannot be used. Copy it again, or make "
-                           "it again from the checkpoint of its training.")
-
-
-def _is_init(value: Any) -> bool:
-    return isinstance(value, dict) and {"plans", "configuration", "fold", "dataset_json"} <= set(value) and (
-        isinstance(value["plans"], dict) and "dataset_name" in value["plans"]
-        and isinstance(value["dataset_json"], dict) and isinstance(value["dataset_json"].get("labels"), dict))
+    try:
+        msgspec.convert(content, record)
+    except Exception as error:  # a ValidationError, or what tensors in odd places raise
+        raise AdapterError(f"{Path(path).name} is damaged: {error}. Copy it again, or make it again from the "
+                           "checkpoint of its training.") from error
 
 
 def are_tensors(value: Any) -> bool:
@@ -116,12 +152,3 @@ def are_tensors(value: Any) -> bool:
 def are_updates(value: Any) -> bool:
     """Whether a value maps names to settings."""
     return isinstance(value, dict) and all(isinstance(settings, dict) for settings in value.values())
-
-
-STOCK: dict[str, Callable[[Any], bool]] = {
-    "init_args": _is_init, "trainer_name": lambda v: isinstance(v, str),
-    "inference_allowed_mirroring_axes": lambda v: v is None or isinstance(v, (list, tuple)) and all(
-        axis in (0, 1, 2) for axis in v)}
-_NEEDED = {**STOCK, **dict.fromkeys(IDENTITY, lambda _: True), "updates": are_updates,
-           "base_sha256": lambda v: isinstance(v, str), "method": lambda v: isinstance(v, str),
-           "options": lambda v: v is None or isinstance(v, dict), "donor": lambda v: v is None or isinstance(v, dict)}

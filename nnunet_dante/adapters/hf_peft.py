@@ -25,6 +25,7 @@ from ..errors import AdapterError
 from ..files import atomic_path, parse_json, read_json, write_text_atomically
 from ..models.checkpoint import alias_sets, weights_sha256
 from ..types import PathLike, ReadOnlyStateDict, StateDict
+from .file import STOCK
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -207,4 +208,4 @@ def _identity_of(base: Mapping[str, Any] | None, folder: Path) -> dict[str, Any]
                            f"belongs to; give a whole checkpoint_final.pth as its base.")
     return {"format": 2, "version": __version__, "method": "PEFT", "options": None, "donor": None, "label_map": None,
             "start_dice": {}, "base_sha256": weights_sha256(base["network_weights"]),
-            **{key: base[key] for key in ("trainer_name", "init_args", "inference_allowed_mirroring_axes")}}
+            **{key: base[key] for key in ("init_args", *STOCK) if key in base}}

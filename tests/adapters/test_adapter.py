@@ -104,8 +104,8 @@ def test_a_changed_number_or_word_is_noticed(trained, tmp_path):
     (lambda m, t: t.update({"decoder.seg_layers.0.bias": torch.zeros(9)}), "another shape"),
     (lambda m, t: t["decoder.seg_layers.0.bias"].fill_(float("nan")), "infinite"),
     (lambda m, t: t.update(unknown=torch.zeros(1)), "changes unknown"),
-    (lambda m, t: m.pop("init_args"), "damaged: init_args"), (lambda m, t: m.update(method=3), "damaged: method"),
-    (lambda m, t: m.update(inference_allowed_mirroring_axes=[[0]]), "damaged: inference_allowed_mirroring_axes")])
+    (lambda m, t: m.pop("init_args"), "damaged: .*init_args"), (lambda m, t: m.update(method=3), "damaged: .*method"),
+    (lambda m, t: m.update(inference_allowed_mirroring_axes=[[0]]), "damaged: .*inference_allowed_mirroring_axes")])
 def test_a_damaged_adapter_is_refused_and_nothing_is_written(trained, tmp_path, change, match):
     adapter = rewritten(trained / "adapter.safetensors", tmp_path / "a.safetensors", change)
     with pytest.raises(AdapterError, match=match):
@@ -131,7 +131,7 @@ def test_no_adapter_is_written_that_could_not_be_read_again(trained, tmp_path):
     content = load_checkpoint_safely(trained / "checkpoint_final.pth")
     content["dante"]["method"] = 3
     torch.save(content, tmp_path / "c.pth")
-    with pytest.raises(AdapterError, match="damaged: method"):
+    with pytest.raises(AdapterError, match="damaged: .*method"):
         extract(tmp_path / "c.pth", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
