@@ -1,4 +1,4 @@
-"""The part of the trainer that ends a training early: on a plateau cleanly, on non-finite numbers with an error."""
+"""The part of the trainer that ends a training early: on a plateau cleanly, on NaN or infinity with an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StoppingMixin(_Base):
             self.on_train_end()
 
     def on_epoch_start(self) -> None:
-        """Stop before the epoch if the last ones brought nothing: a pure function of the logged losses.
+        """Stop before the epoch if the last ones brought nothing. This depends on the logged losses alone.
 
         So a training that has stopped stops again when it is continued. Epochs count from the one at which the last
         group opens, and the size prior begins: before it, a plateau says nothing about what comes.
@@ -49,7 +49,7 @@ class StoppingMixin(_Base):
         super().on_epoch_start()
 
     def on_train_start(self) -> None:
-        """Begin with all finite."""
+        """Start counting steps whose numbers are not finite."""
         super().on_train_start()
         self.broken_steps: list[tuple[int, int]] = []  # epoch and step of those in a row
 
@@ -71,13 +71,13 @@ class StoppingMixin(_Base):
         return outputs
 
     def _finite_gradient(self, scale: float) -> bool:
-        """A GradScaler has looked already, and lowers its scale; on a CPU, which has none, looking costs little."""
+        """Return whether the gradient is finite. A GradScaler lowers its scale where not; without one, look at all."""
         if self.grad_scaler is not None:
             return self.loss_scale >= scale
         return not not_finite((n, p.grad) for n, p in self.bare_network.named_parameters() if p.grad is not None)
 
     def _step_not_finite(self, what: str, batch: dict) -> None:
-        """A GradScaler skips steps whose gradients are not finite: then a few such steps do no harm."""
+        """Stop the training, unless a GradScaler has skipped this step and has not skipped too many in a row."""
         self.broken_steps.append((self.current_epoch, self.step_in_epoch))
         bad = not_finite_weights(self.bare_network)
         where = f"epoch {self.current_epoch}, step {self.step_in_epoch}"
@@ -91,7 +91,7 @@ class StoppingMixin(_Base):
                    + (describe_not_finite(bad) if bad else "all weights are finite, so look for NaN in these images"))
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Look at the weights once an epoch: the last step's are in no loss yet."""
+        """Check the weights after each epoch: no loss has shown yet what the last step made of them."""
         super().on_train_epoch_end(train_outputs)
         if bad := not_finite_weights(self.bare_network):
             self._stop(f"after the last step of epoch {self.current_epoch} {describe_not_finite(bad)}")
@@ -117,7 +117,7 @@ MIN_GAIN = 1e-3
 
 
 def on_plateau(losses: Sequence[float], *, patience: int) -> bool:
-    """Whether the mean loss of the last 10 epochs is less than 0.001 below that of `patience` epochs before.
+    """Return whether the mean loss of the last 10 epochs is less than 0.001 below that of `patience` epochs before.
 
     FSEFT's rule (arXiv 2303.17051; there with a patience of 20). Never with a patience of 0, nor in the first
     10 + patience epochs.

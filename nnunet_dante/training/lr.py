@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the epoch, with one factor a parameter group."""
+"""The learning rate as a pure function of the epoch, with one factor per parameter group."""
 
 from __future__ import annotations
 

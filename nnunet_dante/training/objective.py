@@ -21,7 +21,7 @@ _Base: Any = object
 
 
 class ObjectiveMixin(_Base):
-    """Minimise what the method's options l2_sp, ewc and size_prior ask for, besides nnU-Net's loss.
+    """Add to nnU-Net's loss the terms that the method's options l2_sp, ewc and size_prior ask for.
 
     Without these options nothing here changes a training.
     """
@@ -29,7 +29,7 @@ class ObjectiveMixin(_Base):
     loss: Any
 
     def initialize(self) -> None:
-        """Begin without further terms."""
+        """Start without additional terms."""
         self.start_penalty: StartPenalty | None = None
         self.resumed_penalty: dict[str, StateDict] | None = None
         self.size_prior: SizePrior | None = None
@@ -60,7 +60,7 @@ class ObjectiveMixin(_Base):
 
     @property
     def loss_scale(self) -> float:
-        """By what a GradScaler multiplies the loss; 1 without one."""
+        """The factor by which a GradScaler multiplies the loss; 1 without a GradScaler."""
         return self.grad_scaler.get_scale() if self.grad_scaler is not None else 1.0
 
     @property
@@ -160,7 +160,7 @@ class ObjectiveMixin(_Base):
         self.steps_to_visit = prior.steps(volume)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Say how large the terms are; the logged loss is nnU-Net's own."""
+        """Log the size of the terms; the loss in the log is nnU-Net's own."""
         super().on_train_epoch_end(train_outputs)
         if self.start_penalty is not None:
             self.print_to_log_file(f"Penalty on the distance from the start weights: {self.start_penalty.value():.5g}")

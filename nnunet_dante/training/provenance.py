@@ -1,4 +1,4 @@
-"""What a checkpoint says about its own making, under its key "dante"."""
+"""Where weights come from: loading the start weights of a transfer, and what a checkpoint says of its training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def provenance(trainer: DanteMixin) -> dict:
-    """Return method, donor, label map, score before training, cost and, for methods of few numbers, the adapter.
+    """Return method, donor, label map, score before training, cost and, for methods with an adapter, the adapter.
 
     Everything is a number, string, list, dict or tensor, so the checkpoint loads with weights_only=True.
     """
@@ -55,9 +55,10 @@ def provenance(trainer: DanteMixin) -> dict:
 
 
 def refuse_other_names(entry: dict, dataset_json: DatasetJson) -> None:
-    """Refuse labels or channels that are not, in number and order, those that a plans' start_weights `entry` is for.
+    """Refuse a data set whose labels or channels differ, in number or order, from those of the start weights.
 
-    Their rows and kernels lie in that order: with two names exchanged, the weights would fit and be of the other organ.
+    entry: the "start_weights" of the plans. The rows of the head lie in the order of its labels: if two names were
+    exchanged, the weights would still fit, but each organ would start from the weights of the other.
 
     Raises:
         ConfigurationError: they differ.

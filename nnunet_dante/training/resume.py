@@ -1,4 +1,4 @@
-"""Whether a training may continue: what has changed since its checkpoint."""
+"""What --c needs: a refusal where something has changed since the checkpoint, and the state of the random numbers."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class SizePrior:
         """Return p / p* of each organ, and the gradient for each parameter that requires one.
 
         A first pass without gradients measures the sizes; if all are within the margin, the gradient is empty. The
-        penalty's slope in them is one number an organ, so the second pass holds one batch of tiles at a time in memory.
+        penalty's slope is one number per organ, so the second pass holds one batch of tiles at a time in memory.
         loss_scale keeps half-precision gradients in range: they are divided by it again, and taken anew with a smaller
         one if they overflow.
         """
@@ -194,7 +194,7 @@ def _volume(name: str, files: list[str], plans: PlansManager, configuration: Con
 
 
 def voxel_mm3(properties: dict[str, Any], plans: PlansManager, configuration: ConfigurationManager) -> float:
-    """Return the volume of a preprocessed voxel, mm^3; 2d configurations keep each image's own distance of slices."""
+    """Return the volume of a preprocessed voxel, mm^3; 2d configurations keep the slice distance of each image."""
     spacing = [float(s) for s in configuration.spacing]
     own = [float(properties["spacing"][axis]) for axis in plans.transpose_forward]
     return float(np.prod([*own[:len(own) - len(spacing)], *spacing]))

@@ -1,4 +1,4 @@
-"""The part of the trainer that loses no work: when a training is killed, and when nothing can be written.
+"""The part of the trainer that loses no work when a training is killed or a file cannot be written.
 
 nnU-Net continues (`--c`) from the first there is of checkpoint_final, checkpoint_latest and checkpoint_best. Each is
 written whole or not at all; this sees to it that the three and the adapter belong together at any moment.
@@ -27,7 +27,7 @@ _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 
 
 class StorageMixin(_Base):
-    """Keep the results of a training whole and of one training; stop when they cannot be written."""
+    """Keep the files of a fold folder complete and from the same training; stop when they cannot be written."""
 
     save_every: int
     _best_ema: Any
@@ -63,7 +63,7 @@ class StorageMixin(_Base):
                                f"from the last checkpoint in {self.output_folder}.") from error
 
     def on_train_start(self) -> None:
-        """Remove what processes that were killed while they wrote have left."""
+        """Remove temporary files that killed processes have left."""
         if self.local_rank == 0:
             for name in _RESULTS:
                 for file in Path(self.output_folder).glob(f".{name}.*.tmp"):
@@ -104,7 +104,7 @@ class StorageMixin(_Base):
         self.current_epoch = epochs
 
     def read_checkpoint(self, file: str) -> dict[str, Any]:
-        """Return a checkpoint of this training; of a damaged one say what else there is.
+        """Return the content of a checkpoint of this training.
 
         Raises:
             DonorError: it cannot be read.

@@ -1,4 +1,4 @@
-"""The trainers, one class a method: `nnUNetv2_train DATASET CONFIGURATION FOLD -p nnUNetDantePlans -tr NAME`."""
+"""The trainers, one class per method: `nnUNetv2_train DATASET CONFIGURATION FOLD -p nnUNetDantePlans -tr NAME`."""
 
 from __future__ import annotations
 
@@ -34,85 +34,85 @@ from .trainer import DanteMixin
 
 
 class nnUNetTrainerLoRA(DanteMixin, nnUNetTrainer):
-    """Low-rank factors on all convs, transposed convs and linears; norms, biases, stem and heads in full."""
+    """Train low-rank factors of all convolutions and linear layers; norms, biases, stem and heads in full."""
 
     method = LoRA()
 
 
 class nnUNetTrainerLoRADecoder(DanteMixin, nnUNetTrainer):
-    """The same on the decoder alone: the encoder is frozen with its norms, backward stops at the bottleneck."""
+    """LoRA in the decoder only: the encoder and its norms are frozen, and no gradient goes beyond the bottleneck."""
 
     method = LoRA(encoder=False)
 
 
 class nnUNetTrainerLoRAFlat(DanteMixin, nnUNetTrainer):
-    """LoRA as for linear layers, each kernel as one matrix: fewer factors, and the form of Hugging Face PEFT."""
+    """LoRA with each kernel as one matrix: fewer factors, which Hugging Face PEFT can read."""
 
     method = LoRA(factorisation="flat")
 
 
 class nnUNetTrainerDoRA(DanteMixin, nnUNetTrainer):
-    """LoRA of the weights' directions, and a magnitude an output channel."""
+    """LoRA of the directions of the weights, and one trained magnitude per output channel."""
 
     method = DoRA()
 
 
 class nnUNetTrainerLPFT(DanteMixin, nnUNetTrainer):
-    """The heads alone for a fifth of the epochs, then LoRA."""
+    """Train only the heads for a fifth of the epochs, then everything as LoRA does."""
 
     method = LPFT()
 
 
 class nnUNetTrainerConvAdapter(DanteMixin, nnUNetTrainer):
-    """A parallel 1x1 convolution a convolution, merged into the kernel's centre; and the heads."""
+    """Train a parallel 1x1 convolution per convolution, merged into the centre of its kernel; and the heads."""
 
     method = ConvAdapter()
 
 
 class nnUNetTrainerBitFit(DanteMixin, nnUNetTrainer):
-    """All biases, and the heads."""
+    """Train all biases, and the heads."""
 
     method = BitFit()
 
 
 class nnUNetTrainerNormAffine(DanteMixin, nnUNetTrainer):
-    """Scale and shift of all norms, and the heads."""
+    """Train scale and shift of all norms, and the heads."""
 
     method = NormAffine()
 
 
 class nnUNetTrainerGradualUnfreezing(DanteMixin, nnUNetTrainer):
-    """Head, decoder from the output inwards, bottleneck, encoder from deep to shallow; all open at half time."""
+    """Open the head, then the decoder from the output inwards, then the encoder; all is open after half the epochs."""
 
     method = GradualUnfreezing()
 
 
 class nnUNetTrainerGradualUnfreezingDante(DanteMixin, nnUNetTrainer):
-    """Dante's schedule and fractions, norms always trained."""
+    """Unfreeze with the schedule and the fractions of the Dante paper; norms are always trained."""
 
     method = DanteGradualUnfreezing()
 
 
 class nnUNetTrainerFineTune(DanteMixin, nnUNetTrainer):
-    """All weights, with a learning rate that falls towards the input."""
+    """Train all weights, with a learning rate that becomes smaller towards the input."""
 
     method = FineTune()
 
 
 class nnUNetTrainerDecoderOnly(DanteMixin, nnUNetTrainer):
-    """Decoder and heads on a frozen encoder."""
+    """Train decoder and heads; the encoder is frozen."""
 
     method = DecoderOnly()
 
 
 class nnUNetTrainerHeadOnly(DanteMixin, nnUNetTrainer):
-    """The segmentation heads alone (linear probe)."""
+    """Train only the segmentation heads (linear probe)."""
 
     method = HeadOnly()
 
 
 class nnUNetTrainerFromScratch(DanteMixin, nnUNetTrainer):
-    """Random start, same budget, optimiser and schedule as the others."""
+    """Train from random weights, with the budget, optimiser and schedule of the others."""
 
     method = FromScratch()
 
@@ -175,12 +175,12 @@ def _hide(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
 
 
 class nnUNetTrainerSpatialAdapter(AddedModulesMixin, nnUNetTrainer):
-    """Two convolutions on the features that enter the head, and the heads; prediction needs this trainer."""
+    """Train two added convolutions in front of the head, and the heads; prediction needs this trainer."""
 
     method = SpatialAdapter()
 
 
 class nnUNetTrainerAdaptFormer(AddedModulesMixin, nnUNetTrainer):
-    """A parallel bottleneck a block, and the heads; prediction needs this trainer."""
+    """Train one added parallel bottleneck per block, and the heads; prediction needs this trainer."""
 
     method = AdaptFormer()
