@@ -1,13 +1,14 @@
 """From a measured situation to a method: few rules, as data, each with its reason and its source.
 
-Borders between situations are choices of this package, not facts; where they come from:
+The borders between situations are choices of this package, not facts. They come from:
 
 - FEW, MANY: FSEFT (Silva-Rodriguez 2025) studied 1 to 10 cases, MedSeqFT dozens and more.
-- HOLDS: lies between the mild and the severe shift that were measured; where in between is a guess.
+- HOLDS: lies between the mild and the severe shift that were measured (docs/few-shot.md); where exactly is a guess.
 - INPUT_SIDE, OUTPUT_SIDE: benchmarks/results/gradient_side.json, of one hippocampus donor: 1.2 to 1.6 without a change,
   1.2 to 3.0 with blur, noise, gamma or bias field that lower Dice below HOLDS, 0.75 to 1.01 with labels swapped,
-  widened or narrowed. Inverted contrast gives 1.0 to 1.1, so it is looked for apart.
-- INVERTED: there, Dice on exchanged bright and dark is 0.79 to 0.85 where contrast is inverted, at most 0.05 elsewhere.
+  widened or narrowed. Inverted contrast gives 1.0 to 1.1, so this ratio cannot show it.
+- INVERTED: in the same measurements, exchanging bright and dark gives Dice 0.79 to 0.85 where contrast is inverted, and
+  at most 0.05 elsewhere.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ INVERTED = 0.3
 class Situation:
     """What was measured.
 
-    cases: number of training cases. known, new: labels that the donor has or has not. zero_shot, zero_shot_inverted:
-    mean Dice of the known labels before training, with images as they are and with inverted contrast; None if no label
-    is known. gradient_ratio: mean of ||g|| / ||w|| over the encoder's groups, divided by that over the decoder's; None
-    where no label is known, since then the new rows of the head are all alike and let no gradient through.
+    cases: number of training cases.
+    known, new: labels that the donor has, and those that it does not have.
+    zero_shot: mean Dice of the known labels before training; None if no label is known.
+    zero_shot_inverted: the same on images whose bright and dark are exchanged.
+    gradient_ratio: mean of ||g|| / ||w|| over the encoder's groups, divided by that over the decoder's. None if no
+        label is known: then all rows of the head are alike and let no gradient through.
     """
 
     cases: int
@@ -61,9 +64,11 @@ class Situation:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Trainer, rank (of low-rank ones) and opening order for the situations that `applies` names.
+    """What to train in the situations for which `applies` is true.
 
-    keep: the donor as it is comes first; the trainer is the mildest there is, for those who want to train all the same.
+    trainer: class name. rank: of the low-rank factors, for trainers that have them. order: in which the network opens,
+    for trainers that open it in stages. reason, source: why, and the work that found it.
+    keep: use the donor without training; `trainer` changes least, for those who want to train nevertheless.
     """
 
     applies: Callable[[Situation], bool]
@@ -85,26 +90,26 @@ RULES = (
          reason=f"{MANY} cases or more carry the training of all weights", source="MedSeqFT"),
     Rule(applies=lambda s: bool(s.new) and not s.holds and s.input_side, trainer="nnUNetTrainerLoRA", rank=16,
          order="input_first",
-         reason="labels are new, and on the known ones the images are foreign to the donor: both ends must move",
+         reason="labels are new, and your images look otherwise than the donor's: encoder and decoder must change",
          source="FSEFT (new organs: the decoder too); Lee 2023 (input shift: first layers)"),
     Rule(applies=lambda s: bool(s.new), trainer="nnUNetTrainerDecoderOnly",
-         reason="labels are new, and nothing says that the images are foreign to the donor's encoder",
+         reason="labels are new, and nothing shows that your images look otherwise than the donor's",
          source="FSEFT (new organs: the decoder too); Karimi 2021 (decoder alone is a strong baseline)"),
     Rule(applies=lambda s: s.holds and s.cases <= FEW, trainer="nnUNetTrainerHeadOnly", keep=True,
          reason=f"the donor does well on your images, and training on {FEW} cases or fewer can make it worse",
          source="FSEFT (known organs: linear probe suffices)"),
     Rule(applies=lambda s: s.holds, trainer="nnUNetTrainerLoRADecoder",
-         reason="the donor does well on your images: little has to move",
+         reason="the donor does well on your images: few weights need to change",
          source="FSEFT (known organs: few trained numbers suffice)"),
     Rule(applies=lambda s: s.output_side, trainer="nnUNetTrainerDecoderOnly",
-         reason="the gradients are in the decoder: your labels seem to be drawn otherwise than the donor's",
+         reason="gradients are largest in the decoder: your labels seem to be drawn otherwise than the donor's",
          source="Lee 2023 (output shift: last layers); Karimi 2021 (decoder alone is a strong baseline)"),
     Rule(applies=lambda s: s.input_side, trainer="nnUNetTrainerLoRA", rank=16, order="input_first",
-         reason="the gradients are in the encoder: your images look otherwise than the donor's",
+         reason="gradients are largest in the encoder: your images look otherwise than the donor's",
          source="Lee 2023 (input shift: first layers); AC-Norm (norm affine carries the domain; LoRA here trains norms "
                 "and stem in full); Amiri 2020 (U-Nets for ultrasound: input first)"),
     Rule(applies=lambda s: True, trainer="nnUNetTrainerLoRA", rank=16,
-         reason="the donor does badly, and the gradients do not say why: all may have to move, within a low rank",
+         reason="the donor does badly, and the gradients do not say why: every layer may need a change of low rank",
          source="Minoccheri 2025 (U-Nets, 30 to 124 patients: LoRA above full fine-tuning, higher ranks better)"),
 )
 

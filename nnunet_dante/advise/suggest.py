@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..datasets.dataset import INTENSITY, Target, open_target
 from ..errors import ConfigurationError
+from ..files import read_json
 from ..models.donor import Donor, open_donor
 from ..models.network import build_network
 from ..training.launch import device_option, train_command
@@ -63,13 +63,14 @@ class Suggestion:
             by_label = ", ".join(f"{name} {dice:.3f}" for name, dice in self.probe.dice.items())
             yield (f"  zero-shot  Dice {s.zero_shot:.3f} without training ({by_label}); with inverted contrast "
                    f"{s.zero_shot_inverted:.3f}")
-            yield f"             in one patch around a label of each of {', '.join(self.probed)}: an upper estimate"
+            yield (f"             in one patch around a label of each of {', '.join(self.probed)}: expect less "
+                   "on whole images")
         yield "  gradients  " + ", ".join(f"{name} {value:.2g}" for name, value in self.probe.gradients.items())
         if s.gradient_ratio is not None:
             side = ("the donor does well, so there is little to explain" if s.holds and not s.new else
-                    "contrast is inverted, which this cannot show" if s.inverted else
-                    f"the images changed (from {INPUT_SIDE} on)" if s.input_side else
-                    f"the labels changed (up to {OUTPUT_SIDE})" if s.output_side else "undecided")
+                    "contrast is inverted, which this ratio cannot show" if s.inverted else
+                    f"the images changed ({INPUT_SIDE} or more)" if s.input_side else
+                    f"the labels changed ({OUTPUT_SIDE} or less)" if s.output_side else "undecided")
             yield f"             encoder / decoder {s.gradient_ratio:.2f}: {side}"
 
     def _suggestion(self) -> Iterator[str]:
@@ -78,14 +79,12 @@ class Suggestion:
             yield "  Use the donor as it is. If you train, train little and compare:"
         low_rank = f", rank {self.rule.rank}, alpha {2 * self.rule.rank}" if _has_rank(self.rule.trainer) else ""
         yield f"  {self.rule.trainer}{low_rank}"
-        inwards = self.rule.order == "input_first"
-        yield (f"  Opening order, where you open in stages: {self.rule.order}, "
-               f"{'from the image inwards' if inwards else 'from the output inwards (the default)'}")
+        start = "image" if self.rule.order == "input_first" else "output (the default)"
+        yield f"  If you open the network in stages, begin at the {start}: direction={self.rule.order}"
         yield f"  Reason: {self.rule.reason}."
         yield f"  Source: {self.rule.source}."
-        yield ("  checkpoint_best starts as the donor and is replaced only by a better pseudo Dice on the validation\n"
-               "  cases of the fold: by that score it never ends worse than the start. With few validation cases the "
-               "score\n  itself is uncertain.")
+        yield ("  checkpoint_best starts as the donor and is replaced only where the pseudo Dice of the validation\n"
+               "  cases rises: by that score it never ends worse than the start. With few, it is uncertain.")
 
 
 def suggest(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
@@ -93,9 +92,12 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
             num_processes: int | None = None) -> Suggestion:
     """Measure how the donor fits the training cases and say what to train; only the fingerprint is written.
 
-    Up to three training cases of `train_fold` (in splits_final.json; without that file, of all cases) are preprocessed
-    in memory, and one patch of each goes forward and backward. Validation and test cases of the splits are not looked
-    at, except by the fingerprint. The other arguments are those of `transfer`.
+    Up to three training cases are preprocessed in memory, and one patch of each goes forward and backward. Validation
+    and test cases of the splits are not looked at, except by the fingerprint.
+
+    Args:
+        source, dataset, configuration, fold, checkpoint, trust, num_processes: as in `transfer`.
+        train_fold: fold of splits_final.json whose training cases are measured; without that file, all cases are.
 
     Raises:
         DonorError, UntrustedFileError, TransferError, ConfigurationError: as `transfer`; or the fold is not there.
@@ -122,7 +124,11 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
                        reason="the donor's network holds modules that no other trainer builds")
     side_notes = side_note(donor, target, plans, donor.mirroring_axes)
     rank = rule.rank if _has_rank(rule.trainer) else None
-    inverted = [channel.name for channel in plans_report.channels] if situation.inverted else []
+    inverted = [c.name for c in plans_report.channels if situation.inverted and c.scheme == "ZScoreNormalization"]
+    if situation.inverted and not inverted:  # what `transfer --invert` would refuse
+        found = rule.reason.partition(" and a start")[0]
+        rule = replace(rule, reason=f"{found} so exchange them in your image files, as --invert cannot with "
+                                    f"{plans_report.channels[0].scheme}")
     return Suggestion(
         dataset=target.name, situation=situation, probe=measures, probed=probed, fold=used, rule=rule,
         spacing_ratio=plans_report.spacing_ratio,
@@ -133,9 +139,7 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
                       "-c": configuration, "--fold": fold,
                       "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint,
                       "--mirroring": "none" if side_notes else None,
-                      "--rank": rank, "--alpha": 2 * rank if rank else None,
-                      "--set": f"direction={rule.order}" if rule.trainer == "nnUNetTrainerGradualUnfreezing" else None},
-                      inverted, trust),
+                      "--rank": rank, "--alpha": 2 * rank if rank else None}, inverted, trust),
                   train_command(target.name, donor.configuration, used, plans="nnUNetDantePlans",
                                 trainer=rule.trainer)))
 
@@ -147,12 +151,15 @@ def _training_cases(target: Target, fold: int | str | None) -> tuple[str, tuple[
         return "all", everything
     if not path.is_file():
         return str(fold or 0), everything
-    folds = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        folds = [tuple(sorted({*split["train"]})) for split in read_json(path)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{path} is no list of folds ({error!r}). Correct or delete the file.") from error
     number = int(fold or 0) if str(fold or 0).isdecimal() else len(folds)
     if number >= len(folds):
         raise ConfigurationError(f"--train-fold {fold} is not in {path}, which holds folds 0 to {len(folds) - 1}; give "
                                  "one of these, or `all`.")
-    cases = tuple(folds[number]["train"])
+    cases = folds[number]
     if unknown := sorted(set(cases) - set(everything)):
         raise ConfigurationError(f"Fold {number} of {path} names {unknown[0]}, which imagesTr does not hold. Correct "
                                  "or delete the file.")

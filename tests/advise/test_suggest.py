@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 
+from nnunet_dante.advise import suggest as module
 from nnunet_dante.advise.probe import _loss, cut_patches
 from nnunet_dante.advise.rules import choose
 from nnunet_dante.advise.suggest import suggest
@@ -19,6 +21,7 @@ from nnunet_dante.cli import main
 from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.network import build_network
+from nnunet_dante.transfers.transfer import fit
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +150,25 @@ def test_a_fold_with_a_case_that_is_gone(data, skilled_donor):
     data(splits=[{"train": ["case_007"], "val": ["case_000"]}])
     with pytest.raises(ConfigurationError, match="names case_007, which imagesTr does not hold"):
         suggest(skilled_donor, 901)
+
+
+@pytest.mark.parametrize("text", ["{", "3", '[{"val": []}]', '[{"train": 3}]', '[{"train": [["case_000"]]}]', "[[]]"])
+def test_damaged_folds_are_named(data, skilled_donor, text):
+    (data() / "splits_final.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"splits_final.json"):
+        suggest(skilled_donor, 901)
+
+
+def test_invert_is_not_advised_where_transfer_would_refuse_it(data, skilled_donor, monkeypatch):
+    def as_ct(*arguments, **options):
+        plans, report, *rest = fit(*arguments, **options)
+        return plans, replace(report, channels=tuple(replace(c, scheme="CTNormalization") for c in report.channels)), *rest
+
+    monkeypatch.setattr(module, "fit", as_ct)
+    data(change=lambda image: -image)
+    found = suggest(skilled_donor, 901)
+    assert found.situation.inverted and not any("--invert" in command for command in found.commands)
+    assert "exchange them in your image files, as --invert cannot with CTNormalization" in str(found)
 
 
 def test_command_line_prints_commands_that_parse(data, skilled_donor):
