@@ -32,7 +32,8 @@ shutil.rmtree(ROOT, ignore_errors=True)
 for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # nnU-Net's three folders
     os.environ[name] = str(ROOT / name)
     (ROOT / name).mkdir(parents=True)
-os.environ |= {"nnUNet_compile": "f", "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}  # for a small machine
+os.environ |= {"nnUNet_compile": "f", "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1",  # for a small machine
+               "OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait take no time from those that work
 
 
 def shell(command: str) -> str:
