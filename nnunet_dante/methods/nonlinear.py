@@ -9,12 +9,22 @@ from torch import nn
 
 from ..peft.added_modules import add_behind, add_beside, added_modules
 from .base import Method
-from .groups import Group, blocks, features_of_head, head_modules
-from .plan import TrainingPlan, constant_plan, trained_groups
+from .groups import blocks, features_of_head, head_modules
+from .plan import TrainingPlan, constant_plan, heads_and
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialAdapter(Method):
+class _WithAddedModules(Method):
+    weight_decay: float = 0.0
+
+    def plan(self, network: nn.Module) -> TrainingPlan:
+        """Return one stage: the added modules and the heads."""
+        added = {id(p) for module in added_modules(network).values() for p in module.parameters()}
+        return constant_plan(heads_and(network, lambda _, parameter: id(parameter) in added))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialAdapter(_WithAddedModules):
     """Train two convolutions on the features that the full-resolution head reads, and the heads (FSEFT's "black box").
 
     The other weights of the network are not changed, and the backward pass ends at its features. The heads are trained
@@ -23,7 +33,6 @@ class SpatialAdapter(Method):
     """
 
     lr: float = 1e-4
-    weight_decay: float = 0.0
 
     def adapt(self, network: nn.Module) -> None:
         """Add the convolutions, unless the network was built with them."""
@@ -31,13 +40,9 @@ class SpatialAdapter(Method):
             head: Any = head_modules(network)[-1]
             add_behind(network, features_of_head(network), dimension=head.weight.ndim - 2, channels=head.in_channels)
 
-    def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return one stage: the added convolutions and the heads."""
-        return constant_plan(_added_and_heads(network))
-
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptFormer(Method):
+class AdaptFormer(_WithAddedModules):
     """Train one parallel bottleneck per block, and the heads (Chen 2022; width, scale, rate and decay of FSEFT).
 
     In a transformer such as Primus, the bottleneck is parallel to the MLP of each block, as in FSEFT. In a U-Net it is
@@ -50,24 +55,11 @@ class AdaptFormer(Method):
     width: ClassVar[int] = 16
     scale: ClassVar[float] = 0.1
     lr: float = 1e-2
-    weight_decay: float = 0.0
 
     def adapt(self, network: nn.Module) -> None:
         """Add the bottlenecks, unless the network was built with them."""
         if not added_modules(network):
             add_beside(network, blocks(network), width=self.width, scale=self.scale)
-
-    def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return one stage: the bottlenecks and the heads."""
-        return constant_plan(_added_and_heads(network))
-
-
-def _added_and_heads(network: nn.Module) -> tuple[Group, ...]:
-    """Return the groups with the whole head and, of the rest, only the added parameters; without empty groups."""
-    added = {id(p) for module in added_modules(network).values() for p in module.parameters()}
-    groups = (Group(g.name, tuple((n, p) for n, p in g.parameters if g.name == "head" or id(p) in added))
-              for g in trained_groups(network))
-    return tuple(group for group in groups if group.parameters)
 
 
 ADDING_TRAINERS: dict[str, Method] = {"nnUNetTrainerSpatialAdapter": SpatialAdapter(),

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ConfigurationError
 from ..peft.convolution import spare_gradients
-from ..peft.inject import adapted, original, update
+from ..peft.inject import adapted, original
 from .groups import Group, parameter_groups
 from .schedule import Schedule, constant
 
@@ -119,9 +119,3 @@ def outside_decoder(network: nn.Module, modules: Iterable[nn.Module]) -> tuple[n
     """
     decoder = {id(p) for g in without_encoder(parameter_groups(network)) for _, p in g.parameters}
     return tuple(m for m in modules if not any(id(p) in decoder for p in m.parameters()))
-
-
-def is_factor(network: nn.Module) -> Choice:
-    """Return the choice, for `heads_and`, of the factors of all mergeable updates."""
-    ids = {id(p) for module in adapted(network).values() for p in update(module).factors().values()}
-    return lambda _, parameter: id(parameter) in ids

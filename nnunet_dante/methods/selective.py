@@ -9,19 +9,11 @@ from torch import nn
 
 from ..errors import ConfigurationError
 from ..peft.convolution import CONVS
-from ..peft.inject import attach
+from ..peft.inject import adapted, attach, update
 from ..peft.update import PointwiseDelta, has_centre
 from .base import FLAG, POSITIVE, Method, ParameterEfficient
 from .groups import low_rank_targets, stem_modules
-from .plan import (
-    TrainingPlan,
-    constant_plan,
-    heads_and,
-    is_factor,
-    outside_decoder,
-    trained_groups,
-    without_encoder,
-)
+from .plan import Choice, TrainingPlan, constant_plan, heads_and, outside_decoder, trained_groups, without_encoder
 from .schedule import constant
 
 
@@ -72,59 +64,55 @@ class FromScratch(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BitFit(ParameterEfficient):
-    """Train all biases, and the heads in full (Ben Zaken 2022, arXiv 2106.10199; "Bias" in FSEFT, with its rate).
+class _ChosenAndHeads(ParameterEfficient):
+    """Train a choice of parameters, and the heads in full. The learning rate is that of FSEFT for such methods.
+
+    full_decoder: train the whole decoder as well (FSEFT does so for new organs, with a learning rate of 1e-4).
+    """
+
+    LIMITS = {"full_decoder": FLAG}
+
+    lr: float = 1e-2
+    full_decoder: bool = False
+
+    def _choice(self, network: nn.Module) -> Choice:
+        raise NotImplementedError
+
+    def plan(self, network: nn.Module) -> TrainingPlan:
+        """Return one stage: the chosen parameters, and the heads or the decoder."""
+        return constant_plan(heads_and(network, self._choice(network), full_decoder=self.full_decoder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitFit(_ChosenAndHeads):
+    """Train all biases, and the heads in full (Ben Zaken 2022, arXiv 2106.10199; "Bias" in FSEFT).
 
     The bias of a convolution in front of an instance norm has no effect, because the norm subtracts it. What changes
     the output of an nnU-Net are the biases of its norms, transposed convolutions and heads.
-
-    full_decoder: train the whole decoder as well (FSEFT does so for new organs, with a learning rate of 1e-4).
     """
 
-    LIMITS = {"full_decoder": FLAG}
-
-    lr: float = 1e-2
-    full_decoder: bool = False
-
-    def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return one stage: biases and heads."""
-        return constant_plan(heads_and(network, lambda name, _: name.endswith("bias"), full_decoder=self.full_decoder))
+    def _choice(self, network: nn.Module) -> Choice:
+        return lambda name, _: name.endswith("bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormAffine(ParameterEfficient):
-    """Train scale and shift of all norms, and the heads in full ("Affine" in FSEFT, with its rate; AC-Norm).
+class NormAffine(_ChosenAndHeads):
+    """Train scale and shift of all norms, and the heads in full ("Affine" in FSEFT; AC-Norm)."""
 
-    full_decoder: train the whole decoder as well (FSEFT does so for new organs, with a learning rate of 1e-4).
-    """
-
-    LIMITS = {"full_decoder": FLAG}
-
-    lr: float = 1e-2
-    full_decoder: bool = False
-
-    def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return one stage: norms and heads."""
+    def _choice(self, network: nn.Module) -> Choice:
         # By the class's name: norms of architectures, such as LayerNormNd of Primus, have no base class in common.
         ids = {id(p) for m in network.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
-        return constant_plan(heads_and(network, lambda _, p: id(p) in ids, full_decoder=self.full_decoder))
+        return lambda _, parameter: id(parameter) in ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvAdapter(ParameterEfficient):
+class ConvAdapter(_ChosenAndHeads):
     """Train one parallel 1x1 convolution per convolution, and the heads in full ("AdapterCNN" in FSEFT).
 
     The parallel convolutions start as zero. They are linear, so they are trained as updates of the kernels' centres and
     are merged into the weights afterwards. Convolutions with an even kernel size have no centre, and the source has
-    no such module for transposed convolutions: both stay frozen.
-
-    full_decoder: train the whole decoder instead of its updates (FSEFT does so for new organs, with a rate of 1e-4).
+    no such module for transposed convolutions: both stay frozen. A decoder that is trained in full gets no updates.
     """
-
-    LIMITS = {"full_decoder": FLAG}
-
-    lr: float = 1e-2
-    full_decoder: bool = False
 
     def adapt(self, network: nn.Module) -> None:
         """Add the updates; the weights under them are frozen."""
@@ -136,6 +124,6 @@ class ConvAdapter(ParameterEfficient):
                                      f"odd, so it cannot have parallel 1x1 convolutions; use nnUNetTrainerLoRA.")
         attach(network, {conv: PointwiseDelta(conv.weight.shape, device=conv.weight.device) for conv in convs})
 
-    def plan(self, network: nn.Module) -> TrainingPlan:
-        """Return one stage: updates and heads."""
-        return constant_plan(heads_and(network, is_factor(network), full_decoder=self.full_decoder))
+    def _choice(self, network: nn.Module) -> Choice:
+        ids = {id(p) for module in adapted(network).values() for p in update(module).factors().values()}
+        return lambda _, parameter: id(parameter) in ids
