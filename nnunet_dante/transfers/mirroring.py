@@ -66,7 +66,7 @@ def side_axis(image: Path, *, transpose: Sequence[int], dimension: int) -> int |
     stored from left to right along its first axis.
     """
     try:
-        codes = nibabel.aff2axcodes(nibabel.load(image).affine)
+        codes = nibabel.aff2axcodes(nibabel.load(image).affine)  # type: ignore[attr-defined]
         voxel_axis = next(axis for axis, code in enumerate(codes) if code in ("L", "R"))
     except Exception:  # no file that nibabel reads
         voxel_axis = 0
