@@ -94,11 +94,10 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
     click.echo(str(report))
 
 
-@main.command()
+@main.command(context_settings={"allow_extra_args": True})
 @click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
-@click.option("-k", "--shots", multiple=True, required=True, metavar="K [K ...]",
-              help="Numbers of training cases, such as 1 2 4; `all` means all cases.")
-@click.argument("more", nargs=-1, metavar="")
+@click.option("-k", "--shots", multiple=True, required=True, metavar="K,K,...",
+              help="Numbers of training cases, such as 1,2,4; `all` means all cases. Repeatable.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True,
               help="How many times each number of cases is drawn.")
 @click.option("--groups", type=_FILE,
@@ -107,7 +106,8 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 @click.option("--val", type=click.IntRange(1),
               help="Number of validation cases. Default: a fifth of all, at least one.")
 @click.option("--force", is_flag=True, help="Replace existing folds that differ.")
-def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options) -> None:
+@click.pass_context
+def shots(context: click.Context, dataset: str, shots: tuple[str, ...], **options) -> None:
     """Draw small training sets, to measure what few cases are worth.
 
     This writes folds with K training cases each. Each set contains the smaller ones, all are drawn once for each seed,
@@ -116,8 +116,10 @@ def shots(dataset: str, shots: tuple[str, ...], more: tuple[str, ...], **options
     from .datasets.shots import ALL, write_shots
     from .training.launch import train_command
 
-    # The option parser gives an option one value; those after it arrive as arguments.
-    words = [word for text in (*shots, *more) for word in text.split(",") if word]
+    words = [word.strip() for text in shots for word in text.split(",") if word.strip()]
+    if context.args:
+        raise click.BadParameter(f"{context.args[0]!r} stands alone; separate the numbers with commas: "
+                                 f"-k {','.join([*words, *context.args])}", param_hint="-k")
     if wrong := [word for word in words if word != ALL and not word.isdecimal()]:
         raise click.BadParameter(f"{wrong[0]!r} is neither a number nor the word {ALL}.", param_hint="-k")
     drawn = write_shots(dataset, [word if word == ALL else int(word) for word in words], **options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -94,6 +95,19 @@ def plans(dataset_name: str, *, architecture: str = "PlainConvUNet", plans_name:
             "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}},
         "experiment_planner_used": "ExperimentPlanner", "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {str(c): intensity for c in range(channels)}}
+
+
+class Rows(NamedTuple):
+    """The rows of a segmentation head."""
+
+    names: tuple[str, ...]
+    regions: bool = False
+
+
+def label_match(donor: Rows, target: Rows):
+    from nnunet_dante.transfers.match import LabelMatch
+
+    return LabelMatch(target=target.names, donor=donor.names, target_regions=target.regions, donor_regions=donor.regions)
 
 
 def dataset_json(*, labels=None, channel_names=None, n_cases: int = 5, regions_class_order=None) -> dict:

@@ -20,7 +20,7 @@ from ..training.launch import device_option, train_command
 from ..transfers.mirroring import describe_axes
 from ..transfers.plans import PlansReport
 from ..transfers.report import MAX_SPACING_RATIO
-from ..transfers.transfer import fit, next_trainer, side_note
+from ..transfers.transfer import describe_orientation, fit, next_trainer, side_note
 from ..types import PathLike, Plans
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
@@ -40,6 +40,7 @@ class Suggestion:
     fold: str
     spacing_ratio: tuple[float, ...]
     mirroring: tuple[str, ...]
+    orientation: tuple[str, ...]
     intensity: tuple[str, ...]
     rule: Rule
     commands: tuple[str, ...]
@@ -56,6 +57,7 @@ class Suggestion:
         far = any(not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO for r in self.spacing_ratio)
         yield f"  spacing    {ratio} times the donor's" + (": expect blur (above 1) or lost detail (below 1)" * far)
         yield from (f"  mirroring  {line}" for line in self.mirroring)
+        yield from (f"  stored as  {line}" for line in self.orientation)
         yield from (f"  intensity  {line}" for line in self.intensity)
         if s.zero_shot is None:
             yield "  zero-shot  cannot be measured: the donor knows none of your labels by name"
@@ -122,6 +124,7 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
     if (trainer := next_trainer(donor, otherwise=rule.trainer)) != rule.trainer:
         rule = replace(rule, trainer=trainer, source="the donor's checkpoint",
                        reason="the donor's network holds modules that no other trainer builds")
+    orientation, differing = describe_orientation(donor, source, target, plans)
     side_notes = side_note(donor, target, plans, donor.mirroring_axes)
     rank = rule.rank if _has_rank(rule.trainer) else None
     inverted = [c.name for c in plans_report.channels if situation.inverted and c.scheme == "ZScoreNormalization"]
@@ -133,7 +136,7 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
         dataset=target.name, situation=situation, probe=measures, probed=probed, fold=used, rule=rule,
         spacing_ratio=plans_report.spacing_ratio,
         mirroring=(describe_axes("donor", donor.mirroring_axes, donor.mirroring_axes), *side_notes),
-        intensity=tuple(_intensity(target, plans, plans_report)),
+        orientation=(orientation, *differing), intensity=tuple(_intensity(target, plans, plans_report)),
         commands=(*([_predict_command(Path(source), donor)] if rule.keep else []),
                   _transfer_command(target, source, {
                       "-c": configuration, "--fold": fold,

@@ -13,8 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..datasets.compressed import is_cut
-from ..datasets.segmentation import segmentation_reader
+from ..datasets.images import is_cut, segmentation_reader
 from ..errors import DanteError, ResultError
 from ..files import read_json
 from ..models.checkpoint import load_checkpoint_safely

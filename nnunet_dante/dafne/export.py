@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..datasets.orientation import Orientation, training_orientation
 from ..errors import ConfigurationError, DafneError
 from ..models.checkpoint import unique_tensors, write_text_atomically
 from ..models.donor import Donor, open_donor
@@ -19,7 +20,6 @@ from ..models.network import differences
 from ..types import PathLike, StateDict
 from .identity import model_id
 from .model_file import TYPE, write
-from .orientation import Orientation, training_orientation
 from .payload import geometry, network
 from .settings import settings_for
 from .sources import sources

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,21 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nnunetv2.configuration import default_num_processes
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from ..errors import TransferError
 from ..files import read_json, write_text_atomically
 from ..models.labels import channel_names, file_ending, head_names, plain_labels
 from ..types import DatasetJson
-from .images import Case, check_channels, check_masks, image_files, reader_for, reading
+from .checks import check_channels, check_geometry, check_masks, shorten, stray_files
+from .fingerprint import INTENSITY, fingerprint, newest_change
+from .images import Case, case_files, opens, reader_for
 
-INTENSITY = "foreground_intensity_properties_per_channel"
-_SHOWN = 3
+__all__ = ["INTENSITY", "Case", "Target", "open_target"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,81 +34,78 @@ class Target:
     cases: dict[str, Case]
     warnings: tuple[str, ...] = field(default=())
 
+    @property
+    def number(self) -> int | None:
+        """The number by which nnU-Net's commands find this data set; None where they would find another one, or none.
+
+        nnU-Net looks in all three of its folders for names that begin with the number: 123 also finds Dataset1234.
+        """
+        found = re.match(r"Dataset(\d+)", self.name)
+        return int(found[1]) if found and list(find_candidate_datasets(int(found[1]))) == [self.name] else None
+
     def reader(self, donor_reader: str) -> str:
-        """Return the donor's reader if it reads this data set's files, else nnU-Net's choice for them.
+        """Return the donor's reader if it opens this data set's first case, else nnU-Net's choice for the files.
 
         The reader decides the orientation that the network sees (NibabelIOWithReorient turns images, others do not),
         so the donor's is kept where possible. "overwrite_image_reader_writer" in dataset.json wins.
         """
-        if self.dataset_json.get("overwrite_image_reader_writer", "None") == "None":
-            with contextlib.suppress(RuntimeError):
-                known = recursive_find_reader_writer_by_name(donor_reader)
-                if self.dataset_json["file_ending"].lower() in known.supported_file_endings:
-                    return donor_reader
+        wanted = self.dataset_json.get("overwrite_image_reader_writer", "None")
+        if wanted == "None" and opens(donor_reader, self.dataset_json, next(iter(self.cases.values()))):
+            return donor_reader
         return reader_for(self.dataset_json, self.cases).__name__
 
     def fingerprint(self, *, num_processes: int | None = None) -> dict[str, Any]:
-        """Return nnU-Net's dataset fingerprint; extracted where it is missing or of another number of cases."""
-        path = self.preprocessed / "dataset_fingerprint.json"
-        found = _read_fingerprint(path)
-        if found is None or len(found["spacings"]) != len(self.cases):
-            try:
-                extractor = DatasetFingerprintExtractor(self.name, num_processes or default_num_processes)
-                extractor.run(overwrite_existing=True)
-                found = read_json(path)
-            except Exception as error:  # whatever a reader raises on a damaged image
-                raise TransferError(f"nnU-Net could not extract the fingerprint of {self.name} "
-                                    f"({type(error).__name__}: {error}). Run `nnUNetv2_extract_fingerprint -d "
-                                    f"{int(self.name[7:10])} --verify_dataset_integrity` to find the case.") from error
-        statistics = [v for channel in found[INTENSITY].values() for v in channel.values()]
-        if not np.isfinite(np.asarray(statistics, float)).all():
-            raise TransferError(f"The intensity statistics of {self.name} are not finite: an image holds NaN or "
-                                "infinite voxels, or no mask has foreground. Correct the images and delete "
-                                f"{path.name} in nnUNet_preprocessed.")
-        return found
+        """Return nnU-Net's dataset fingerprint, extracted anew if the files have changed; see fingerprint.py."""
+        return fingerprint(self.name, self.preprocessed, self.dataset_json, self.cases, num_processes=num_processes)
 
-    def write_split(self) -> str:
-        """Write splits_final.json where nnU-Net could not make one (fewer than 5 cases); return what holds now.
+    def is_newer_than(self, data: Path) -> bool:
+        """Whether an image or mask was changed after the preprocessed data in this folder were written."""
+        written = [file.stat().st_mtime for file in data.iterdir()]
+        return bool(written) and newest_change(self.cases) > min(written)
 
-        With 2 to 4 cases fold i validates on the i-th case in the order of the names and trains on the others.
+    def split(self) -> tuple[str, list[dict[str, list[str]]] | None]:
+        """Return what the folds are, as text, and the content of splits_final.json if it has to be written.
+
+        nnU-Net makes its five folds itself. With 2 to 4 cases it cannot: fold i then validates on the i-th case in the
+        order of the names and trains on the others.
+
+        Raises:
+            TransferError: the splits_final.json that is there is damaged, or names cases that are not.
         """
         path, cases = self.preprocessed / "splits_final.json", sorted(self.cases)
         if path.is_file():
-            return _describe_split(path, cases)
+            return _describe_split(path, cases), None
         if len(cases) >= 5:
-            return "nnU-Net's own 5-fold cross-validation (folds 0 to 4), made when the first training starts"
+            return "nnU-Net's own 5-fold cross-validation (folds 0 to 4), made when the first training starts", None
         if len(cases) == 1:
             return (f"only one training case ({cases[0]}): no fold can hold one back, so train with fold `all`; its "
-                    "validation score is then one on training data")
+                    "validation score is then one on training data"), None
         splits = [{"train": [c for c in cases if c != held_out], "val": [held_out]} for held_out in cases]
-        write_text_atomically(json.dumps(splits, indent=2), path)
         return (f"{len(cases)} cases are too few for nnU-Net's 5 folds: splits_final.json written with {len(cases)} "
-                f"folds that leave one case out each, in the order of the names (folds 0 to {len(cases) - 1})")
+                f"folds that leave one case out each, in the order of the names (folds 0 to {len(cases) - 1})"), splits
 
-
-def _read_fingerprint(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        content = read_json(path)
-        sizes = [np.asarray(content[key], float) for key in ("spacings", "shapes_after_crop")]
-        statistics = [float(v) for channel in content[INTENSITY].values() for v in channel.values()]
-        cropped = content.get("median_relative_size_after_cropping", 1.0)
-        plausible = all(s.ndim == 2 and s.shape[1] == 3 and np.isfinite(s).all() and (s > 0).all() for s in sizes)
-        if statistics and plausible and isinstance(cropped, float | int):
-            return content
-    return None
+    def write_split(self) -> str:
+        """Write splits_final.json where nnU-Net could not make one; return what the folds are, as text."""
+        text, splits = self.split()
+        if splits is not None:
+            write_text_atomically(json.dumps(splits, indent=2), self.preprocessed / "splits_final.json")
+        return text
 
 
 def open_target(dataset: str | int) -> Target:
-    """Find a data set by id or name below nnUNet_raw and check that files and dataset.json agree.
+    """Find a data set by number or name and check that its files and its dataset.json agree.
 
     Raises:
-        TransferError: paths are not set, the data set is unknown, or its files are not what dataset.json says.
+        TransferError: paths are not set, the data set is unknown, its number is also another's, or its files are not
+            what dataset.json says.
     """
     raw_root, preprocessed_root = _folder("nnUNet_raw"), _folder("nnUNet_preprocessed")
     raw = _find(dataset, raw_root)
     content = _dataset_json(raw)
     cases = _cases(raw, content)
-    warnings = check_masks(cases, content)
+    reader = reader_for(content, cases)
+    check_channels(raw, content, cases, reader)
+    warnings = [*check_geometry(raw, cases), *check_masks(cases, content, reader), *stray_files(raw, content, cases)]
     return Target(name=raw.name, raw=raw, preprocessed=preprocessed_root / raw.name, dataset_json=content, cases=cases,
                   warnings=tuple(warnings))
 
@@ -128,15 +121,28 @@ def _folder(variable: str) -> Path:
 
 
 def _find(dataset: str | int, root: Path) -> Path:
-    available = sorted(p.name for p in root.iterdir() if p.is_dir() and re.match(r"Dataset\d{3}_", p.name))
     text = str(dataset)
-    found = [n for n in available if n == text or (text.isdigit() and int(n[7:10]) == int(text))]
-    if len(found) == 1:
-        return root / found[0]
-    if found:
-        raise TransferError(f"Data set id {dataset} is used twice below nnUNet_raw: {', '.join(found)}. Give the name.")
+    available = _names(root)
+    if text in available:
+        return root / text
+    if text.isdecimal():
+        owners: dict[str, list[str]] = {}
+        for variable in filter(os.environ.get, ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")):
+            for name in _names(Path(os.environ[variable])):
+                if (number := re.match(r"Dataset(\d+)", name)) and int(number[1]) == int(text):
+                    owners.setdefault(name, []).append(variable)
+        if len(owners) > 1:
+            places = ", ".join(f"{name} (in {' and '.join(found)})" for name, found in sorted(owners.items()))
+            raise TransferError(f"The number {text} is used twice: {places}. nnU-Net's commands would refuse it, too. "
+                                "Give the full name of your data set.")
+        if owners and (name := next(iter(owners))) in available:
+            return root / name
     raise TransferError(f"Data set {dataset!r} is not below nnUNet_raw ({root}), which holds "
-                        f"{', '.join(available) or 'no data set'}. Give an id such as 12 or a name Dataset012_Name.")
+                        f"{', '.join(available) or 'no data set'}. Give a number such as 12 or a name Dataset012_Name.")
+
+
+def _names(root: Path) -> list[str]:
+    return sorted(p.name for p in root.glob("Dataset*") if p.is_dir())
 
 
 def _dataset_json(raw: Path) -> DatasetJson:
@@ -161,22 +167,16 @@ def _dataset_json(raw: Path) -> DatasetJson:
 
 
 def _cases(raw: Path, content: DatasetJson) -> dict[str, Case]:
-    if "dataset" in content:
-        with reading(raw, "dataset.json"):
-            listed = get_filenames_of_train_images_and_targets(str(raw), json.loads(json.dumps(content)))
-        cases = {name: Case(images=tuple(map(Path, files["images"])), mask=Path(files["label"]))
-                 for name, files in listed.items()}
-    else:
-        ending = file_ending(content)
-        cases = {name: Case(images=tuple(paths), mask=raw / "labelsTr" / f"{name}{ending}")
-                 for name, paths in image_files(raw / "imagesTr", ending).items()}
+    cases = case_files(raw, content)
     if not cases:
         raise TransferError(f"{raw.name}/imagesTr holds no images CASE_0000{content['file_ending']}; nnU-Net needs one "
                             "file per case and channel, and labelsTr/CASE with the same ending.")
     if missing := [case.mask.name for case in cases.values() if not case.mask.is_file()]:
         raise TransferError(f"{raw.name}: {len(missing)} of {len(cases)} cases have no label file: labelsTr lacks "
-                            f"{', '.join(missing[:_SHOWN])}. Add them, or take these cases out of imagesTr.")
-    check_channels(raw, content, cases)
+                            f"{shorten(missing)}. Add them, or take these cases out of imagesTr.")
+    if missing := [str(path) for case in cases.values() for path in case.images if not path.is_file()]:
+        raise TransferError(f"{raw.name}: dataset.json lists images that are not there: {shorten(missing)}. Correct "
+                            "the list, or put the images there.")
     return cases
 
 
@@ -191,7 +191,7 @@ def _describe_split(path: Path, cases: list[str]) -> str:
             from error
     if unknown := sorted(named - set(cases)):
         raise TransferError(f"{path.name} in nnUNet_preprocessed names cases that imagesTr does not hold: "
-                            f"{', '.join(unknown[:_SHOWN])}. Correct or delete it.")
+                            f"{shorten(unknown)}. Correct or delete it.")
     left_out = len(set(cases) - named)
     return (f"your splits_final.json with {len(folds)} folds (0 to {len(folds) - 1})"
             + (f"; it leaves out {left_out} of {len(cases)} cases" if left_out else ""))

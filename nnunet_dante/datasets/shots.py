@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..errors import ConfigurationError
-from ..files import write_text_atomically
+from ..files import parse_json, read_json, read_text, write_text_atomically
 from ..types import PathLike
-from .case_lists import read_cases, read_groups
 from .dataset import open_target
 
 ALL = "all"
@@ -22,8 +23,7 @@ _REDRAWS = 200
 _SHOWN = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fold:
+class Fold(msgspec.Struct, frozen=True, kw_only=True):
     """One draw: `shots` training cases; `all` says that they are the whole pool."""
 
     fold: int
@@ -33,23 +33,20 @@ class Fold:
     train: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shots:
-    """What every fold is; val, test and pool have no case and no group in common (but see `notes` for one case)."""
+class Shots(msgspec.Struct, frozen=True, kw_only=True):
+    """All folds; val, test and pool share no case and no group (unless there is only one case: see `notes`).
 
+    The content of shots.json is `msgspec.to_builtins(shots)`; `read_shots` reads it back.
+    """
+
+    format: int = 1
     dataset: str
     seed_count: int
     val: tuple[str, ...]
     test: tuple[str, ...]
     pool: tuple[str, ...]
     folds: tuple[Fold, ...]
-    notes: tuple[str, ...] = field(default=())
-
-    def table(self) -> dict[str, Any]:
-        """Return the content of shots.json."""
-        return {"format": 1, "dataset": self.dataset, "seed_count": self.seed_count, "val": list(self.val),
-                "test": list(self.test), "pool": list(self.pool),
-                "folds": [asdict(f) | {"train": list(f.train)} for f in self.folds]}
+    notes: tuple[str, ...] = ()
 
     def splits(self) -> list[dict[str, list[str]]]:
         """Return the content of splits_final.json; nnU-Net reads no other keys."""
@@ -131,8 +128,87 @@ def write_shots(dataset: str | int, shots: Sequence[int | str], *, seeds: int = 
                                  "longer be what it says, so it stays. Give --force (Python: force=True) to replace "
                                  "it, or move it away.")
     write_text_atomically(json.dumps(drawn.splits(), indent=2), path)
-    write_text_atomically(json.dumps(drawn.table(), indent=2), path.with_name("shots.json"))
+    write_text_atomically(json.dumps(msgspec.to_builtins(drawn), indent=2), path.with_name("shots.json"))
     return drawn
+
+
+def read_shots(path: PathLike) -> Shots:
+    """Read a shots.json.
+
+    Raises:
+        ConfigurationError: the file is missing, damaged or of a newer format.
+    """
+    try:
+        found = msgspec.convert(read_json(path), Shots)
+    except (OSError, ValueError) as error:  # msgspec.ValidationError is a ValueError
+        raise ConfigurationError(f"{path} is no table of `nnunet-dante shots` ({error}). Run that command again, or "
+                                 "delete the file.") from error
+    if found.format != 1:
+        raise ConfigurationError(f"{path} has format {found.format}; this version reads format 1. Install a newer "
+                                 "nnunet-dante.")
+    return found
+
+
+def read_groups(path: PathLike) -> dict[str, list[str]]:
+    """Return group -> cases from a JSON file {group: [cases]} or a CSV file case,group; a header is skipped.
+
+    Raises:
+        ConfigurationError: the file is missing or of another form.
+    """
+    path, groups = Path(path), {}
+    text = _text(path, "--groups")
+    if path.suffix.lower() == ".json":
+        groups = _json(text)
+        if isinstance(groups, dict) and all(isinstance(v, list) for v in groups.values()):
+            return {str(group): list(map(str, cases)) for group, cases in groups.items()}
+        raise ConfigurationError(f'--groups {path.name} must hold {{"group": ["case", ...], ...}}.')
+    for row in _rows(text, path):
+        cells = [cell.strip() for cell in row]
+        if any(cells) and (len(cells) != 2 or not all(cells)):
+            raise ConfigurationError(f"--groups {path.name} holds the line {','.join(row)!r}; each must be case,group. "
+                                     "(A JSON file must be named .json.)")
+        if any(cells) and [c.lower() for c in cells] != ["case", "group"]:
+            groups.setdefault(cells[1], []).append(cells[0])
+    return groups
+
+
+def read_cases(path: PathLike) -> list[str]:
+    """Return the cases of a text file with one a line, or of a JSON list.
+
+    Raises:
+        ConfigurationError: the file is missing or holds other JSON.
+    """
+    path = Path(path)
+    text = _text(path, "--test")
+    if path.suffix.lower() != ".json":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    cases = _json(text)
+    if isinstance(cases, list) and all(isinstance(c, str) for c in cases):
+        return cases
+    raise ConfigurationError(f'--test {path.name} must hold a list of cases: ["case", ...].')
+
+
+def _rows(text: str, path: Path) -> list[list[str]]:
+    try:
+        return list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise ConfigurationError(f"--groups {path.name} is no CSV file ({error}); each line must be "
+                                 "case,group.") from error
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        return read_text(path, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{option}: {path} cannot be read ({error}); give a text, CSV or JSON "
+                                 "file.") from error
+
+
+def _json(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError:
+        return None
 
 
 def _membership(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -183,7 +259,7 @@ def _sizes(shots: Sequence[int | str], pool: Sequence[str], origin: str) -> list
             raise ConfigurationError(f"-k {k} is not possible: the pool has {len(pool)} cases ({origin}). Give 1 to "
                                      f"{len(pool)}, or the word {ALL}.")
     if not shots:
-        raise ConfigurationError(f"-k names no number of shots; give for instance 1 2 4 {ALL}.")
+        raise ConfigurationError(f"-k names no number of shots; give for instance 1,2,4,{ALL}.")
     return sorted({len(pool) if k == ALL else int(k) for k in shots})
 
 
@@ -222,6 +298,6 @@ def _list(names: Sequence[str]) -> str:
 
 def _content(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError:
         return None  # not what we would write either, so it is not replaced unasked

@@ -1,4 +1,4 @@
-"""What the numbers of nnU-Net mean: channels, head rows and cascade inputs by name, and how two lists of names match.
+"""What the numbers of nnU-Net mean: channels, head rows and cascade inputs by name.
 
 nnU-Net's rules, all easy to get wrong: a head without regions has one row per label value in ascending order,
 background included; with regions it has one row per entry of "labels" in the order of the file, without background
@@ -8,7 +8,6 @@ background included; with regions it has one row per entry of "labels" in the or
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from ..errors import TransferError
@@ -125,15 +124,3 @@ def previous_stage_names(dataset_json: DatasetJson) -> tuple[str, ...]:
     foreground = sorted(frozenset().union(*labels.values()) - {0})
     return tuple(" & ".join(sorted(name for name, values in labels.items() if value in values))
                  for value in foreground)
-
-
-def match(target: Sequence[str], donor: Sequence[str]) -> tuple[int | None, ...]:
-    """For each target name the position of the same name in `donor`, or None.
-
-    Case and outer blanks do not count. A name that occurs several times (three channels "rgb_to_0_1") matches
-    occurrence by occurrence.
-    """
-    positions: dict[str, list[int]] = {}
-    for position, name in enumerate(donor):
-        positions.setdefault(name.strip().casefold(), []).append(position)
-    return tuple(found.pop(0) if (found := positions.get(name.strip().casefold())) else None for name in target)

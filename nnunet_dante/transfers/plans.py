@@ -11,9 +11,9 @@ import numpy as np
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from ..errors import ConfigurationError
-from ..models.labels import match
 from ..models.settings import read_dante_block, with_overrides
 from ..types import Plans
+from .match import NameMatch
 
 __all__ = ["ChannelPlan", "PlansReport", "merge_plans", "read_dante_block", "retarget_plans"]
 
@@ -51,8 +51,8 @@ class PlansReport:
 
 
 def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, dataset_name: str, reader: str,
-                   donor_channels: Sequence[str], target_channels: Sequence[str], fingerprint: dict[str, Any],
-                   intensity: str = "donor", batch_size: int | None = None) -> tuple[Plans, PlansReport]:
+                   channels: NameMatch, fingerprint: dict[str, Any], intensity: str = "donor",
+                   batch_size: int | None = None) -> tuple[Plans, PlansReport]:
     """Return plans for the target and what they mean for it; nothing of the donor's is changed in place.
 
     Kept: spacing, patch, topology, transpose, resampling, and by channel name normalisation and intensity statistics.
@@ -74,12 +74,11 @@ def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, d
         "original_median_spacing_after_transp": [float(s) for s in spacing],
         "original_median_shape_after_transp": [
             round(float(n)) for n in np.median(np.asarray(fingerprint["shapes_after_crop"], float), 0)[order]],
-        _INTENSITY: _intensities(donor_plans, donor_channels, target_channels, fingerprint, intensity)}
-    _retarget_configurations(plans, names, match(target_channels, donor_channels), target_channels, fingerprint)
+        _INTENSITY: _intensities(donor_plans, channels, fingerprint, intensity)}
+    _retarget_configurations(plans, names, channels, fingerprint)
     if batch_size is not None:
         plans["configurations"][configuration]["batch_size"] = int(batch_size)
-    return plans, _report(plans, configuration, match(target_channels, donor_channels), target_channels,
-                          has_statistics=_intensity_source(donor_plans, intensity))
+    return plans, _report(plans, configuration, channels, has_statistics=_intensity_source(donor_plans, intensity))
 
 
 def _chain(configurations: dict[str, Any], wanted: str) -> list[str]:
@@ -111,20 +110,21 @@ def _intensity_source(donor_plans: Plans, intensity: str) -> bool:
     return intensity == "donor" and bool(donor_plans.get(_INTENSITY) or donor_plans.get(_OLD_INTENSITY))
 
 
-def _intensities(donor_plans: Plans, donor_channels: Sequence[str], target_channels: Sequence[str],
-                 fingerprint: dict[str, Any], intensity: str) -> dict[str, Any]:
+def _intensities(donor_plans: Plans, channels: NameMatch, fingerprint: dict[str, Any],
+                 intensity: str) -> dict[str, Any]:
     donors = {str(k): v for k, v in (donor_plans.get(_INTENSITY) or donor_plans.get(_OLD_INTENSITY) or {}).items()}
     own = {str(k): v for k, v in fingerprint[_INTENSITY].items()}
-    source = match(target_channels, donor_channels)
     keep = _intensity_source(donor_plans, intensity)
-    return {str(i): deepcopy(donors[str(j)] if keep and j is not None else own[str(i)]) for i, j in enumerate(source)}
+    return {str(i): deepcopy(donors[str(j)] if keep and j is not None else own[str(i)])
+            for i, j in enumerate(channels.source)}
 
 
-def _retarget_configurations(plans: Plans, names: list[str], source: tuple[int | None, ...],
-                             channels: Sequence[str], fingerprint: dict[str, Any]) -> None:
+def _retarget_configurations(plans: Plans, names: list[str], channels: NameMatch,
+                             fingerprint: dict[str, Any]) -> None:
     identifiers: dict[str, str] = {}
     cropped = fingerprint.get("median_relative_size_after_cropping", 1.0) < 0.75  # nnU-Net's rule for masked z-scores
-    schemes = [get_normalization_scheme(name) for name in channels]
+    source = channels.source
+    schemes = [get_normalization_scheme(name) for name in channels.target]
     masks = [cropped and bool(s.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true) for s in schemes]
     for name in names:
         config = plans["configurations"][name]
@@ -146,8 +146,7 @@ def _median_shape(plans: Plans, spacing: Sequence[float], fingerprint: dict[str,
     return [float(n) for n in np.median(np.round(shapes * spacings / np.asarray(spacing, float)), 0)]
 
 
-def _report(plans: Plans, configuration: str, source: tuple[int | None, ...], channels: Sequence[str], *,
-            has_statistics: bool) -> PlansReport:
+def _report(plans: Plans, configuration: str, channels: NameMatch, *, has_statistics: bool) -> PlansReport:
     def get(key: str) -> Any:
         return _resolved(plans, configuration, key)
 
@@ -157,8 +156,8 @@ def _report(plans: Plans, configuration: str, source: tuple[int | None, ...], ch
         channels=tuple(ChannelPlan(name=name, scheme=scheme, use_mask=mask,
                                    scheme_from="target" if i is None else "donor",
                                    statistics_from="donor" if i is not None and has_statistics else "target")
-                       for name, i, scheme, mask in zip(channels, source, get("normalization_schemes"),
-                                                        get("use_mask_for_norm"))),
+                       for name, i, scheme, mask in zip(
+                           channels.target, channels.source, get("normalization_schemes"), get("use_mask_for_norm"))),
         plans_spacing_mm=tuple(spacing.tolist()), target_spacing_mm=tuple(target.tolist()),
         spacing_ratio=tuple((target / spacing).tolist()), patch_size=tuple(int(n) for n in get("patch_size")),
         median_shape=tuple(int(n) for n in get("median_image_size_in_voxels")))

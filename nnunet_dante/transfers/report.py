@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 from .. import __version__
 from ..training.launch import train_command
+from .match import NameReport
 from .plans import PlansReport
-from .surgery import NameReport
 
 MAX_SPACING_RATIO = 1.5
 MIN_COVERAGE = 0.1
@@ -37,6 +37,7 @@ class TransferReport:
     plans: PlansReport
     intensity: str
     reader: str
+    orientation: str
     batch_size: int
     mirroring_axes: tuple[int, ...] | None
     mirroring: str
@@ -87,6 +88,7 @@ class TransferReport:
                             f"resampling {_numbers(plans.median_shape)}")
         yield _row("mirroring", self.mirroring)
         yield _row("reader", self.reader)
+        yield _row("stored as", self.orientation)
 
     def _tail(self) -> Iterator[str]:
         yield _row("cases", f"{self.cases}; {self.split}")

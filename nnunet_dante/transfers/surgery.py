@@ -22,42 +22,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import TransferError
 from ..models.checkpoint import alias_sets
-from ..models.labels import match
 from ..types import ReadOnlyStateDict, StateDict
+from .match import LabelMatch, NameMatch, NameReport
 
 NEW_REGION_PROBABILITY = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class NameReport:
-    """What surgery did with a list of names; `rule` says how the new ones start ("" if there are none)."""
-
-    matched: tuple[str, ...]
-    new: tuple[str, ...]
-    dropped: tuple[str, ...]
-    rule: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The rows of a segmentation head: names in order, and whether they are sigmoid regions or softmax labels."""
-
-    names: tuple[str, ...]
-    regions: bool = False
-
-
-def _report(target: tuple[str, ...], donor: tuple[str, ...], rule: str) -> NameReport:
-    found = match(target, donor)
-    new = tuple(n for n, i in zip(target, found) if i is None)
-    return NameReport(matched=tuple(n for n, i in zip(target, found) if i is not None), new=new,
-                      dropped=tuple(n for i, n in enumerate(donor) if i not in found), rule=rule if new else "")
+NO_NAMES = NameMatch(target=(), donor=())
 
 
 def _replace(weights: ReadOnlyStateDict, changed: Mapping[str, Tensor]) -> StateDict:
@@ -69,83 +44,80 @@ def _replace(weights: ReadOnlyStateDict, changed: Mapping[str, Tensor]) -> State
     return result
 
 
-def head_surgery(weights: ReadOnlyStateDict, *, heads: Mapping[str, int], donor: Rows,
-                 target: Rows) -> tuple[StateDict, NameReport]:
-    """Give every head the rows of `target`, by name; all deep-supervision heads alike.
+def head_surgery(weights: ReadOnlyStateDict, *, heads: Mapping[str, int],
+                 labels: LabelMatch) -> tuple[StateDict, NameReport]:
+    """Give every segmentation head the target's rows, by name; all deep-supervision heads alike.
 
-    heads: state-dict key of each head's weight and bias -> dimension of its rows (0 for a convolution's weight, 1 for
-    a transposed one's, 0 for a bias).
+    Args:
+        weights: the donor's state dict; it is not changed.
+        heads: state-dict key of each head's weight and bias -> dimension of its rows (0 for a convolution's weight, 1
+            for a transposed one's, 0 for a bias).
+        labels: which rows of the donor the target's rows are.
 
     Raises:
         TransferError: a head has another number of rows than the donor has names.
     """
     changed = {}
     for key, dim in heads.items():
-        rows = weights[key].movedim(dim, 0)
-        if len(rows) != len(donor.names):
+        rows = weights[key].movedim(dim, 0)  # (donor rows, ...)
+        if len(rows) != len(labels.donor):
             raise TransferError(f"Head {key} of the donor has {len(rows)} rows, its dataset.json names "
-                                f"{len(donor.names)}: {', '.join(donor.names)}. Use its own dataset.json.")
-        new = _head_rows(rows, donor, target, is_bias=rows.ndim == 1)
+                                f"{len(labels.donor)}: {', '.join(labels.donor)}. Use its own dataset.json.")
+        new = _head_rows(rows, labels, is_bias=rows.ndim == 1)  # (target rows, ...)
         changed[key] = new.movedim(0, dim).contiguous()
-    rule = (f"absent at first: zero weights, probability {NEW_REGION_PROBABILITY}" if target.regions
+    rule = (f"absent at first: zero weights, probability {NEW_REGION_PROBABILITY}" if labels.target_regions
             else "mean of the known rows: never wins at the start, known labels keep their ranking"
-            if _structure_known(donor, target)
+            if labels.knows_structure
             else "no label is known: mean of all the donor's rows, so they start where it saw any structure")
-    # Where only one side is a softmax head, its background row has no counterpart; the rules above account for it.
-    one_sided = {"background"} if donor.regions != target.regions else set()
-    kept, known = (tuple(n for n in rows.names if n not in one_sided) for rows in (target, donor))
-    return _replace(weights, changed), _report(kept, known, rule)
+    return _replace(weights, changed), labels.report(rule)
 
 
-def _head_rows(rows: Tensor, donor: Rows, target: Rows, *, is_bias: bool) -> Tensor:
+def _head_rows(rows: Tensor, labels: LabelMatch, *, is_bias: bool) -> Tensor:
     known: dict[str, Tensor] = {}
-    for name, i in zip(target.names, match(target.names, donor.names)):
+    for name, i in zip(labels.target, labels.source):
         if i is not None:
-            known[name] = rows[i] - rows[0] if target.regions and not donor.regions else rows[i]
-    if donor.regions and not target.regions:
+            known[name] = rows[i] - rows[0] if labels.target_regions and not labels.donor_regions else rows[i]
+    if labels.donor_regions and not labels.target_regions:
         known["background"] = torch.zeros_like(rows[0])
-    if target.regions:
+    if labels.target_regions:
         prior = math.log(NEW_REGION_PROBABILITY / (1 - NEW_REGION_PROBABILITY))
         new = torch.full_like(rows[0], prior if is_bias else 0.0)
     else:
-        unknown = [] if _structure_known(donor, target) else [
-            row for row, i in zip(rows, match(donor.names, target.names)) if i is None]
+        unknown = [] if labels.knows_structure else [
+            row for i, row in enumerate(rows) if i not in labels.source]
         new = torch.stack([*known.values(), *unknown]).mean(0)
-    return torch.stack([known.get(name, new) for name in target.names])
+    return torch.stack([known.get(name, new) for name in labels.target])
 
 
-def _structure_known(donor: Rows, target: Rows) -> bool:
-    return any(i is not None for n, i in zip(target.names, match(target.names, donor.names)) if n != "background")
+def stem_surgery(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], channels: NameMatch,
+                 previous: NameMatch = NO_NAMES) -> tuple[StateDict, NameReport, NameReport]:
+    """Give the first convolution the target's channels, by name; return reports for images and previous stage.
 
-
-def stem_surgery(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], donor: tuple[str, ...],
-                 target: tuple[str, ...], donor_previous: tuple[str, ...] = (),
-                 target_previous: tuple[str, ...] = ()) -> tuple[StateDict, NameReport, NameReport]:
-    """Give the first convolution the channels of `target`, by name; returns reports for images and previous stage.
-
-    stems: state-dict keys of weights of shape (out, in, *kernel). `*_previous`: labels that a cascade feeds back as
-    channels behind the images.
+    Args:
+        weights: the donor's state dict; it is not changed.
+        stems: state-dict keys of the weights, shape (out, in, *kernel), that read the image.
+        channels: which channels of the donor the target's are.
+        previous: the same for the labels that a cascade feeds back as channels behind the images.
 
     Raises:
         TransferError: a stem has another number of channels than the donor has names.
     """
-    images, fed_back, changed = match(target, donor), match(target_previous, donor_previous), {}
+    changed, known = {}, any(i is not None for i in channels.source)
     for key in stems:
-        kernels = weights[key].unbind(1)
-        if len(kernels) != len(donor) + len(donor_previous):
+        kernels = weights[key].unbind(1)  # one of shape (out, *kernel) per channel
+        if len(kernels) != len(channels.donor) + len(previous.donor):
             raise TransferError(f"Stem {key} of the donor reads {len(kernels)} channels, its dataset.json names "
-                                f"{', '.join(donor + donor_previous)}. Use the dataset.json it was trained with.")
-        zero = torch.zeros_like(kernels[0])
-        new = zero
-        if all(i is None for i in images):
-            new = torch.stack(kernels[: len(donor)]).mean(0) * (len(donor) / len(target))
-        stem = [new if i is None else kernels[i] for i in images]
-        stem += [zero if i is None else kernels[len(donor) + i] for i in fed_back]
+                                f"{', '.join(channels.donor + previous.donor)}. Use the dataset.json it was trained "
+                                "with.")
+        new = zero = torch.zeros_like(kernels[0])
+        if not known:
+            new = torch.stack(kernels[: len(channels.donor)]).mean(0) * (len(channels.donor) / len(channels.target))
+        stem = [new if i is None else kernels[i] for i in channels.source]
+        stem += [zero if i is None else kernels[len(channels.donor) + i] for i in previous.source]
         changed[key] = torch.stack(stem, dim=1)
-    rule = ("no channel is known: mean of the donor's kernels" if all(i is None for i in images)
-            else "zero kernels: the network computes what it did on the known channels")
-    return (_replace(weights, changed), _report(target, donor, rule),
-            _report(target_previous, donor_previous, "zero kernels"))
+    rule = ("zero kernels: the network computes what it did on the known channels" if known
+            else "no channel is known: mean of the donor's kernels")
+    return _replace(weights, changed), channels.report(rule), previous.report("zero kernels")
 
 
 def invert_channels(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], channels: tuple[int, ...]) -> StateDict:

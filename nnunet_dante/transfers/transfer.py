@@ -8,27 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.configuration import default_num_processes
-from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from .. import __version__
 from ..datasets.dataset import Target, open_target
+from ..datasets.orientation import case_orientations, compare_orientations, training_orientation
 from ..errors import ConfigurationError, TransferError
-from ..files import read_json
-from ..models.checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors, write_text_atomically
+from ..files import read_json, write_text_atomically
+from ..models.checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors
 from ..models.donor import Donor, open_donor
-from ..models.labels import channel_names, has_regions, head_names, match, previous_stage_names
+from ..models.labels import head_names
 from ..models.network import build_network, head_rows, stem_weights
 from ..models.overrides import checked_overrides
 from ..models.settings import new_dante_block, read_dante_block
 from ..peft.added_modules import is_added
 from ..types import PathLike, Plans, StateDict
+from .match import Match, NameReport, match_data_sets
 from .mirroring import chosen_axes, describe_axes, side_axis, side_warnings
 from .plans import PlansReport, merge_plans, retarget_plans
+from .preprocess import preprocess as run_preprocessing
+from .preprocess import preprocess_command, stale_data
 from .report import TransferReport
-from .surgery import NameReport, Rows, head_surgery, invert_channels, stem_surgery
+from .surgery import head_surgery, invert_channels, stem_surgery
 
 
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
@@ -38,12 +40,23 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
              trust: bool = False, num_processes: int | None = None) -> TransferReport:
     """Write plans, dataset.json, fingerprint, start weights and a report for `dataset` into nnUNet_preprocessed.
 
-    source: model folder, zip of `nnUNetv2_export_model_to_zip`, or checkpoint. configuration and fold choose among
-    what the source holds. intensity: whose statistics CT normalisation uses, "donor" or "target". invert: channels
-    whose bright and dark are exchanged against the donor's images. mirroring: along which axes the trainings mirror
-    their images, "donor" for those of the donor's training, or "none" or "all". overrides: of the trainings: iterations
-    and val_iterations, and any option of any method. num_processes: default nnU-Net's.
-    Fingerprint and preprocessing start processes, so a script that calls this needs `if __name__ == "__main__":`.
+    The fingerprint and the preprocessing start processes, so a script that calls this needs
+    `if __name__ == "__main__":`.
+
+    Args:
+        source: model folder, zip of `nnUNetv2_export_model_to_zip`, or checkpoint.
+        dataset: number or name of your data set below nnUNet_raw.
+        configuration, fold, checkpoint: choose among what the source holds.
+        plans_name: name of the plans to write.
+        batch_size: instead of the donor's.
+        intensity: whose statistics CT normalisation uses, "donor" or "target".
+        invert: channels whose bright and dark are exchanged against the donor's images.
+        mirroring: along which axes trainings mirror their images, "donor" (as the donor's training did), "none" or
+            "all".
+        preprocess: run nnU-Net's preprocessing afterwards.
+        overrides: numbers and options of the trainings, such as {"epochs": 100, "l2_sp": 0.01}.
+        trust: read a checkpoint that executes code.
+        num_processes: for fingerprint and preprocessing; default: nnU-Net's.
 
     Raises:
         DonorError, UntrustedFileError: the source cannot be used.
@@ -52,29 +65,42 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     """
     given = checked_overrides(overrides or {})
     target = open_target(dataset)
+    split, _ = target.split()
     donor = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
     plans, plans_report, weights, facts = fit(
         donor, target, plans_name=_checked_name(plans_name), batch_size=batch_size, intensity=intensity,
         invert=invert, num_processes=num_processes)
     axes = chosen_axes(mirroring, donor.mirroring_axes, dimension=len(plans_report.patch_size))
-    stale, plans, file = _write(donor, target, plans, weights, given, invert, axes)
-    entry = plans["dante"]["start_weights"][donor.configuration]
-    if preprocess:
-        names = _with_own_data(plans, donor.configuration)
-        preprocess_dataset(int(target.name[7:10]), plans_name, names, (num_processes or default_num_processes,))
+    entry = {"file": f"{plans_name}_{donor.configuration}_start.pth", "donor": donor.provenance(),
+             **facts.pop("maps"), "inverted_channels": list(invert),
+             "mirroring_axes": None if axes is None else list(axes), "network_trainer": donor.network_trainer}
+    file = target.preprocessed / f"{plans_name}.json"
+    existing = _existing_plans(file)
+    plans |= {"dante": new_dante_block(donor.configuration, entry | {"sha256": "0" * 64}, given)}
+    if existing:
+        plans = merge_plans(existing, plans, configuration=donor.configuration)
+    command = preprocess_command(target, plans, donor.configuration)
+    config = PlansManager(plans).get_configuration(donor.configuration)
+    stale = stale_data(target, target.preprocessed / config.data_identifier,
+                       same_plans=_without_dante(existing) == _without_dante(plans))
+    orientation, differing = describe_orientation(donor, source, target, plans)
+    notes = (*target.warnings, *differing, *_trainer_note(donor), *_invert_note(invert),
+             *side_note(donor, target, plans, axes), *(() if preprocess else stale))
+    # Everything is checked: from here on files are written, and the plans, which name the others, last.
+    sha256 = _write(target, file, plans, donor.configuration, weights, entry)
+    target.write_split()
     report = TransferReport(
         donor=donor.provenance(), dataset=target.name, configuration=donor.configuration, plans_name=plans_name,
-        plans_file=file.name, start_weights=entry["file"], start_weights_sha256=entry["sha256"], plans=plans_report,
-        intensity=intensity, reader=plans["image_reader_writer"], cases=len(target.cases), split=target.write_split(),
-        batch_size=PlansManager(plans).get_configuration(donor.configuration).batch_size,
-        mirroring_axes=axes, mirroring=describe_axes(mirroring, donor.mirroring_axes, axes),
-        overrides=read_dante_block(plans)["overrides"],
-        trainer=next_trainer(donor), fold="all" if len(target.cases) == 1 else "0", **facts,
-        preprocess="" if preprocess else _preprocess_command(target, plans, donor.configuration),
-        notes=(*target.warnings, *_trainer_note(donor), *_invert_note(invert),
-               *side_note(donor, target, plans, axes), *(stale if not preprocess else ())))
+        plans_file=file.name, start_weights=str(entry["file"]), start_weights_sha256=sha256, plans=plans_report,
+        intensity=intensity, reader=plans["image_reader_writer"], orientation=orientation, cases=len(target.cases),
+        split=split, batch_size=config.batch_size, mirroring_axes=axes,
+        mirroring=describe_axes(mirroring, donor.mirroring_axes, axes),
+        overrides=read_dante_block(plans)["overrides"], trainer=next_trainer(donor),
+        fold="all" if len(target.cases) == 1 else "0", preprocess="" if preprocess else command, notes=notes, **facts)
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
         write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
+    if preprocess:
+        run_preprocessing(target, plans, donor.configuration, num_processes=num_processes)
     return report
 
 
@@ -86,14 +112,26 @@ def fit(donor: Donor, target: Target, *, plans_name: str = "nnUNetDantePlans", b
     Raises:
         TransferError, ConfigurationError: as `transfer`.
     """
+    names = match_data_sets(target.dataset_json, donor.dataset_json, cascaded=is_cascaded(donor))
     plans, plans_report = retarget_plans(
         donor.plans, configuration=donor.configuration, plans_name=plans_name, dataset_name=target.name,
-        reader=target.reader(str(donor.plans.get("image_reader_writer"))),
-        donor_channels=channel_names(donor.dataset_json), target_channels=channel_names(target.dataset_json),
+        reader=target.reader(str(donor.plans.get("image_reader_writer"))), channels=names.channels,
         intensity=intensity, batch_size=batch_size, fingerprint=target.fingerprint(num_processes=num_processes))
     _check_dimensions(donor, plans, target)
-    weights, facts = _operate(donor, target, plans, _inverted(invert, plans_report))
+    weights, facts = _operate(donor, target, plans, names, _inverted(invert, plans_report))
+    facts["maps"] = {"label_map": names.labels.by_name(), "channel_map": names.channels.by_name()}
     return plans, plans_report, weights, facts
+
+
+def is_cascaded(donor: Donor) -> bool:
+    """Whether the donor reads, besides the image, what a first stage predicted."""
+    return PlansManager(donor.plans).get_configuration(donor.configuration).previous_stage_name is not None
+
+
+def describe_orientation(donor: Donor, source: PathLike, target: Target, plans: Plans) -> tuple[str, list[str]]:
+    """Return how the images of target and donor lie in the patient, and a warning that names cases which differ."""
+    found = case_orientations(target.cases, str(plans["image_reader_writer"]))
+    return compare_orientations(found, training_orientation(donor, source))
 
 
 def _inverted(names: Sequence[str], report: PlansReport) -> tuple[int, ...]:
@@ -153,27 +191,24 @@ def _trainer_note(donor: Donor) -> tuple[str, ...]:
             f"nnUNetTrainerSpatialAdapter and -tr nnUNetTrainerAdaptFormer cannot be used",)
 
 
-def _operate(donor: Donor, target: Target, plans: Plans,
+def _operate(donor: Donor, target: Target, plans: Plans, names: Match,
              inverted: tuple[int, ...]) -> tuple[StateDict, dict[str, Any]]:
     """Surgery on head and stem; returns the target's weights and the report's facts about them."""
-    old, new = donor.dataset_json, target.dataset_json
-    cascaded = PlansManager(plans).get_configuration(donor.configuration).previous_stage_name is not None
     with torch.random.fork_rng(devices=[]):
         # Only layers whose shape depends on the labels (Primus) stay random: the same in every transfer.
         torch.random.default_generator.manual_seed(0)
-        network = build_network(plans, new, donor.configuration, trainer_name=donor.network_trainer, trust=donor.trust)
-    old_rows, new_rows = (Rows(names=head_names(d), regions=has_regions(d)) for d in (old, new))
-    weights, labels = head_surgery(donor.weights, heads=head_rows(network), donor=old_rows, target=new_rows)
-    stems = stem_weights(plans, new, donor.configuration, trainer_name=donor.network_trainer, trust=donor.trust)
-    weights, channels, previous = stem_surgery(
-        weights, stems=stems, donor=channel_names(old), target=channel_names(new),
-        donor_previous=previous_stage_names(old) if cascaded else (),
-        target_previous=previous_stage_names(new) if cascaded else ())
+        network = build_network(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer,
+                                trust=donor.trust)
+    weights, labels = head_surgery(donor.weights, heads=head_rows(network), labels=names.labels)
+    stems = stem_weights(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer,
+                         trust=donor.trust)
+    weights, channels, previous = stem_surgery(weights, stems=stems, channels=names.channels,
+                                               previous=names.previous_stage)
     weights = invert_channels(weights, stems=stems, channels=inverted) if inverted else weights
     weights, reinitialised = _fitted(weights, network.state_dict())
     kind = {True: "sigmoid regions", False: "softmax labels"}
-    label_kind = kind[new_rows.regions] + ("" if old_rows.regions == new_rows.regions else
-                                           f" (donor: {kind[old_rows.regions]}; same names start from each other)")
+    mine, theirs = kind[names.labels.target_regions], kind[names.labels.donor_regions]
+    label_kind = mine if mine == theirs else f"{mine} (donor: {theirs}; same names start from each other)"
     copied = _share_copied(donor.weights, weights, reinitialised)
     return weights, {"labels": labels, "channels": channels, "previous_stage": previous, "label_kind": label_kind,
                      "reinitialised": reinitialised, "weights_copied": copied}
@@ -208,28 +243,16 @@ def _shared_slices(tensor: Tensor, old: Tensor, dim: int) -> int:
                if any(part.shape == k.shape and torch.equal(part, k) for k in known))
 
 
-def _write(donor: Donor, target: Target, plans: Plans, weights: StateDict,
-           overrides: Mapping[str, Any], invert: Sequence[str],
-           axes: tuple[int, ...] | None) -> tuple[tuple[str, ...], Plans, Path]:
-    """Write weights, dataset.json, plans (last: they name the weights); warn of data preprocessed by older plans."""
-    folder = target.preprocessed
-    file = folder / f"{plans['plans_name']}.json"
-    entry = {"file": f"{plans['plans_name']}_{donor.configuration}_start.pth", "donor": donor.provenance(),
-             "label_map": _name_map(head_names(target.dataset_json), head_names(donor.dataset_json)),
-             "channel_map": _name_map(channel_names(target.dataset_json), channel_names(donor.dataset_json)),
-             "inverted_channels": list(invert), "mirroring_axes": None if axes is None else list(axes),
-             "network_trainer": donor.network_trainer}
-    existing = _existing_plans(file)
-    draft = dict(plans, dante=new_dante_block(donor.configuration, entry | {"sha256": "0" * 64}, overrides))
-    merged = merge_plans(existing, draft, configuration=donor.configuration) if existing else draft
-    save_atomically({"network_weights": weights, "dante": {"format": 1, "version": __version__, **entry}},
-                    folder / str(entry["file"]))
-    merged["dante"]["start_weights"][donor.configuration]["sha256"] = file_sha256(folder / str(entry["file"]))
-    write_text_atomically(json.dumps(target.dataset_json, indent=4), folder / "dataset.json")
-    write_text_atomically(json.dumps(merged, indent=4), file)
-    data = folder / PlansManager(merged).get_configuration(donor.configuration).data_identifier
-    stale = data.is_dir() and _without_dante(existing) != _without_dante(merged)
-    return ((f"{data.name} holds data preprocessed with other plans: preprocess again",) if stale else ()), merged, file
+def _write(target: Target, file: Path, plans: Plans, configuration: str, weights: StateDict,
+           entry: Mapping[str, Any]) -> str:
+    """Write weights, dataset.json and, last, the plans; return the weights' sha256, which the plans record."""
+    start = target.preprocessed / str(entry["file"])
+    save_atomically({"network_weights": weights, "dante": {"format": 1, "version": __version__, **entry}}, start)
+    sha256 = file_sha256(start)
+    plans["dante"]["start_weights"][configuration]["sha256"] = sha256
+    write_text_atomically(json.dumps(target.dataset_json, indent=4), target.preprocessed / "dataset.json")
+    write_text_atomically(json.dumps(plans, indent=4), file)
+    return sha256
 
 
 def _existing_plans(file: Path) -> Plans | None:
@@ -247,23 +270,6 @@ def _existing_plans(file: Path) -> Plans | None:
 
 def _without_dante(plans: Plans | None) -> Plans:
     return {key: value for key, value in (plans or {}).items() if key != "dante"}
-
-
-def _name_map(target: tuple[str, ...], donor: tuple[str, ...]) -> dict[str, str | None]:
-    return {name: None if i is None else donor[i] for name, i in zip(target, match(target, donor))}
-
-
-def _with_own_data(plans: Plans, configuration: str) -> tuple[str, ...]:
-    """`configuration` and the other stages of its cascade, without those that share preprocessed data."""
-    manager = PlansManager(plans)
-    config = manager.get_configuration(configuration)
-    names = [configuration, *filter(None, [config.previous_stage_name]), *(config.next_stage_names or [])]
-    return tuple({manager.get_configuration(name).data_identifier: name for name in reversed(names)}.values())[::-1]
-
-
-def _preprocess_command(target: Target, plans: Plans, configuration: str) -> str:
-    return (f"nnUNetv2_preprocess -d {int(target.name[7:10])} -plans_name {plans['plans_name']} "
-            f"-c {' '.join(_with_own_data(plans, configuration))} -np 1")
 
 
 __all__ = ["NameReport", "PlansReport", "TransferReport", "transfer"]

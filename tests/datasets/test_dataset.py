@@ -1,15 +1,13 @@
-"""target.py: a data set that will not train is refused before anything is written, with what to do."""
+"""dataset.py: a data set that will not train is refused before anything is written, with what to do."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import TransferError
@@ -48,13 +46,13 @@ def test_raw_is_no_folder(dataset, monkeypatch):
 
 @pytest.mark.parametrize("name", [7, "7", "Dataset007_Heart", "heart"])
 def test_unknown_data_set_lists_what_there_is(dataset, name):
-    with pytest.raises(TransferError, match="is not below nnUNet_raw .*Dataset901_Tiny.*Give an id"):
+    with pytest.raises(TransferError, match="is not below nnUNet_raw .*Dataset901_Tiny.*Give a number"):
         open_target(name)
 
 
 def test_id_used_twice(dataset):
     shutil.copytree(dataset, dataset.with_name("Dataset901_Other"))
-    with pytest.raises(TransferError, match="used twice.*Dataset901_Other, Dataset901_Tiny"):
+    with pytest.raises(TransferError, match="used twice.*Dataset901_Other.*Dataset901_Tiny"):
         open_target(901)
     assert open_target("Dataset901_Other").name == "Dataset901_Other"
 
@@ -181,53 +179,6 @@ def test_your_own_split_is_kept_and_checked(dataset):
         target.write_split()
 
 
-@pytest.fixture
-def extractions(monkeypatch):
-    """Replace nnU-Net's extractor, which starts processes, by one that writes what the list's last entry says."""
-    wanted = []
-
-    class Extractor:
-        def __init__(self, name, num_processes):
-            self.name = name
-
-        def run(self, *, overwrite_existing):
-            assert overwrite_existing
-            content = wanted.pop()
-            if isinstance(content, Exception):
-                raise content
-            path = Path(nnUNet_preprocessed, self.name, "dataset_fingerprint.json")
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(content))
-
-    monkeypatch.setattr("nnunet_dante.datasets.dataset.DatasetFingerprintExtractor", Extractor)
-    return wanted
-
-
-def fingerprint(n, mean=1.0):
-    return {"spacings": [[1.0, 1.0, 1.0]] * n, "shapes_after_crop": [[20, 24, 18]] * n,
-            "foreground_intensity_properties_per_channel": {"0": {"mean": mean}}}
-
-
-def test_fingerprint_is_extracted_once_and_again_when_cases_came(dataset, extractions):
-    target = open_target(901)
-    extractions.append(fingerprint(3, mean=5.0))
-    assert target.fingerprint() == target.fingerprint() == fingerprint(3, mean=5.0)
-    (target.preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint(2)))
-    extractions.append(fingerprint(3, mean=7.0))
-    assert target.fingerprint() == fingerprint(3, mean=7.0)
-
-
-@pytest.mark.parametrize("damage", ["[" * 100_000, "[]", "null", json.dumps(fingerprint(3) | {"spacings": [[0, 0, 0]] * 3}),
-                                    json.dumps(fingerprint(3) | {"shapes_after_crop": "x"}),
-                                    json.dumps(fingerprint(3) | {"median_relative_size_after_cropping": "x"}), json.dumps({"spacings": []})])
-def test_a_damaged_fingerprint_is_extracted_again(dataset, extractions, damage):
-    target = open_target(901)
-    target.preprocessed.mkdir()
-    (target.preprocessed / "dataset_fingerprint.json").write_text(damage)
-    extractions.append(fingerprint(3))
-    assert target.fingerprint() == fingerprint(3)
-
-
 @pytest.mark.parametrize(("change", "match"), [
     ({"file_ending": "/../../**/*"}, "file_ending"), ({"file_ending": 3}, "file_ending"),
     ({"labels": {"background": 0, "a": "x"}}, "whole number"), ({"labels": {"background": 0, "a": []}}, "whole number"),
@@ -248,13 +199,38 @@ def test_a_damaged_image_is_named(dataset, folder):
         open_target(901)
 
 
-def test_what_the_extractor_cannot_read_is_named(dataset, extractions):
-    extractions.append(RuntimeError("file is not a NIfTI"))
-    with pytest.raises(TransferError, match="could not extract the fingerprint.*not a NIfTI.*--verify_dataset_integrity"):
-        open_target(901).fingerprint()
+@pytest.mark.parametrize("variable", ["nnUNet_results", "nnUNet_preprocessed"])
+def test_a_number_that_a_donor_or_old_data_have_too_is_refused_and_the_name_works(dataset, nnunet_paths, variable):
+    (nnunet_paths[variable] / "Dataset901_Donor").mkdir()
+    with pytest.raises(TransferError, match=f"number 901 is used twice: Dataset901_Donor .in {variable}.*full name"):
+        open_target(901)
+    target = open_target("Dataset901_Tiny")
+    assert target.name == "Dataset901_Tiny" and target.number is None
 
 
-def test_statistics_that_are_no_numbers_are_refused(dataset, extractions):
-    extractions.append(fingerprint(3, mean=float("nan")))
-    with pytest.raises(TransferError, match="intensity statistics.*are not finite"):
-        open_target(901).fingerprint()
+@pytest.mark.parametrize(("name", "given", "number"), [
+    ("Dataset1234_Mine", 1234, 1234), ("Dataset012_Mine", 12, 12), ("Dataset12345_Mine", "12345", 12345),
+    ("Dataset12_Mine", 12, None), ("DatasetMine", "DatasetMine", None)])
+def test_every_name_that_nnunet_takes_is_a_data_set(dataset, name, given, number):
+    """nnU-Net's commands find Dataset012 by its number, but not Dataset12; ours find both."""
+    shutil.move(dataset, dataset.with_name(name))
+    for asked in (given, name):
+        assert (open_target(asked).name, open_target(asked).number) == (name, number)
+
+
+def test_a_number_that_begins_another_is_told_apart_although_nnunet_cannot(dataset):
+    shutil.move(dataset, dataset.with_name("Dataset123_Mine"))
+    tiny.write_raw_dataset(dataset.parent, dataset_id=1234)
+    assert (open_target(123).name, open_target(123).number) == ("Dataset123_Mine", None)
+    assert open_target(1234).number == 1234
+
+
+def test_stacks_of_slices_are_not_given_to_a_reader_of_photographs(nnunet_paths):
+    tifffile = pytest.importorskip("tifffile")
+    folder = nnunet_paths["nnUNet_raw"] / "Dataset902_Stack"
+    for sub, name in (("imagesTr", "a_0000.tif"), ("labelsTr", "a.tif")):
+        (folder / sub).mkdir(parents=True)
+        tifffile.imwrite(folder / sub / name, np.ones((5, 8, 9), np.uint8))
+    content = {"channel_names": {"0": "microscope"}, "labels": {"background": 0, "x": 1}, "numTraining": 1, "file_ending": ".tif"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert open_target(902).reader("NaturalImage2DIO") == "Tiff3DIO"

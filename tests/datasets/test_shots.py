@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_dante.cli import main
-from nnunet_dante.datasets.shots import draw_shots, write_shots
+from nnunet_dante.datasets.shots import Fold, draw_shots, read_cases, read_groups, read_shots, write_shots
 from nnunet_dante.errors import ConfigurationError
 
 
@@ -79,8 +79,7 @@ def test_one_case_validates_on_itself_and_says_so():
 def test_few_cases_leave_one_for_validation(n):
     drawn = draw_shots(names(n), ["all"])
     assert len(drawn.val) == 1 and len(drawn.pool) == n - 1 and len(drawn.folds) == 1
-    assert drawn.table()["folds"] == [
-        {"fold": 0, "shots": n - 1, "all": True, "seed": 0, "train": list(drawn.pool)}]
+    assert drawn.folds == (Fold(fold=0, shots=n - 1, all=True, seed=0, train=drawn.pool),)
 
 
 def test_a_pool_too_small_for_different_draws_says_so():
@@ -120,15 +119,15 @@ def run(*arguments: str):
     return CliRunner().invoke(main, ["shots", "-d", "901", *arguments])
 
 
-@pytest.mark.parametrize("spelling", [["-k", "1", "2", "all"], ["-k", "1,2,all"], ["-k", "1", "-k", "2", "-k", "all"],
-                                      ["-k", "1", "2", "--seeds", "3", "-k", "all"]])
+@pytest.mark.parametrize("spelling", [["-k", "1,2,all"], ["-k", "1", "-k", "2", "-k", "all"],
+                                      ["-k", "1, 2", "--seeds", "3", "-k", "all"]])
 def test_command_writes_folds_and_their_table(preprocessed, spelling):
     done = run(*spelling)
     assert done.exit_code == 0, done.output
     splits = json.loads((preprocessed / "splits_final.json").read_text())
     table = json.loads((preprocessed / "shots.json").read_text())
     assert [{"train": f["train"], "val": table["val"]} for f in table["folds"]] == splits
-    assert set(table) == {"format", "dataset", "seed_count", "val", "test", "pool", "folds"}
+    assert set(table) == {"format", "dataset", "seed_count", "val", "test", "pool", "folds", "notes"}
     assert (table["format"], table["dataset"], table["seed_count"]) == (1, "Dataset901_Tiny", 3)
     assert [f["shots"] for f in table["folds"]] == [1, 1, 1, 2, 2, 2, 5]
     assert "   6      5     0  " in done.output and "(the whole pool)" in done.output
@@ -144,8 +143,31 @@ def test_command_reads_groups_and_test(preprocessed, tmp_path):
 
 
 def test_command_refuses_what_is_no_number(preprocessed):
-    done = run("-k", "1", "two")
+    done = run("-k", "1,two")
     assert done.exit_code == 2 and "'two' is neither a number nor the word all" in done.output
+
+
+def test_numbers_apart_from_one_another_are_refused_with_the_spelling_that_works(preprocessed):
+    done = run("-k", "1", "2", "all")
+    assert done.exit_code == 2 and "separate the numbers with commas: -k 1,2,all" in done.output
+
+
+def test_the_table_is_read_back_also_without_notes_as_0_1_0_wrote_it(preprocessed):
+    drawn = write_shots(901, [1, "all"])
+    path = preprocessed / "shots.json"
+    assert read_shots(path) == drawn
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "notes"}
+    path.write_text(json.dumps(old))
+    assert read_shots(path).folds == drawn.folds
+
+
+@pytest.mark.parametrize("change", [{"folds": [{"fold": "x"}]}, {"val": 3}, {"test": [1]}, {"format": 2}])
+def test_a_table_of_another_form_is_named(preprocessed, change):
+    write_shots(901, [1])
+    path = preprocessed / "shots.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ConfigurationError, match=r"shots\.json"):
+        read_shots(path)
 
 
 @pytest.mark.parametrize("there", ['[{"train": ["case_000"], "val": ["case_001"]}]', "no JSON"])
@@ -174,3 +196,38 @@ def test_nnunet_trains_on_the_folds_written(preprocessed):
     trainer.print_to_log_file = lambda *_, **__: None
     trainer.dataset_class = lambda *_, **__: SimpleNamespace(identifiers=names(6))
     assert tuple(map(tuple, trainer.do_split())) == (drawn.folds[1].train, drawn.val)
+
+
+GROUPS = {"p1": ["a", "b"], "p2": ["c"]}
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("groups.json", json.dumps(GROUPS)), ("groups.csv", "case,group\na,p1\nb, p1\n\nc,p2\n"),
+    ("groups.csv", "\ufeffa,p1\nb,p1\nc,p2"), ("groups.csv", 'Case,Group\r\n"a",p1\r\nb,p1\r\nc,p2\r\n')])
+def test_groups_from_json_and_csv(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert read_groups(tmp_path / name) == GROUPS
+
+
+@pytest.mark.parametrize(("name", "text"), [("cases.json", '["a", "b"]'), ("cases.txt", "a\n\n b \n")])
+def test_cases_from_json_and_text(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_cases(tmp_path / name) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("groups.json", '["a"]', "groups.json must hold"), ("groups.json", '{"p": "a"}', "must hold"),
+    ("groups.json", "{", "must hold"), ("groups.csv", "a,p1\nb", "holds the line 'b'"),
+    ("groups.csv", "a,p1,x", "a,p1,x"), ("groups.csv", "a,", "'a,'")])
+def test_groups_of_another_form(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        read_groups(tmp_path / name)
+
+
+def test_cases_of_another_form_or_missing(tmp_path):
+    (tmp_path / "cases.json").write_text('{"a": 1}')
+    with pytest.raises(ConfigurationError, match="cases.json must hold a list"):
+        read_cases(tmp_path / "cases.json")
+    with pytest.raises(ConfigurationError, match=r"--test: .*nothing.txt cannot be read"):
+        read_cases(tmp_path / "nothing.txt")

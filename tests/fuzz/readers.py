@@ -20,11 +20,11 @@ from nnunet_dante.compare.sources import read_fold
 from nnunet_dante.compare.training_log import training_facts
 from nnunet_dante.dafne.importer import describe, import_model
 from nnunet_dante.dafne.model_file import open_model
-from nnunet_dante.dafne.orientation import training_orientation
 from nnunet_dante.dafne.settings import settings_for
 from nnunet_dante.dafne.sources import sources
-from nnunet_dante.datasets.case_lists import read_cases, read_groups
 from nnunet_dante.datasets.dataset import open_target
+from nnunet_dante.datasets.orientation import training_orientation
+from nnunet_dante.datasets.shots import read_cases, read_groups
 from nnunet_dante.errors import DanteError
 from nnunet_dante.models.checkpoint import file_sha256, load_checkpoint_safely
 from nnunet_dante.models.donor import open_donor
@@ -131,8 +131,8 @@ def _read_target(place: Place) -> None:
     try:
         transfer(place.samples / "models" / MODEL, DATASET, num_processes=1)
     except Exception:
-        after = {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "dataset_fingerprint.json"}
-        if after != {name: content for name, content in before.items() if name != "dataset_fingerprint.json"}:
+        after = {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.startswith("dataset_fingerprint")}
+        if after != {name: content for name, content in before.items() if not name.startswith("dataset_fingerprint")}:
             (place.out / "half-written").touch()
         raise
 

@@ -10,7 +10,6 @@ from nnunet_dante.models.labels import (
     channel_names,
     has_regions,
     head_names,
-    match,
     plain_labels,
     previous_stage_names,
 )
@@ -58,10 +57,6 @@ def test_bad_labels(labels, message):
     with pytest.raises(TransferError, match=message):
         head_names({"labels": labels})
 
-
-def test_match_by_name_ignores_case_and_counts_occurrences():
-    assert match(("ct", "MR"), ("MR ", "CT")) == (1, 0)
-    assert match(("rgb", "rgb", "rgb", "x"), ("rgb", "y", "rgb")) == (0, 2, None, None)
 
 
 @pytest.mark.parametrize("labels", [

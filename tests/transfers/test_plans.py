@@ -10,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.settings import new_dante_block
+from nnunet_dante.transfers.match import NameMatch
 from nnunet_dante.transfers.plans import merge_plans, retarget_plans
 
 ENTRY = {"file": "a.pth", "sha256": "0" * 64}
@@ -24,7 +25,7 @@ def fingerprint(channels=1, *, n=3, shape=(20, 24, 18), spacing=(1.0, 1.0, 1.0),
 def retarget(plans, *, configuration="3d_fullres", donor=("MRI",), target=("MRI",), **options):
     options = {"plans_name": "P", "dataset_name": "Dataset901_T", "reader": "NibabelIO",
                "fingerprint": fingerprint(len(target))} | options
-    return retarget_plans(plans, configuration=configuration, donor_channels=donor, target_channels=target, **options)
+    return retarget_plans(plans, configuration=configuration, channels=NameMatch(donor=donor, target=target), **options)
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"])

@@ -7,12 +7,13 @@ import math
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import Rows, label_match
 from torch.nn.functional import conv2d
 
-from nnunet_dante.models.labels import match
+from nnunet_dante.transfers.match import NameMatch
+from nnunet_dante.transfers.match import match_names as match
 from nnunet_dante.transfers.surgery import (
     NEW_REGION_PROBABILITY,
-    Rows,
     head_surgery,
     invert_channels,
     stem_surgery,
@@ -45,7 +46,7 @@ def head_of(donor, seed):
 
 
 def moved_head(weights, donor, target):
-    return head_surgery(weights, heads={"w": 0, "b": 0}, donor=donor, target=target)
+    return head_surgery(weights, heads={"w": 0, "b": 0}, labels=label_match(donor, target))
 
 
 def logits(weights):
@@ -87,8 +88,8 @@ def test_a_head_is_the_donors_again_after_a_target_that_knew_it_all(donor, more,
 @given(CHANNELS, CHANNELS, FED_BACK, FED_BACK, st.integers(0, 99))
 def test_a_stem_computes_what_it_did_on_the_channels_it_knows(donor, target, donor_fed, target_fed, seed):
     weights = {"stem": random(5, len(donor) + len(donor_fed), 3, 3, seed=seed)}
-    moved, images, fed = stem_surgery(weights, stems=("stem",), donor=donor, target=target,
-                                      donor_previous=donor_fed, target_previous=target_fed)
+    moved, images, fed = stem_surgery(weights, stems=("stem",), channels=NameMatch(donor=donor, target=target),
+                                      previous=NameMatch(donor=donor_fed, target=target_fed))
     found, found_fed = match(target, donor), match(target_fed, donor_fed)
     x = IMAGES[:, :len(donor) + len(donor_fed)].clone()
     y = random(2, len(target) + len(target_fed), 6, 6, seed=seed + 1)

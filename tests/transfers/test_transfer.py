@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import pytest
 import tiny
 import torch
@@ -169,7 +170,7 @@ def test_report_is_printed_saved_and_names_no_path(place):
     assert text == f"{report}\n"
     for part in ("matched: background, lesion, organ", "new: vessel", "sha256", "ratio 0.333 x 1 x 1", "batch 4",
                  "mirroring  axes 0, 1, 2", "ZScoreNormalization (donor's)", "epochs 3", "leave one case out",
-                 "nnUNetv2_preprocess -d 901 -plans_name nnUNetDantePlans -c 3d_fullres -np 1",
+                 "nnUNetv2_preprocess -d 901 -plans_name nnUNetDantePlans -c 3d_fullres",
                  "nnunet-dante train Dataset901_Tiny 3d_fullres 0 -p nnUNetDantePlans -tr nnUNetTrainerLoRA"):
         assert part in text
     assert data["labels"]["new"] == ["vessel"]
@@ -333,6 +334,63 @@ def test_stock_nnunet_takes_plans_data_and_start_weights(prepared):
     data, seg, *_ = train.load_case(train.identifiers[0])
     assert data.shape[0] == 1
     assert sorted(set(seg[:].ravel().tolist()) - {-1}) == [0, 1, 2, 3]
+
+
+def test_a_donor_of_the_same_number_is_told_apart_by_name_and_refused_by_number(place):
+    place = place()
+    donor = place.donor(dataset="Dataset901_Donor")
+    before = sorted(place.folder.iterdir())
+    with pytest.raises(TransferError, match="number 901 is used twice.*Dataset901_Donor"):
+        transfer(donor, 901)
+    assert sorted(place.folder.iterdir()) == before
+    text = str(transfer(donor, place.dataset))
+    assert "again, with --preprocess: nnUNetv2_preprocess takes a number" in text
+    assert f"nnunet-dante train {place.dataset} 3d_fullres" in text
+
+
+def test_preprocessing_goes_by_name_where_a_number_would_not_do(place):
+    place = place(n_cases=2)
+    transfer(place.donor(dataset="Dataset901_Donor"), place.dataset, preprocess=True, num_processes=1)
+    assert {p.name for p in (place.folder / "gt_segmentations").iterdir()} == {"case_000.nii.gz", "case_001.nii.gz"}
+    assert len(list((place.folder / "nnUNetDantePlans_3d_fullres").glob("*.pkl"))) == 2
+
+
+def test_images_stored_another_way_than_the_donors_are_named(place):
+    place = place()
+    folder = place.donor()
+    (folder / "fold_0" / "validation").mkdir()
+    raw = place.paths["nnUNet_raw"] / place.dataset
+    image = nibabel.load(raw / "imagesTr" / "case_000_0000.nii.gz")
+    nibabel.save(image, folder / "fold_0" / "validation" / "x.nii.gz")
+    assert not transfer(folder, place.dataset).notes
+    written = (place.folder / "dataset_fingerprint.json").stat().st_mtime
+    for path in (raw / "imagesTr" / "case_001_0000.nii.gz", raw / "labelsTr" / "case_001.nii.gz"):
+        nibabel.save(nibabel.load(path).as_reoriented([[0, -1], [1, 1], [2, 1]]), path)
+        os.utime(path, (written, written))
+    report = transfer(folder, place.dataset)
+    assert report.orientation.startswith("images RAS (4 cases), LAS (1 case); the donor's RAS")
+    assert any("1 of 5 cases" in note and "case_001 (LAS)" in note for note in report.notes)
+
+
+def test_a_damaged_split_is_refused_before_anything_is_written(place):
+    place = place()
+    (place.folder / "splits_final.json").write_text("[1]")
+    before = sorted(place.folder.iterdir())
+    with pytest.raises(TransferError, match=r"splits_final\.json"):
+        transfer(place.donor(), place.dataset)
+    assert sorted(place.folder.iterdir()) == before
+
+
+def test_data_preprocessed_before_the_images_changed_are_reported(place):
+    place = place()
+    donor = place.donor()
+    transfer(donor, place.dataset)
+    data = place.folder / "nnUNetDantePlans_3d_fullres"
+    data.mkdir()
+    (data / "case_000.pkl").write_bytes(b"")
+    assert not transfer(donor, place.dataset).notes
+    os.utime(data / "case_000.pkl", (1e9, 1e9))
+    assert "before images or masks were changed: preprocess again" in transfer(donor, place.dataset).notes[0]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""compressed.py: a file that was cut off is found, and no whole one is called cut."""
+"""images.py: a file that was cut off is found, and no whole one is called cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from nnunet_dante.datasets.compressed import is_cut
+from nnunet_dante.datasets.images import is_cut
 
 
 @pytest.fixture

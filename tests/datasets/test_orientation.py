@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from nnunet_dante.dafne.orientation import training_orientation
+from nnunet_dante.datasets.images import Case
+from nnunet_dante.datasets.orientation import Orientation, case_orientations, compare_orientations, training_orientation
 from nnunet_dante.models.donor import open_donor
 
 
@@ -68,3 +69,31 @@ def test_some_readers_know_by_themselves(model, reader, codes, as_shown):
     write(model / "fold_0" / "validation" / "case.nii.gz", LAS)
     found = training_orientation(open_donor(model), model)
     assert (found.codes, found.as_shown) == (codes, as_shown)
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """Five cases, of which two are stored as LAS."""
+    for n in range(5):
+        write(tmp_path / f"{n}.nii.gz", LAS if n in (1, 3) else np.eye(4))
+    return {str(n): Case(images=(tmp_path / f"{n}.nii.gz",), mask=tmp_path / f"{n}.nii.gz") for n in range(5)}
+
+
+def test_cases_that_lie_otherwise_than_the_donors_are_named(cases):
+    text, warnings = compare_orientations(case_orientations(cases, "SimpleITKIO"), Orientation("RAS", "20 of 20 files"))
+    assert text == "images RAS (3 cases), LAS (2 cases); the donor's RAS (20 of 20 files)"
+    assert "2 of 5 cases" in warnings[0] and "1 (LAS), 3 (LAS)" in warnings[0]
+    _, warnings = compare_orientations(dict.fromkeys(cases, "LAS"), Orientation("RAS", "x"))
+    assert warnings[0].startswith("all cases are stored in another orientation than the donor saw (RAS)")
+
+
+def test_of_an_unknown_donor_only_the_minority_is_named(cases):
+    text, warnings = compare_orientations(case_orientations(cases, "SimpleITKIO"), Orientation("RAS", "x", assumed=True))
+    assert "the donor's unknown" in text and "2 of 5 cases" in warnings[0] and "most of your images" in warnings[0]
+    assert compare_orientations(dict.fromkeys(cases, "LAS"), Orientation("RAS", "x", assumed=True))[1] == []
+
+
+def test_readers_that_turn_images_or_know_no_orientation_leave_nothing_to_say(cases):
+    assert set(case_orientations(cases, "NibabelIOWithReorient").values()) == {"RAS"}
+    assert case_orientations(cases, "Tiff3DIO") == {}
+    assert compare_orientations({}, Orientation("LPS", "x", as_shown=True))[1] == []

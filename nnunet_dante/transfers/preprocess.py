@@ -1,0 +1,57 @@
+"""Run nnU-Net's preprocessing for the plans of a transfer, or print the command that does."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from ..datasets.dataset import Target
+from ..types import Plans
+
+
+def preprocess(target: Target, plans: Plans, configuration: str, *, num_processes: int | None = None) -> None:
+    """Preprocess every case for `configuration` and the other stages of its cascade, and copy the masks.
+
+    nnU-Net's own `preprocess_dataset` takes numbers alone, which two data sets may share. This calls the same
+    preprocessors by the full name.
+    """
+    manager = PlansManager(plans)
+    for name in with_own_data(plans, configuration):
+        manager.get_configuration(name).preprocessor_class(verbose=False).run(
+            target.name, name, str(plans["plans_name"]), num_processes=num_processes or default_num_processes)
+    masks = target.preprocessed / "gt_segmentations"  # nnU-Net's validation reads the truth there
+    masks.mkdir(exist_ok=True)
+    for name, case in target.cases.items():
+        shutil.copy(case.mask, masks / f"{name}{target.dataset_json['file_ending']}")
+
+
+def preprocess_command(target: Target, plans: Plans, configuration: str) -> str:
+    """Return the command that preprocesses the data, or what to do where nnU-Net's command cannot find the data set."""
+    if target.number is None:
+        return (f"the same `nnunet-dante transfer` again, with --preprocess: nnUNetv2_preprocess takes a number, and "
+                f"that of {target.name} does not lead to it alone")
+    return shlex.join(["nnUNetv2_preprocess", "-d", str(target.number), "-plans_name", str(plans["plans_name"]), "-c",
+                       *with_own_data(plans, configuration)])
+
+
+def with_own_data(plans: Plans, configuration: str) -> tuple[str, ...]:
+    """Return `configuration` and the other stages of its cascade, without those that share preprocessed data."""
+    manager = PlansManager(plans)
+    config = manager.get_configuration(configuration)
+    names = [configuration, *filter(None, [config.previous_stage_name]), *(config.next_stage_names or [])]
+    return tuple({manager.get_configuration(name).data_identifier: name for name in reversed(names)}.values())[::-1]
+
+
+def stale_data(target: Target, data: Path, *, same_plans: bool) -> tuple[str, ...]:
+    """Return a warning if `data` was preprocessed with other plans, or before an image or mask was changed."""
+    if not data.is_dir():
+        return ()
+    if not same_plans:
+        return (f"{data.name} holds data preprocessed with other plans: preprocess again",)
+    if target.is_newer_than(data):
+        return (f"{data.name} holds data preprocessed before images or masks were changed: preprocess again",)
+    return ()
