@@ -145,6 +145,15 @@ def write_raw_dataset(raw: Path, *, dataset_id: int = 901, name: str = "Tiny", n
     return dataset
 
 
+def write_fingerprint(folder: Path, *, n_cases: int, channels: int = 1, shape=(20, 24, 18)) -> None:
+    """Write the fingerprint of `write_raw_dataset` into nnUNet_preprocessed/DATASET; nnU-Net's extractor starts processes."""
+    statistics = {str(i): {"mean": 9.0, "std": 1.0} for i in range(channels)}
+    Path(folder).mkdir(exist_ok=True)
+    (Path(folder) / "dataset_fingerprint.json").write_text(json.dumps({
+        "spacings": [[1.0, 1.0, 1.0]] * n_cases, "shapes_after_crop": [list(shape)[::-1]] * n_cases,
+        "median_relative_size_after_cropping": 1.0, "foreground_intensity_properties_per_channel": statistics}))
+
+
 def write_model_folder(results: Path, *, dataset: str = "Dataset900_Donor", configuration: str = "3d_fullres",
                        labels=None, channel_names=None, regions_class_order=None, fold=0, seed: int = 0,
                        checkpoint: str = "checkpoint_final.pth", **plan_options) -> Path:

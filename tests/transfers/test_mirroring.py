@@ -45,6 +45,7 @@ def test_none_is_no_mirroring_and_only_a_missing_entry_is_unknown(tmp_path, writ
     (None, "all", [0, 1, 2], "axes 0, 1, 2 (--mirroring all; the donor was trained with no mirroring)")])
 def test_the_plans_and_the_report_hold_the_axes(nnunet_paths, written, choice, axes, said):
     dataset = tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], n_cases=2)
+    tiny.write_fingerprint(nnunet_paths["nnUNet_preprocessed"] / dataset, n_cases=2)
     report = transfer(donor(nnunet_paths["nnUNet_results"], written), dataset, mirroring=choice, num_processes=1)
     plans = json.loads((nnunet_paths["nnUNet_preprocessed"] / dataset / report.plans_file).read_text())
     assert plans["dante"]["start_weights"]["3d_fullres"]["mirroring_axes"] == axes

@@ -53,11 +53,7 @@ def place(nnunet_paths):
         dataset = tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], channel_names=channel_names, n_cases=n_cases,
                                          shape=shape, **options)
         place = Place(nnunet_paths, dataset)
-        statistics = {str(i): {"mean": 9.0, "std": 1.0} for i in range(len(channel_names or {"0": "MRI"}))}
-        place.folder.mkdir()
-        (place.folder / "dataset_fingerprint.json").write_text(json.dumps({
-            "spacings": [[1.0, 1.0, 1.0]] * n_cases, "shapes_after_crop": [list(shape)[::-1]] * n_cases,
-            "median_relative_size_after_cropping": 1.0, "foreground_intensity_properties_per_channel": statistics}))
+        tiny.write_fingerprint(place.folder, n_cases=n_cases, channels=len(channel_names or "1"), shape=shape)
         return place
 
     return make
