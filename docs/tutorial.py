@@ -98,7 +98,7 @@ write_dataset("Dataset902_Mine", 5, {"background": 0, "lesion": 1, "liver": 2}, 
 shell("nnUNetv2_plan_and_preprocess -d 901 -c 3d_fullres -npfp 1 --no_pp")
 file = ROOT / "nnUNet_preprocessed" / "Dataset901_Hospital" / "nnUNetPlans.json"
 plans = json.loads(file.read_text())
-plans["configurations"]["3d_fullres"] |= {"patch_size": [16, 16, 16], "batch_size": 2}
+plans["configurations"]["3d_fullres"] |= {"patch_size": [24, 24, 24], "batch_size": 2}
 plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] |= {
     "n_stages": 3, "features_per_stage": [8, 16, 32], "n_conv_per_stage": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1],
     "strides": [[1] * 3, [2] * 3, [2] * 3], "kernel_sizes": [[3] * 3] * 3}

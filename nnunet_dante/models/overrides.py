@@ -17,7 +17,7 @@ from ..methods.base import COUNT
 OVERRIDES = {"epochs": int, "iterations": int, "val_iterations": int, "lr": float, "rank": int, "alpha": float}
 """Name -> kind of the overrides that have an option of their own on the command line."""
 
-_SEARCH_PATH = "nnUNet_extTrainer"
+SEARCH_PATH = "nnUNet_extTrainer"
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
           dict: 'JSON such as {"a": 1}', list: "a list such as a,b"}
 
@@ -88,14 +88,14 @@ _own_methods: list[type[Method]] = []  # nnU-Net's search forgets the modules it
 def _import_own_trainers() -> None:
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-    for folder in filter(os.path.isdir, os.environ.get(_SEARCH_PATH, "").split(os.pathsep)):
+    for folder in filter(os.path.isdir, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
         try:
             # No class has this name, so the search imports every module.
             recursive_find_python_class(folder, "every module", None, folder, cleanup_imports_from_base_folder=True)
         except Exception as error:  # whatever a user's module raises
-            raise ConfigurationError(f"a trainer below {folder} ({_SEARCH_PATH}) cannot be imported: "
+            raise ConfigurationError(f"a trainer below {folder} ({SEARCH_PATH}) cannot be imported: "
                                      f"{type(error).__name__}: {error}. nnU-Net could not use it either; mend it, or "
-                                     f"take the folder out of {_SEARCH_PATH}.") from error
+                                     f"take the folder out of {SEARCH_PATH}.") from error
     _own_methods[:] = _methods(Method)
 
 

@@ -17,8 +17,8 @@ import nnunetv2
 
 from ..errors import ConfigurationError
 from ..files import read_json
+from ..models.overrides import SEARCH_PATH
 from ..models.settings import read_dante_block
-from .launch import VARIABLE
 
 DEFAULT_PLANS = "nnUNetPlans"
 
@@ -92,7 +92,7 @@ def _trainer(name: str) -> Any:
         near = get_close_matches(name, known, n=3, cutoff=0.5)
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
         raise ConfigurationError(f"There is no trainer {name!r}. {meant}Your own trainers are searched in the "
-                                 f"folders of nnUNet_extTrainer, {os.environ[VARIABLE]}.") from None
+                                 f"folders of nnUNet_extTrainer, {os.environ[SEARCH_PATH]}.") from None
 
 
 def _classes_of_nnunet() -> Iterable[str]:
