@@ -25,11 +25,11 @@ from ..errors import AdapterError
 from ..files import atomic_path, parse_json, read_json, write_text_atomically
 from ..models.checkpoint import alias_sets, weights_sha256
 from ..types import PathLike, ReadOnlyStateDict, StateDict
-from .file import STOCK
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _METADATA = "nnunet_dante"
+_STOCK = ("init_args", "trainer_name", "inference_allowed_mirroring_axes")  # what prediction needs of a checkpoint
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NOT_READ = ("use_dora", "lora_bias", "use_qalora", "fan_in_fan_out", "target_parameters", "layer_replication")
 
@@ -208,4 +208,4 @@ def _identity_of(base: Mapping[str, Any] | None, folder: Path) -> dict[str, Any]
                            f"belongs to; give a whole checkpoint_final.pth as its base.")
     return {"format": 2, "version": __version__, "method": "PEFT", "options": None, "donor": None, "label_map": None,
             "start_dice": {}, "base_sha256": weights_sha256(base["network_weights"]),
-            **{key: base[key] for key in ("init_args", *STOCK) if key in base}}
+            **{key: base[key] for key in _STOCK if key in base}}

@@ -40,7 +40,11 @@ class LoRA(ParameterEfficient):
     difference between domains (AC-Norm).
 
     Args:
-        rank, alpha, factorisation, rank_stabilised, dropout: see `LowRankDelta`.
+        rank: of the factors; `LowRankDelta` explains this and the next four.
+        alpha: strength of the update, which is scaled by alpha / rank.
+        factorisation: "channel" or "flat".
+        rank_stabilised: scale by alpha / sqrt(rank) instead.
+        dropout: probability with which a rank-one part is left out in training.
         encoder: False freezes the encoder with its norms, so that the backward pass ends at the bottleneck.
         full_decoder: train the whole decoder instead of low-rank factors.
         lr_ratio: learning rate of lora_B, which starts as zero, divided by that of everything else. LoRA+ (Hayou 2024,

@@ -38,7 +38,9 @@ def inject(network: nn.Module, modules: Iterable[nn.Module], *, rank: int = 8, a
     Args:
         network: changed in place.
         modules: layers of the network with a weight of at least two dimensions.
-        rank, alpha, factorisation: see `LowRankDelta`.
+        rank: of the factors, at least 1.
+        alpha: strength of the update, which is scaled by alpha / rank.
+        factorisation: "channel" or "flat", see `LowRankDelta`.
 
     Raises:
         ConfigurationError: rank or factorisation is not allowed.

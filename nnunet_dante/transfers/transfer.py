@@ -46,7 +46,9 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     Args:
         source: model folder, zip of `nnUNetv2_export_model_to_zip`, or checkpoint.
         dataset: number or name of your data set below nnUNet_raw.
-        configuration, fold, checkpoint: choose among what the source holds.
+        configuration: such as 3d_fullres; needed if the source holds several.
+        fold: of the source; default: fold_all, else the lowest.
+        checkpoint: file name of the checkpoint in the fold's folder.
         plans_name: name of the plans to write.
         batch_size: instead of the donor's.
         intensity: whose statistics CT normalisation uses, "donor" or "target".
