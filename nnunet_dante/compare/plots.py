@@ -177,11 +177,18 @@ def label_values(files: CaseFiles) -> dict[str, int]:
 
 
 def viewing_plane(file: Path) -> str:
-    """Return the axes of a volume's view (see `_PLANES`): the plane of its slices; axial where voxels are cubes."""
+    """Return the axes of a mask's view (see `_PLANES`).
+
+    Thick slices are shown as they were taken. Where voxels are almost cubes, the view is the one that shows most of
+    what is labelled: it looks along the labels' shortest extent.
+    """
     voxels, size_mm = upright(file, "LPS")
-    if voxels.shape[2] == 1 or max(size_mm) < _THICK * min(size_mm):
-        return "LPS"
-    return _PLANES[int(np.argmax(size_mm))]  # thick from left to right: sagittal slices
+    labelled = np.argwhere(voxels > 0)
+    if voxels.shape[2] > 1 and max(size_mm) >= _THICK * min(size_mm):
+        return _PLANES[int(np.argmax(size_mm))]  # thick from left to right: sagittal slices
+    if voxels.shape[2] > 1 and len(labelled):
+        return _PLANES[int(np.argmin(np.ptp(labelled, axis=0) * size_mm))]
+    return "LPS"
 
 
 def upright(file: Path, plane: str) -> tuple[np.ndarray, list[float]]:

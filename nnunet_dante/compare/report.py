@@ -205,7 +205,7 @@ def _cases(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
         name, title = slug(f"{study.name} {kind} case"), study.title(f"{kind} case, {case}; {draw}")
         try:
             case_picture(shown, case, out / "plots" / f"{name}.png", title)
-            blocks.append(Picture(f"plots/{name}.png", f"{title}. Ranked by the mean Dice of the methods shown."))
+            blocks.append(Picture(f"plots/{name}.png", f"{title}. The rank is by the mean Dice of the methods."))
         except Exception as error:  # whatever is wrong with the images, the report is worth more than a picture
             blocks.append(Text(f"No picture of {case}: {str(error) or type(error).__name__}"))
     return blocks

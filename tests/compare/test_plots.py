@@ -78,3 +78,11 @@ def test_regions_are_painted_by_the_value_that_nnunet_writes_and_labels_may_be_t
     regions = {"labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}, "regions_class_order": [1, 2]}
     assert label_values(CaseFiles(dataset="d", content=regions)) == {"whole": 1, "core": 2}
     assert label_values(CaseFiles(dataset="d", content={"labels": {"background": "0", "a": "1"}})) == {"a": 1}
+
+
+def test_cubic_voxels_are_seen_along_the_shortest_extent_of_what_is_labelled(tmp_path):
+    for axis, plane in enumerate(("PIL", "LIP", "LPS")):
+        mask = np.zeros((9, 9, 9), np.uint8)
+        mask[tuple(slice(4, 5) if n == axis else slice(1, 8) for n in range(3))] = 1
+        nibabel.Nifti1Image(mask, np.eye(4)).to_filename(tmp_path / "m.nii")
+        assert viewing_plane(tmp_path / "m.nii") == plane
