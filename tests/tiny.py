@@ -6,6 +6,8 @@ Images hold bright boxes of known place, so that even a few training steps have 
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -205,3 +207,33 @@ def add_modules(folder: Path, trainer_name: str, *, seed: int = 1, amount: float
                 parameter.copy_(amount * torch.randn(parameter.shape, generator=generator))
         torch.save(content | {"network_weights": network.state_dict(), "trainer_name": trainer_name}, file)
     return Path(folder)
+
+
+def zip_folder(folder: Path, target: Path, prefix: str = "") -> Path:
+    """Zip the files of a folder under their names in it."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, prefix + str(path.relative_to(folder)))
+    return target
+
+
+def slim(folder: Path) -> Path:
+    """Keep nothing but weights in a model folder's checkpoint."""
+    file = next(folder.glob("fold_*/*.pth"))
+    torch.save({"network_weights": torch.load(file, weights_only=False)["network_weights"]}, file)
+    return file
+
+
+def monai_bundle(results: Path, root: Path, *, facts: tuple[str, ...] = ("configuration",)) -> Path:
+    """Turn a model folder into what MONAI makes of it."""
+    folder = write_model_folder(results)
+    content = torch.load(next(folder.glob("fold_*/*.pth")), weights_only=False)
+    (root / "models" / "fold_0").mkdir(parents=True)
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(folder / name, root / "models")
+    torch.save({"network_weights": content["network_weights"]}, root / "models" / "fold_0" / "model.pt")
+    torch.save({"network_weights": content["network_weights"]}, root / "models" / "fold_0" / "best_model.pt")
+    torch.save({"init_args": {key: content["init_args"][key] for key in facts}, "trainer_name": "nnUNetTrainer",
+                "inference_allowed_mirroring_axes": (0, 1)}, root / "models" / "nnunet_checkpoint.pth")
+    return root

@@ -47,13 +47,19 @@ def _versions() -> str:
 
 
 def _torchvision() -> str:
+    import torch
+
     try:
         import torchvision
-    except RuntimeError as error:
+    except Exception as error:  # a wrong pair ends in RuntimeError, ImportError, AttributeError or OSError, by version
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "torchvision"
+        cause = "torchvision is not installed" if missing else "This torchvision was built for another torch"
+        release = torch.__version__.split(".")  # torchvision 0.(n + 15) belongs to torch 2.n
         raise RuntimeError(
-            f"{error}. This torchvision was built for another torch. nnU-Net imports it (through timm) before it looks "
-            f"for external trainers, so no trainer of this package would be found. Install a matching pair: "
-            f"pip install --upgrade --force-reinstall torch torchvision") from error
+            f"{type(error).__name__}: {error}. {cause}. nnU-Net imports it (through timm) before it looks for external "
+            f"trainers, so no trainer of this package would be found. Install the one that belongs to torch "
+            f'{torch.__version__}: pip install --force-reinstall --no-deps "torchvision==0.{int(release[1]) + 15}.*", '
+            f"with the --index-url that you installed torch with, if any") from error
     return f"{torchvision.__version__} imports"
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..adapters.hf_peft import CONFIG
-from ..errors import DanteError, DonorError, UntrustedFileError
+from ..errors import DafneError, DanteError, DonorError, UntrustedFileError
 from ..files import printable, read_json
-from ..models.checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_sha256
-from ..models.donor import unpack, unpacks_to_model
+from ..models.archive import V1_ADVICE, find_models, is_archive, is_v1_content, is_v1_model, unpack
+from ..models.checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_of, weights_sha256
 from ..models.labels import channel_names, has_regions, head_names
 from ..models.torch_file import foreign_names
 from ..peft.added_modules import is_added
@@ -47,23 +47,31 @@ def _described(path: Path) -> str:
 
         return info(path)
     if path.is_dir():
-        return _text(_folder(path, path.resolve().name))
+        return _text(_models(path, path))
     if not path.is_file():
         raise DonorError(f"{path} does not exist; give a model folder, zip, .pth, .safetensors, .json or .model.")
+    if is_v1_model(path):
+        return f"{path.name}: {V1_ADVICE}"
     if path.suffix == ".model":
         from ..dafne.importer import describe
 
-        return describe(path)
+        try:
+            return describe(path)
+        except DafneError:
+            with suppress(DonorError):
+                if is_v1_content(load_checkpoint_safely(path)):
+                    return f"{path.name}: {V1_ADVICE}"
+            raise
     if path.suffix == ".safetensors":
         from ..adapters.adapter import info
 
         return info(path)
     if path.suffix == ".json":
         return _text(_json(path))
-    if unpacks_to_model(path):
+    if is_archive(path):
         with tempfile.TemporaryDirectory() as temporary:
             unpack(path, Path(temporary))
-            return _text(_archive(path, Path(temporary)))
+            return _text(_models(path, Path(temporary)))
     return _text(_checkpoint(path))
 
 
@@ -71,29 +79,26 @@ def _text(lines: Iterator[str]) -> str:
     return "\n".join(line.replace("\n", "\\n") for line in lines)
 
 
-def _folder(root: Path, name: str) -> Iterator[str]:
-    found = sorted({p.parent for depth in ("", "*/", "*/*/") for p in root.glob(f"{depth}plans.json")})
-    if not found:
-        raise DonorError(f"{name} holds no plans.json, so it is no nnU-Net model (TRAINER__PLANS__CONFIGURATION).")
-    for folder in found:
-        yield f"nnU-Net model folder {name if folder == root else folder.relative_to(root)}"
-        yield from _model(folder)
-        for file in sorted(folder.glob("fold_*/*.pth")):
-            yield f"  {file.relative_to(folder)}: {file.stat().st_size / 2**20:.1f} MiB"
-
-
-def _archive(path: Path, unpacked: Path) -> Iterator[str]:
-    yield f"Zip with nnU-Net models, {path.stat().st_size / 2**20:.1f} MiB, sha256 {file_sha256(path)}"
-    for plans in sorted(unpacked.rglob("plans.json")):
-        yield f"Model {plans.parent.relative_to(unpacked)}"
-        yield from _model(plans.parent)
-    with zipfile.ZipFile(path) as archive:
-        yield from (f"  {e.filename}: {e.file_size / 2**20:.1f} MiB" for e in archive.infolist()
-                    if e.filename.endswith(".pth"))
+def _models(path: Path, root: Path) -> Iterator[str]:
+    """Describe the models in a folder or zip, whose plans.json and dataset.json lie below `root`."""
+    models = find_models(path)
+    if not models:
+        raise DonorError(f"{path.resolve().name} holds no plans.json, so it holds no nnU-Net model "
+                         "(TRAINER__PLANS__CONFIGURATION).")
+    if path.is_file():
+        yield f"Zip with nnU-Net models, {path.stat().st_size / 2**20:.1f} MiB, sha256 {file_sha256(path)}"
+    for model in models:
+        yield f"nnU-Net model folder {model.folder if model.folder.name else model.name}"
+        yield from _model(root / model.folder)
+        for file, size in model.weights.items():
+            yield f"  {file.relative_to(model.folder)}: {size / 2**20:.1f} MiB"
 
 
 def _model(folder: Path) -> Iterator[str]:
     for name, describe in (("plans.json", _plans), ("dataset.json", _dataset)):
+        if not (folder / name).is_file():
+            yield f"  {name}: not there; a checkpoint of nnU-Net's own training says the same"
+            continue
         try:
             yield from describe(read_json(folder / name))
         except Exception as error:  # damage in one file must not hide the rest
@@ -140,17 +145,19 @@ def _checkpoint(path: Path) -> Iterator[str]:
         with path.open("rb") as stream:
             yield from (f"    {name}" for name in foreign_names(stream))
         return
-    weights, init = content.get("network_weights"), content.get("init_args")
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    if is_v1_content(content):
+        yield f"  {V1_ADVICE}"
+        return
+    weights, init, block = weights_of(content), content.get("init_args"), content.get("dante")
+    if weights is None and not isinstance(init, dict):
         raise DonorError(f"{path.name} holds no network_weights, only {sorted(map(str, content))[:8]}; it is no "
                          "nnU-Net checkpoint.")
-    block = content.get("dante")
-    kind = "start weights of a transfer" if init is None and block else "nnU-Net checkpoint"
-    yield f"  {kind}{', trained with nnunet_dante' if init is not None and block else ''}"
-    unique = unique_tensors(weights)
-    yield (f"  weights: {sum(t.numel() for t in unique.values()):,} numbers in {len(unique)} tensors "
-           f"({len(weights)} keys), sha256 {weights_sha256(weights)}")
-    yield from _added_modules(unique, content)
+    yield f"  {_kind(weights, init, block)}"
+    if weights is not None:
+        unique = unique_tensors(weights)
+        yield (f"  weights: {sum(t.numel() for t in unique.values()):,} numbers in {len(unique)} tensors "
+               f"({len(weights)} keys), sha256 {weights_sha256(weights)}")
+        yield from _added_modules(unique, content)
     if isinstance(init, dict):
         axes = content.get("inference_allowed_mirroring_axes", "unknown") or "none"
         yield (f"  trainer {content.get('trainer_name')}, configuration {init.get('configuration')}, fold "
@@ -158,6 +165,15 @@ def _checkpoint(path: Path) -> Iterator[str]:
         for key, describe in (("plans", _plans), ("dataset_json", _dataset)):
             yield from describe(init[key]) if isinstance(init.get(key), dict) else ()
     yield from _provenance(block)
+
+
+def _kind(weights: ReadOnlyStateDict | None, init: object, block: object) -> str:
+    if weights is None:
+        return "facts about an nnU-Net without its weights, which a bundle of MONAI keeps in fold_*/model.pt"
+    if init is not None:
+        return f"nnU-Net checkpoint{', trained with nnunet_dante' if block else ''}"
+    return "start weights of a transfer" if block else (
+        "weights alone: as a donor it needs plans.json and dataset.json beside it, or in the folder above")
 
 
 def _added_modules(weights: ReadOnlyStateDict, content: dict[str, Any]) -> Iterator[str]:

@@ -75,8 +75,7 @@ def export_model(model_folder: PathLike, output: PathLike, *, fold: int | str | 
     settings = settings_for(donor, orientation=lies.codes, as_shown=lies.as_shown, mirroring=mirroring,
                             tile_step=tile_step, protection=protection)
     weights = _weights(donor, settings)
-    identity, whose = model_id(donor, Path(model_folder).expanduser(), settings, base=base,
-                               trust=trust)
+    identity, whose = model_id(donor, settings, base=base)
     metadata = _metadata(name, donor, settings, categories, info)
     write(target, {"type": TYPE, "model_id": identity, "timestamp_id": timestamp, "is_delta": False,
                    "data_dimensionality": settings["dimension"], "metadata": metadata, "weights": weights,

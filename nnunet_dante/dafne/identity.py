@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import DafneError
-from ..models.checkpoint import file_sha256, load_checkpoint_safely
-from ..models.donor import Donor, unpack, unpacks_to_model
+from ..models.donor import Donor
 from ..types import PathLike
 from .model_file import open_model
 
@@ -25,8 +23,7 @@ def structure_id(settings: Mapping[str, Any]) -> str:
     return str(uuid.uuid5(_NAMESPACE, json.dumps({key: settings[key] for key in MUST_AGREE}, sort_keys=True)))
 
 
-def model_id(donor: Donor, source: Path, settings: Mapping[str, Any], *, base: PathLike | None,
-             trust: bool = False) -> tuple[str, str]:
+def model_id(donor: Donor, settings: Mapping[str, Any], *, base: PathLike | None) -> tuple[str, str]:
     """Return the model_id and where it is from.
 
     In this order: that of `base`; that of the .model file which was imported, learned on or not; one made from the
@@ -47,23 +44,7 @@ def model_id(donor: Donor, source: Path, settings: Mapping[str, Any], *, base: P
     came_back = donor.plans.get("dafne")
     if isinstance(came_back, dict) and came_back.get("structure") == structure:
         return str(came_back["model_id"]), "that of the .model file it was imported from"
-    ancestor = _start(donor, source, trust)
+    ancestor = donor.started_from
     root = ancestor.get("sha256", donor.sha256)
     whose = f"shared by all descendants of {ancestor['source']}" if ancestor else "its own; descendants will share it"
     return str(uuid.uuid5(_NAMESPACE, root + structure)), whose
-
-
-def _start(donor: Donor, source: Path, trust: bool) -> dict[str, str]:
-    """Provenance of the donor that a transfer started this model from; {} if it started otherwise."""
-    if not donor.plans.get("dante"):
-        return {}
-    if source.is_file() and unpacks_to_model(source):
-        with tempfile.TemporaryDirectory() as folder:
-            unpack(source, Path(folder), checkpoint=donor.checkpoint_name)
-            return _start(donor, Path(folder), trust)
-    for path in [source] if source.is_file() else sorted(source.rglob(donor.checkpoint_name)):
-        if file_sha256(path) == donor.sha256:  # a folder or zip may hold several folds and configurations
-            block = load_checkpoint_safely(path, trust=trust).get("dante")
-            known = isinstance(block, dict) and block.get("start_source") == "transfer" and block.get("donor")
-            return known if isinstance(known, dict) and "sha256" in known else {}
-    return {}

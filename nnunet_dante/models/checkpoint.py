@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,18 @@ def _refusal(path: Path, foreign: tuple[str, ...]) -> UntrustedFileError:
 def _damaged(path: Path, detail: str) -> DonorError:
     return DonorError(f"{path.name} ({path.stat().st_size} bytes) is truncated, damaged or no torch file "
                       f"({detail.splitlines()[0][:200]}). Copy or download it again and compare its size.")
+
+
+def weights_of(content: Mapping[Any, Any]) -> StateDict | None:
+    """Return the weights in what a checkpoint file holds, or None.
+
+    nnU-Net keeps them as "network_weights", other tools as "state_dict" or "model", or as the whole content.
+    """
+    for found in (content.get("network_weights"), content.get("state_dict"), content.get("model"), content):
+        if isinstance(found, dict) and found and all(
+                isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()):
+            return found
+    return None
 
 
 def save_atomically(obj: object, path: PathLike) -> None:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-import zipfile
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, DonorError
-from ..files import MAX_JSON_BYTES, read_json
+from ..errors import ConfigurationError, DanteError, DonorError
+from ..files import read_json
 from ..types import DatasetJson, PathLike, Plans, StateDict
-from .checkpoint import file_sha256, load_checkpoint_safely, not_finite
-from .network import build_network, differences, network_aliases
-from .trusted_plans import check_donor
+from .archive import (
+    BUNDLE_FACTS,
+    DEFAULT_CHECKPOINT,
+    V1_ADVICE,
+    Model,
+    find_models,
+    is_archive,
+    is_v1_content,
+    is_v1_model,
+    unpack,
+)
+from .checkpoint import file_sha256, load_checkpoint_safely, not_finite, weights_of
+from .labels import plain_labels
+from .network import UnknownTrainerError, build_network, differences, network_aliases
+from .trusted_plans import check_donor, check_plans
 
-_MAX_INFLATION = 100  # weights compress to about 0.9 of their size; a hundredfold is an attack, not a model
+_UNKNOWN = "unknown"
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -29,8 +40,9 @@ class Donor:
 
     weights: full stock state dict, float32, with the network's own aliases. mirroring_axes: spatial axes along which
     images were mirrored, () for none, None if the checkpoint does not say. network_trainer: the nnU-Net trainer that
-    builds this network ("nnUNetTrainer" unless the trainer replaces the architecture of the plans). trust: the plans
-    may name code of any package, as the user said.
+    builds this network ("nnUNetTrainer" unless the trainer replaces the architecture of the plans). started_from:
+    provenance of the donor that a transfer started this model from, if one did. trust: the plans may name code of any
+    package, as the user said.
     """
 
     source: str
@@ -44,6 +56,7 @@ class Donor:
     checkpoint_name: str
     sha256: str
     network_trainer: str = "nnUNetTrainer"
+    started_from: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
 
     @property
@@ -59,10 +72,16 @@ class Donor:
 
 
 def open_donor(source: PathLike, *, configuration: str | None = None, fold: int | str | None = None,
-               checkpoint: str = "checkpoint_final.pth", trust: bool = False) -> Donor:
-    """Read a model folder, a zip of `nnUNetv2_export_model_to_zip`, or a bare checkpoint.
+               checkpoint: str = DEFAULT_CHECKPOINT, trust: bool = False) -> Donor:
+    """Read whatever says plans, labels and weights of an nnU-Net completely, and check that they fit each other.
 
-    A folder or zip may hold several models; `configuration` then chooses. `fold` None takes fold_all, else the lowest.
+    Args:
+        source: a model folder, a zip of `nnUNetv2_export_model_to_zip`, a bundle of MONAI, a folder or zip around one
+            of these, or a checkpoint. One that holds weights alone needs plans.json and dataset.json beside it.
+        configuration: chooses where the source holds several models, or where nothing says which one was trained.
+        fold: None takes fold_all, else the lowest.
+        checkpoint: name of the file with the weights.
+        trust: read files that execute code. Use it only if you know their author.
 
     Raises:
         DonorError: nothing usable there, or plans and weights disagree.
@@ -71,94 +90,55 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
             nnU-Net's nor torch's, and `trust` is False.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _from_folder(path, path.resolve().name, configuration, fold, checkpoint, trust)
     if not path.exists():
         raise DonorError(f"SOURCE {path} does not exist; give an nnU-Net model folder (with plans.json and fold_*), "
                          "a zip from nnUNetv2_export_model_to_zip, or a checkpoint .pth.")
-    if unpacks_to_model(path):
-        with tempfile.TemporaryDirectory() as temporary:
-            unpack(path, Path(temporary), checkpoint=checkpoint)
-            return _from_folder(Path(temporary), path.name, configuration, fold, checkpoint, trust)
-    content = load_checkpoint_safely(path, trust=trust)
-    return _donor(content, path, None, None, path.name, configuration, trust)
+    if is_v1_model(path):
+        raise DonorError(f"{path.name}: {V1_ADVICE}")
+    if path.is_file() and not is_archive(path):
+        folder = next((f for f in (path.parent, path.parent.parent) if (f / "plans.json").is_file()), path.parent)
+        return _donor(_Files(path, folder, folder.name, path.name, bare=True), configuration, trust)
+    model = _model(path, configuration)
+    weights = model.choose_weights(fold, checkpoint)
+    name = path.resolve().name
+    if path.is_dir():
+        return _donor(_Files(path / weights, path / model.folder, model.name, name), configuration, trust)
+    with tempfile.TemporaryDirectory() as temporary:
+        unpack(path, Path(temporary), also=(weights, model.folder / BUNDLE_FACTS))
+        root = Path(temporary)
+        return _donor(_Files(root / weights, root / model.folder, model.name, name), configuration, trust)
 
 
-def unpacks_to_model(path: Path) -> bool:
-    """Whether the file is a zip of files; torch checkpoints are zips too, of one pickle and its tensors."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(PurePosixPath(name).name != "data.pkl" for name in archive.namelist())
-    except Exception:  # whatever zipfile raises on no zip, or a damaged one: reading it as a checkpoint says so
-        return False
-
-
-def unpack(path: Path, folder: Path, *, checkpoint: str | None = None) -> None:
-    """Copy every plans.json, dataset.json and `checkpoint` of a zip into `folder`, and nothing outside of it.
-
-    Raises:
-        DonorError: the zip is damaged, or holds an entry that leaves it, or unpacks to absurdly much.
-    """
-    left = max(MAX_JSON_BYTES, _MAX_INFLATION * path.stat().st_size)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                name = PureWindowsPath(entry.filename)  # knows both slashes and drives
-                if name.name not in ("plans.json", "dataset.json", checkpoint) or entry.is_dir():
-                    continue
-                left -= entry.file_size
-                if name.anchor or ".." in name.parts or left < 0:
-                    raise DonorError(f"{path.name} holds the entry {entry.filename!r}, which leaves the archive or "
-                                     "unpacks to an absurd size; nnUNetv2_export_model_to_zip writes no such entry.")
-                target = folder.joinpath(*name.parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as stream, target.open("xb") as out:
-                    shutil.copyfileobj(stream, out)
-    except DonorError:
-        raise
-    except Exception as error:  # whatever zipfile, its decompressors and the file system raise
-        raise DonorError(f"{path.name} cannot be unpacked ({type(error).__name__}: {error}); export or download it "
-                         "again.") from error
-
-
-def _from_folder(root: Path, source: str, configuration: str | None, fold: int | str | None, checkpoint: str,
-                 trust: bool) -> Donor:
-    model = _model_folder(root, source, configuration)
-    fold_folder = _fold_folder(model, fold, checkpoint)
-    plans, dataset_json = _read_json(model / "plans.json"), _read_json(model / "dataset.json")
-    path = fold_folder / checkpoint
-    return _donor(load_checkpoint_safely(path, trust=trust), path, plans, dataset_json, source, configuration, trust)
-
-
-def _model_folder(root: Path, source: str, configuration: str | None) -> Path:
-    if root.name.startswith("fold_") and (root.parent / "plans.json").is_file():
-        raise DonorError(f"SOURCE {source} is one fold of a model; give the folder above it and --fold "
-                         f"{root.name.removeprefix('fold_')}.")
-    depths = ("", "*/", "*/*/")
-    found = [p.parent for depth in depths for p in sorted(root.glob(f"{depth}plans.json"))
-             if any(p.parent.glob("fold_*"))]
-    names = [str(p.relative_to(root)) for p in found]
+def _model(source: Path, configuration: str | None) -> Model:
+    found = find_models(source)
+    if source.name.startswith("fold_") and not found and (source.parent / "plans.json").is_file():
+        raise DonorError(f"SOURCE {source.name} is one fold of a model; give the folder above it and --fold "
+                         f"{source.name.removeprefix('fold_')}.")
     if not found:
-        raise DonorError(f"SOURCE {source} holds no nnU-Net model: no folder there has a plans.json and a fold_*. Give "
-                         "the folder TRAINER__PLANS__CONFIGURATION below nnUNet_results, its zip, or a checkpoint.")
-    if len(found) > 1 and configuration is not None:
-        found = [p for p in found if p.name.split("__")[-1] == configuration]
-    if len(found) != 1:
-        raise DonorError(f"SOURCE {source} holds {len(names)} models, {len(found)} of them for configuration "
-                         f"{configuration!r}: {', '.join(names)}. Choose with -c, or give one of these folders.")
-    return found[0]
+        raise DonorError(f"SOURCE {source.name} holds no nnU-Net model: no folder there has a plans.json. Give the "
+                         "folder TRAINER__PLANS__CONFIGURATION below nnUNet_results, its zip, or a checkpoint.")
+    names = ", ".join(str(model.folder) for model in found)
+    chosen = [model for model in found if model.weights] or found
+    if len(chosen) > 1 and configuration is not None:
+        chosen = [model for model in chosen if model.name.split("__")[-1] == configuration]
+    if len(chosen) != 1:
+        raise DonorError(f"SOURCE {source.name} holds {len(found)} models, {len(chosen)} of them for configuration "
+                         f"{configuration!r}: {names}. Choose with -c, or give one of these folders.")
+    return chosen[0]
 
 
-def _fold_folder(model: Path, fold: int | str | None, checkpoint: str) -> Path:
-    available = sorted((p for p in model.glob("fold_*") if p.is_dir()), key=lambda p: (p.name != "fold_all", p.name))
-    usable = [p for p in available if (p / checkpoint).is_file()]
-    if fold is not None:
-        usable = [p for p in usable if p.name == f"fold_{fold}"]
-    if not usable:
-        there = [f"{p.name}/{c.name}" for p in available for c in sorted(p.glob("*.pth"))]
-        raise DonorError(f"No {checkpoint} in {'any fold' if fold is None else f'fold_{fold}'} of {model.name}; "
-                         f"it holds {', '.join(there) or 'no checkpoint'}. Choose with --fold and --checkpoint.")
-    return usable[0]
+@dataclass(frozen=True)
+class _Files:
+    """Where a donor lies: its weights, the folder with its plans.json, that folder's name, and what the user gave.
+
+    bare: the user gave a checkpoint, which counts by itself where it is complete.
+    """
+
+    weights: Path
+    folder: Path
+    name: str
+    source: str
+    bare: bool = False
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -172,28 +152,80 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _donor(content: dict[str, Any], path: Path, plans: Plans | None, dataset_json: DatasetJson | None, source: str,
-           configuration: str | None, trust: bool) -> Donor:
-    init, weights = content.get("init_args"), content.get("network_weights")
-    if not isinstance(weights, dict) or not weights or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-        raise DonorError(f"{path.name} holds no 'network_weights', only {sorted(map(str, content))[:8]}; "
-                         "give a checkpoint of an nnU-Net v2 training.")
-    if not isinstance(init, dict) or not {"plans", "configuration", "dataset_json"} <= set(init):
-        raise DonorError(f"{path.name} holds weights but no 'init_args' with plans, configuration and dataset_json, so "
-                         "its network and labels are unknown. Give the model folder, or a checkpoint of a training.")
-    trained_for = str(init["configuration"])
-    if configuration is not None and configuration != trained_for:
-        raise DonorError(f"{path.name} was trained for configuration {trained_for!r}; -c asks for {configuration!r}. "
+def _donor(files: _Files, configuration: str | None, trust: bool) -> Donor:
+    name, content = files.weights.name, _content(files, trust)
+    init = content["init_args"] if isinstance(content.get("init_args"), dict) else {}
+    plans, dataset_json = _plans_and_labels(files, init)
+    check_plans(plans, trust=trust)
+    parts, fold = files.name.split("__"), files.weights.parent.name
+    configured = init.get("configuration", parts[-1] if parts[-1] in plans["configurations"] else None)
+    if None not in (configuration, configured) and configuration != configured:
+        raise DonorError(f"{name} was trained for configuration {configured!r}; -c asks for {configuration!r}. "
                          "A network cannot change its configuration: leave -c out, or choose another model.")
-    plans, dataset_json = plans or init["plans"], dataset_json or init["dataset_json"]
-    check_donor(plans, dataset_json, trained_for, trust=trust)
-    state, builder = _matched(_stock_keys(weights), plans, dataset_json, trained_for,
-                              str(content.get("trainer_name")), path.name, trust)
-    return Donor(source=source, plans=plans, dataset_json=dataset_json, configuration=trained_for, weights=state,
-                 mirroring_axes=_mirroring_axes(content, path.name),
-                 trainer_name=str(content.get("trainer_name")), fold=str(init.get("fold")), checkpoint_name=path.name,
-                 sha256=file_sha256(path), network_trainer=builder, trust=trust)
+    known = configured if configured is not None else configuration
+    trainer = str(content.get("trainer_name") or (parts[0] if len(parts) == 3 else _UNKNOWN))
+    trained_for, state, builder = _fitting(
+        _stock_keys(content["network_weights"]), plans, dataset_json,
+        list(plans["configurations"]) if known is None else [str(known)], trainer, name, trust)
+    return Donor(source=files.source, plans=plans, dataset_json=plain_labels(dataset_json), configuration=trained_for,
+                 weights=state, mirroring_axes=_mirroring_axes(content, name), trainer_name=trainer,
+                 fold=str(init.get("fold", fold.removeprefix("fold_") if fold.startswith("fold_") else _UNKNOWN)),
+                 checkpoint_name=name, sha256=file_sha256(files.weights), network_trainer=builder,
+                 started_from=_started_from(plans, content), trust=trust)
+
+
+def _content(files: _Files, trust: bool) -> dict[str, Any]:
+    """Read the checkpoint, its weights as "network_weights" whatever it calls them, with the facts of its bundle."""
+    content = load_checkpoint_safely(files.weights, trust=trust)
+    if is_v1_content(content):
+        raise DonorError(f"{files.weights.name}: {V1_ADVICE}")
+    if (weights := weights_of(content)) is None:
+        raise DonorError(f"{files.weights.name} holds no 'network_weights', only {sorted(map(str, content))[:8]}; "
+                         "give a checkpoint of an nnU-Net v2 training.")
+    facts: dict[str, Any] = {}
+    if "init_args" not in content and (files.folder / BUNDLE_FACTS).is_file():
+        facts = load_checkpoint_safely(files.folder / BUNDLE_FACTS, trust=trust)
+    return facts | content | {"network_weights": weights}
+
+
+def _plans_and_labels(files: _Files, init: dict[str, Any]) -> tuple[Plans, DatasetJson]:
+    complete = {"plans", "configuration", "dataset_json"} <= set(init)
+    found = []
+    for key, file in (("plans", files.folder / "plans.json"), ("dataset_json", files.folder / "dataset.json")):
+        found.append(_read_json(file) if file.is_file() and not (files.bare and complete) else init.get(key))
+    if None in found:
+        raise DonorError(f"{files.weights.name} holds weights but no 'init_args' with plans, configuration and "
+                         "dataset_json, and no plans.json and dataset.json lie beside it, so its network and labels "
+                         "are unknown. Give the model folder or a complete checkpoint, or put these files beside it.")
+    return found[0], found[1]
+
+
+def _fitting(weights: StateDict, plans: Plans, dataset_json: DatasetJson, candidates: list[str], trainer: str,
+             name: str, trust: bool) -> tuple[str, StateDict, str]:
+    """Return the one configuration whose network the weights fit, the weights in it, and the trainer that builds it."""
+    fitting, problems = dict[str, tuple[StateDict, str]](), list[DanteError]()
+    for candidate in candidates:
+        try:
+            check_donor(plans, dataset_json, candidate, trust=trust)
+            fitting[candidate] = _matched(weights, plans, dataset_json, candidate, trainer, name, trust)
+        except (DonorError, ConfigurationError) as error:
+            problems.append(error)
+    if not fitting:
+        raise problems[0]
+    if len(fitting) > 1:
+        raise DonorError(f"Nothing says for which configuration {name} was trained, and its weights fit "
+                         f"{', '.join(fitting)}. Choose with -c.")
+    ((configuration, (state, builder)),) = fitting.items()
+    return configuration, state, builder
+
+
+def _started_from(plans: Plans, content: dict[str, Any]) -> dict[str, str]:
+    """Return the provenance of the donor that a transfer started this model from; {} if it started otherwise."""
+    block = content.get("dante")
+    if not plans.get("dante") or not isinstance(block, dict) or block.get("start_source") != "transfer":
+        return {}
+    known = block.get("donor")
+    return known if isinstance(known, dict) and "sha256" in known else {}
 
 
 def _mirroring_axes(content: dict[str, Any], name: str) -> tuple[int, ...] | None:
@@ -219,21 +251,36 @@ def _matched(weights: StateDict, plans: Plans, dataset_json: DatasetJson, config
 
     It is built without memory, so plans that describe a larger one than the weights cannot fill the machine.
     """
-    problems: list[str] = []
-    for builder in dict.fromkeys(("nnUNetTrainer", trainer)):
+    problems, found = list[str](), list[str]()
+    for builder in dict.fromkeys(("nnUNetTrainer", trainer if trainer != _UNKNOWN else "nnUNetTrainer")):
         try:
             with torch.device("cpu" if trust else "meta"):  # own architectures may need real numbers to be built
                 network = build_network(plans, dataset_json, configuration, trainer_name=builder, trust=trust)
         except ConfigurationError as error:
-            problems = problems or [str(error)]
+            problems.append(str(error))
+            if found and isinstance(error, UnknownTrainerError):
+                raise DonorError(
+                    f"{name} was trained by {trainer!r}, which is not installed and builds its own network: "
+                    f"the weights do not fit the network of the plans (first difference: {found[0]}). {error} If "
+                    f"{trainer!r} does use the network of the plans, these plans belong to another model.") from error
             continue
-        expected = network.state_dict()
-        if not (found := differences(weights, expected)):
-            return _aliased(weights, network_aliases(network), expected, name), builder
-        problems = problems or found
+        expected, aliases = network.state_dict(), network_aliases(network)
+        complete = _with_aliases(weights, aliases)
+        if not (found := differences(complete, expected)):
+            return _aliased(complete, aliases, expected, name), builder
+        problems += found
     raise DonorError(f"{name} and its plans disagree ({len(problems)} differences; first: {'; '.join(problems[:3])}). "
                      f"Plans: {plans.get('plans_name')!r}, configuration {configuration!r}, trainer {trainer!r}. "
                      "Use the plans.json and dataset.json that belong to this checkpoint.")
+
+
+def _with_aliases(weights: StateDict, aliases: dict[str, tuple[str, ...]]) -> StateDict:
+    """Return the weights under all names of each tensor; slimmed checkpoints may keep only one."""
+    complete = dict(weights)
+    for names in aliases.values():
+        if given := [name for name in names if name in weights]:
+            complete |= {name: weights[given[0]] for name in names if name not in weights}
+    return complete
 
 
 def _aliased(weights: StateDict, aliases: dict[str, tuple[str, ...]], expected: StateDict, name: str) -> StateDict:

@@ -86,18 +86,23 @@ def _limited() -> Iterator[None]:
         handle.remove()
 
 
+class UnknownTrainerError(ConfigurationError):
+    """A trainer is neither one of nnU-Net's own nor of this package."""
+
+
 def trainer_class(name: str) -> Any:
     """Return the class of a trainer of nnU-Net.
 
     Raises:
-        ConfigurationError: nnU-Net has none of this name.
+        UnknownTrainerError: nnU-Net has none of this name.
     """
     folder = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
     found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
     if found is None:
-        raise ConfigurationError(f"Trainer {name!r} is none of nnU-Net's own, so its network is unknown. Supported are "
-                                 f"nnU-Net's own trainers, {', '.join(ADDING_TRAINERS)}, and trainers that use the "
-                                 "network of the plans.")
+        raise UnknownTrainerError(
+            f"Trainer {name!r} is none of nnU-Net's own, so its network is unknown. Supported are those trainers, "
+            f"{', '.join(ADDING_TRAINERS)}, and trainers that use the network of the plans; others must be installed "
+            "below nnunetv2/training/nnUNetTrainer, as the packages do that bring their own copy of nnU-Net.")
     return found
 
 

@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+import torch
 
 from nnunet_dante.command import doctor
 
@@ -22,15 +23,27 @@ def test_without_metadata_the_versions_are_shown_and_not_judged(monkeypatch):
     assert first.passed and "torch without metadata" in first.seen and "no metadata to check them by" in first.seen
 
 
-def test_it_recognises_a_torchvision_of_another_torch(monkeypatch):
+@pytest.mark.parametrize("error", [
+    RuntimeError("operator torchvision::nms does not exist"), ImportError("_C.so: undefined symbol: _ZN3c10"),
+    AttributeError("partially initialized module 'torchvision' has no attribute 'extension'"),
+    OSError("libtorch_cuda.so: cannot open shared object file")])
+def test_it_recognises_a_torchvision_of_another_torch_and_names_the_one_that_fits(monkeypatch, error):
     class Broken:
         def find_spec(self, name, *_):
             if name == "torchvision":
-                raise RuntimeError("operator torchvision::nms does not exist")
+                raise error
 
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    with pytest.raises(RuntimeError, match="built for another torch.*pip install"):
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cpu")
+    found = next(check for check in doctor.diagnose() if check.name == "torchvision")
+    assert not found.passed and "built for another torch" in found.seen and str(error) in found.seen
+    assert '"torchvision==0.23.*"' in found.seen
+
+
+def test_a_missing_torchvision_is_not_taken_for_one_of_another_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(RuntimeError, match="torchvision is not installed.*pip install"):
         doctor._torchvision()
 
 

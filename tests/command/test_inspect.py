@@ -92,3 +92,20 @@ def test_a_network_with_added_modules_says_that_it_is_not_stock_and_what_it_need
     text = inspect_path(folder / "fold_0" / "checkpoint_final.pth")
     assert "NOT a stock network: 864 of these numbers, in 2 tensors, are modules that nnUNetTrainerSpatialAdapter" in text
     assert "decoder.stages.1.spatial_adapter.down.weight" in text and "nnunet-dante env" in text
+
+
+def test_slimmed_models_bundles_and_models_of_v1_are_described(tmp_path):
+    root = tiny.monai_bundle(tmp_path / "results", tmp_path / "bundle")
+    for source in (root, tiny.zip_folder(root, tmp_path / "b.zip")):
+        text = inspect_path(source)
+        assert "nnU-Net model folder models" in text and "fold_0/model.pt: " in text and "labels: background, organ" in text
+    assert "weights alone: as a donor it needs plans.json" in inspect_path(root / "models" / "fold_0" / "model.pt")
+    assert "facts about an nnU-Net without its weights" in inspect_path(root / "models" / "nnunet_checkpoint.pth")
+    text = inspect_path(tiny.slim(next((tmp_path / "results").glob("*/*"))))
+    assert "weights alone" in text
+    torch.save({"state_dict": {"a": torch.ones(1)}, "plot_stuff": [], "epoch": 1}, tmp_path / "m.model")
+    (tmp_path / "m.model.pkl").write_bytes(b"never read")
+    for name in ("m.model", "m.model.pkl"):
+        assert "nnU-Net v1" in inspect_path(tmp_path / name)
+    (tmp_path / "m.model.pkl").unlink()
+    assert "nnU-Net v1" in inspect_path(tmp_path / "m.model")

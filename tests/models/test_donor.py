@@ -12,16 +12,9 @@ import tiny
 import torch
 
 from nnunet_dante.errors import DonorError, UntrustedFileError
+from nnunet_dante.models.archive import find_models, unpack
 from nnunet_dante.models.checkpoint import file_sha256, unique_tensors, weights_sha256
-from nnunet_dante.models.donor import open_donor, unpack
-
-
-def zip_folder(folder: Path, target: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                archive.write(path, prefix + str(path.relative_to(folder)))
-    return target
+from nnunet_dante.models.donor import open_donor
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -38,7 +31,7 @@ def edit_checkpoint(path: Path, edit) -> None:
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres", "3d_cascade_fullres"])
 def test_folder_zip_and_checkpoint_are_the_same_donor(tmp_path, architecture, configuration):
     folder = tiny.write_model_folder(tmp_path / "results", architecture=architecture, configuration=configuration)
-    donors = [open_donor(folder), open_donor(zip_folder(tmp_path / "results", tmp_path / "m.zip")),
+    donors = [open_donor(folder), open_donor(tiny.zip_folder(tmp_path / "results", tmp_path / "m.zip")),
               open_donor(checkpoint_of(folder))]
     assert len({weights_sha256(d.weights) for d in donors}) == 1
     for donor in donors:
@@ -145,8 +138,9 @@ def test_unknown_architecture_is_named(tmp_path):
 def test_bare_checkpoint_without_plans_is_refused(tmp_path):
     folder = tiny.write_model_folder(tmp_path)
     edit_checkpoint(checkpoint_of(folder), lambda c: c.pop("init_args"))
+    alone = Path(shutil.copy(checkpoint_of(folder), tmp_path / "alone.pth"))
     with pytest.raises(DonorError, match="no 'init_args'.*Give the model folder"):
-        open_donor(checkpoint_of(folder))
+        open_donor(alone)
 
 
 def test_sources_that_are_no_model(tmp_path):
@@ -179,7 +173,7 @@ def test_zip_entries_that_leave_the_archive_are_refused(tmp_path, name):
 
 def test_truncated_zip_and_zip_bomb(tmp_path):
     folder = tiny.write_model_folder(tmp_path / "results")
-    path = zip_folder(folder, tmp_path / "m.zip")
+    path = tiny.zip_folder(folder, tmp_path / "m.zip")
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(DonorError, match=r"m\.zip \(2000 bytes\) is truncated"):
         open_donor(path)
@@ -221,5 +215,83 @@ def test_pickle_bomb_inside_a_zip_is_not_run(tmp_path):
     folder = tiny.write_model_folder(tmp_path / "results")
     edit_checkpoint(checkpoint_of(folder), lambda c: c.update(extra=Path("x")))
     with pytest.raises(UntrustedFileError, match="Path"):
-        open_donor(zip_folder(folder, tmp_path / "m.zip"))
+        open_donor(tiny.zip_folder(folder, tmp_path / "m.zip"))
     assert open_donor(folder, trust=True).configuration == "3d_fullres"
+
+
+def test_plans_and_labels_beside_weights_alone_are_a_donor(tmp_path):
+    folder = tiny.write_model_folder(tmp_path / "results")
+    whole = open_donor(folder)
+    file = tiny.slim(folder)
+    zipped = tiny.zip_folder(folder, tmp_path / "m.zip", f"{folder.name}/")
+    for donor in (open_donor(folder), open_donor(file), open_donor(zipped)):
+        assert (donor.configuration, donor.trainer_name, donor.fold) == ("3d_fullres", "nnUNetTrainer", "0")
+        assert weights_sha256(donor.weights) == weights_sha256(whole.weights)
+        assert (donor.plans, donor.dataset_json) == (whole.plans, whole.dataset_json)
+        assert donor.mirroring_axes is None
+    with pytest.raises(DonorError, match="trained for configuration '3d_fullres'; -c asks for '2d'"):
+        open_donor(folder, configuration="2d")
+
+
+@pytest.mark.parametrize("content", [lambda w: w, lambda w: {"model": w}, lambda w: {"state_dict": w, "epoch": 3},
+                                     lambda w: {"network_weights": unique_tensors(w)}])
+def test_weights_are_found_as_other_tools_keep_them_and_without_folds(tmp_path, content):
+    folder = tiny.write_model_folder(tmp_path)
+    whole = open_donor(folder).weights
+    torch.save(content(dict(whole)), folder / "weights.pt")
+    shutil.rmtree(folder / "fold_0")
+    donor = open_donor(folder)
+    assert weights_sha256(donor.weights) == weights_sha256(whole) and list(donor.weights) == list(whole)
+    assert (donor.fold, donor.checkpoint_name) == ("unknown", "weights.pt")
+
+
+def test_a_configuration_that_nothing_names_is_the_one_that_fits_or_must_be_chosen(tmp_path):
+    for configuration in ("2d", "3d_fullres"):
+        tiny.slim(tiny.write_model_folder(tmp_path, configuration=configuration)).parents[1].rename(tmp_path / configuration[:2])
+    assert open_donor(tmp_path / "2d").configuration == "2d"
+    with pytest.raises(DonorError, match=r"Nothing says .* fit 3d_fullres, 3d_lowres\. Choose with -c"):
+        open_donor(tmp_path / "3d")
+    assert open_donor(tmp_path / "3d", configuration="3d_lowres").configuration == "3d_lowres"
+    with pytest.raises(DonorError, match="disagree"):
+        open_donor(tmp_path / "3d", configuration="2d")
+
+
+@pytest.mark.parametrize("facts", [("configuration",), ("configuration", "plans", "dataset_json", "fold")])
+def test_a_bundle_of_monai_is_a_donor(tmp_path, facts):
+    root = tiny.monai_bundle(tmp_path / "results", tmp_path / "bundle", facts=facts)
+    whole = open_donor(tmp_path / "results")
+    if "plans" in facts:
+        (root / "models" / "plans.json").unlink()
+    for donor in (open_donor(root), open_donor(root / "models"), open_donor(tiny.zip_folder(root, tmp_path / "b.zip"))):
+        assert weights_sha256(donor.weights) == weights_sha256(whole.weights)
+        assert (donor.configuration, donor.fold, donor.mirroring_axes) == ("3d_fullres", "0", (0, 1))
+        assert donor.checkpoint_name == "model.pt"
+    assert open_donor(root, checkpoint="best_model.pt").checkpoint_name == "best_model.pt"
+
+
+def test_a_model_below_other_folders_is_found_in_a_zip_and_in_a_folder(tmp_path):
+    folder = tiny.write_model_folder(tmp_path / "release" / "v2" / "nnUNet_results")
+    zipped = tiny.zip_folder(tmp_path / "release", tmp_path / "m.zip", "release/")
+    assert [str(m.folder) for m in find_models(zipped)] == [f"release/v2/nnUNet_results/Dataset900_Donor/{folder.name}"]
+    assert len(find_models(tmp_path / "release")) == 1
+    assert open_donor(zipped).sha256 == open_donor(tmp_path / "release").sha256 == open_donor(folder).sha256
+
+
+def test_a_network_of_a_trainer_that_nobody_here_has_is_named(tmp_path):
+    folder = tiny.write_model_folder(tmp_path)
+    edit_checkpoint(checkpoint_of(folder), lambda c: c.update(
+        trainer_name="nnUNetTrainerUMambaBot", network_weights={"mamba.A_log": torch.ones(2)}))
+    with pytest.raises(DonorError, match=r"trained by 'nnUNetTrainerUMambaBot', which is not installed and builds its own"):
+        open_donor(folder)
+
+
+@pytest.mark.parametrize("name", ["plans.pkl", "m.model.pkl", "m.model"])
+def test_models_of_nnunet_v1_are_recognised(tmp_path, name):
+    for file in ("plans.pkl", "m.model.pkl"):
+        (tmp_path / file).write_bytes(b"never read")
+    torch.save({"state_dict": {"a": torch.ones(1)}, "plot_stuff": [], "epoch": 1}, tmp_path / "m.model")
+    shutil.copy(tmp_path / "m.model", tmp_path / "renamed.pth")
+    zipped = tiny.zip_folder(tmp_path, tmp_path.parent / f"{tmp_path.name}.zip", "Task001_X/")
+    for source in (tmp_path / name, tmp_path, tmp_path / "renamed.pth", zipped):
+        with pytest.raises(DonorError, match=r"nnU-Net v1.*nnUNetv2_convert_old_nnUNet_dataset"):
+            open_donor(source)
