@@ -154,8 +154,8 @@ def _is_prepared(experiment: Experiment, donor: Donor, target: Target) -> bool:
     if not file.is_file():
         return False
     plans = read_json(file)
-    start = read_dante_block(plans)["start_weights"].get(donor.configuration)
-    if start is None or (start["donor"]["sha256"], start["inverted_channels"]) != (donor.sha256, [*experiment.invert]):
+    start = read_dante_block(plans)["start_weights"].get(donor.configuration, {})
+    if start.get("donor") != donor.provenance() or start.get("inverted_channels", []) != [*experiment.invert]:
         return False
     data = target.preprocessed / PlansManager(plans).get_configuration(donor.configuration).data_identifier
     return all((data / f"{case}.pkl").is_file() for case in target.cases)  # the last file that nnU-Net writes of a case
