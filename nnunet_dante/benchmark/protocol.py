@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from ..datasets.shots import Fold, Shots
 from ..errors import ConfigurationError
 from ..files import read_text
 from ..types import PathLike
@@ -196,25 +197,25 @@ def _check(protocol: Protocol, path: Path) -> None:
         raise ConfigurationError(f"{path.name}: method {untrained[0]!r} names no trainer, such as nnUNetTrainerLoRA.")
 
 
-def planned_runs(protocol: Protocol, tables: Mapping[str, Mapping[str, Any]]) -> Iterator[PlannedRun]:
+def planned_runs(protocol: Protocol, shots: Mapping[str, Shots]) -> Iterator[PlannedRun]:
     """Yield all runs: zero-shot first, then draw by draw, so that whatever is done when it stops is balanced.
 
-    tables: experiment name -> content of its shots.json.
+    shots: experiment name -> its shots.json.
     """
     for experiment in protocol.experiments:
         yield PlannedRun(experiment=experiment, method=next(m for m in protocol.methods if m.name == ZERO_SHOT))
-    folds = [(f["seed"], f["shots"], n, e, f) for n, e in enumerate(protocol.experiments)
-             for f in tables[e.name]["folds"] if _wanted(protocol, f)]
-    for seed, shots, _, experiment, fold in sorted(folds, key=lambda row: row[:3]):
+    folds = [(f.seed, f.shots, n, e, f) for n, e in enumerate(protocol.experiments)
+             for f in shots[e.name].folds if _wanted(protocol, f)]
+    for seed, number, _, experiment, fold in sorted(folds, key=lambda row: row[:3]):
         for method in protocol.methods:
             if method.trainer:
-                yield PlannedRun(experiment=experiment, method=method, shots=shots, all=fold["all"], seed=seed,
-                                 fold=fold["fold"])
+                yield PlannedRun(experiment=experiment, method=method, shots=number, all=fold.all, seed=seed,
+                                 fold=fold.fold)
 
 
-def _wanted(protocol: Protocol, fold: Mapping[str, Any]) -> bool:
-    shots = not protocol.shots or fold["shots"] in protocol.shots or (fold["all"] and "all" in protocol.shots)
-    return shots and (not protocol.seeds or fold["seed"] in protocol.seeds)
+def _wanted(protocol: Protocol, fold: Fold) -> bool:
+    shots = not protocol.shots or fold.shots in protocol.shots or (fold.all and "all" in protocol.shots)
+    return shots and (not protocol.seeds or fold.seed in protocol.seeds)
 
 
 def settings_digest(run: PlannedRun, protocol: Protocol, cases: Mapping[str, Any]) -> str:

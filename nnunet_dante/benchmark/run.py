@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..compare.results import RunResult, read_results, write_result
 from ..datasets.dataset import Target, open_target
 from ..datasets.images import Case, image_files
+from ..datasets.shots import Shots, read_shots
 from ..errors import ConfigurationError
 from ..files import read_json, write_text_atomically
 from ..models.donor import Donor, open_donor
@@ -59,9 +60,9 @@ def run_protocol(file: PathLike, out: PathLike, *, jobs: int = 1) -> tuple[RunRe
             results of a run that had other settings or cases.
     """
     protocol, out = read_protocol(file), Path(out).resolve()
-    tables = {e.name: _shots_table(e.dataset) for e in protocol.experiments}
-    runs = tuple(planned_runs(protocol, tables))
-    todo = _without_results(runs, protocol, tables, out)
+    shots = {e.name: _shots(e.dataset) for e in protocol.experiments}
+    runs = tuple(planned_runs(protocol, shots))
+    todo = _without_results(runs, protocol, shots, out)
     if not todo:
         return read_results(out)
     threads = max(1, cores() // jobs)
@@ -69,7 +70,7 @@ def run_protocol(file: PathLike, out: PathLike, *, jobs: int = 1) -> tuple[RunRe
                    "OMP_NUM_THREADS": str(threads)}
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it looks for each trainer
         check_methods(protocol)
-    prepared = {e.name: _prepare(e, tables[e.name]["test"]) for e in protocol.experiments}
+    prepared = {e.name: _prepare(e, shots[e.name].test) for e in protocol.experiments}
     with tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", smoothing=0, file=sys.stderr) as progress:
         for phase in ([r for r in todo if r.fold is None], [r for r in todo if r.fold is not None]):
             made = [Job(run=run, protocol=protocol, out=out, threads=threads, side_by_side=jobs,
@@ -81,46 +82,30 @@ def run_protocol(file: PathLike, out: PathLike, *, jobs: int = 1) -> tuple[RunRe
     return read_results(out)
 
 
-def _shots_table(dataset: int | str) -> dict[str, Any]:
+def _shots(dataset: int | str) -> Shots:
+    """Return the folds that were drawn for a data set."""
     target = open_target(dataset)
     file = target.preprocessed / "shots.json"
     if not file.is_file():
         raise ConfigurationError(f"{target.name} has no shots.json; draw its shots first: nnunet-dante shots -d "
                                  f"{target.name} -k 1,2,4,8 --seeds 3 --test FILE")
-    table = _table(file)
-    if not table["test"]:
+    shots = read_shots(file)
+    if not shots.test:
         raise ConfigurationError(f"the shots of {target.name} keep no test cases, so nothing could be compared; draw "
                                  f"them again with --test FILE.")
-    return table
+    return shots
 
 
-def _table(file: Path) -> dict[str, Any]:
-    """Read a shots.json as far as a protocol needs it."""
-    try:
-        table = read_json(file)
-        cases = [case for key in ("val", "test") for case in table[key]]
-        for fold in table["folds"]:
-            cases += fold["train"]
-            numbers = [fold[key] for key in ("fold", "shots", "seed")]
-            if not isinstance(fold["all"], bool) or not all(isinstance(number, int) for number in numbers):
-                raise TypeError(f"a fold is {fold!r:.80}")
-        if not all(isinstance(case, str) for case in cases):
-            raise TypeError("a case is no name")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{file} is damaged ({error!r}); draw the shots again: nnunet-dante shots.") from error
-    return table
-
-
-def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, tables: Mapping[str, Any],
+def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, shots: Mapping[str, Shots],
                      out: Path) -> list[PlannedRun]:
     """Return the runs to do; refuse results of runs that had other settings."""
     file = out / "settings.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     digests = {}
     for run in runs:
-        table = tables[run.experiment.name]
-        train: list[str] = next((f["train"] for f in table["folds"] if f["fold"] == run.fold), [])
-        digests[run.id] = settings_digest(run, protocol, {"train": train, "val": table["val"], "test": table["test"]})
+        drawn = shots[run.experiment.name]
+        train = next((f.train for f in drawn.folds if f.fold == run.fold), ())
+        digests[run.id] = settings_digest(run, protocol, {"train": train, "val": drawn.val, "test": drawn.test})
     done = {r.id for r in runs if (out / "runs" / f"{r.id}.json").is_file()}
     if changed := sorted(i for i in done if known.get(i) != digests[i]):
         raise ConfigurationError(f"{out} holds results of {len(changed)} runs whose settings or cases were others, "

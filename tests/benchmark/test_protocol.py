@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from nnunet_dante.benchmark.protocol import METHODS, PlannedRun, planned_runs, read_protocol, settings_digest
+from nnunet_dante.datasets.shots import Fold, Shots
 from nnunet_dante.errors import ConfigurationError
 
-TABLE = {"val": ["v"], "test": ["t"], "folds": [
-    {"fold": 0, "shots": 1, "all": False, "seed": 0, "train": ["a"]},
-    {"fold": 1, "shots": 1, "all": False, "seed": 1, "train": ["b"]},
-    {"fold": 2, "shots": 4, "all": True, "seed": 0, "train": ["a", "b", "c", "d"]}]}
+SHOTS = Shots(dataset="Dataset901_Mine", seed_count=2, val=("v",), test=("t",), pool=("a", "b", "c", "d"), folds=(
+    Fold(fold=0, shots=1, all=False, seed=0, train=("a",)), Fold(fold=1, shots=1, all=False, seed=1, train=("b",)),
+    Fold(fold=2, shots=4, all=True, seed=0, train=("a", "b", "c", "d"))))
 TEXT = """
 name = "p"
 [[experiments]]
@@ -31,7 +31,7 @@ def written(tmp_path):
 
 
 def runs(protocol):
-    return list(planned_runs(protocol, {e.name: TABLE for e in protocol.experiments}))
+    return list(planned_runs(protocol, {e.name: SHOTS for e in protocol.experiments}))
 
 
 def test_the_smallest_protocol_compares_all_methods_with_everything_that_was_drawn(written, tmp_path):

@@ -162,7 +162,7 @@ def test_a_data_set_without_shots_or_test_cases_is_refused(protocol, tmp_path):
                                   '{"val": [], "test": ["a"], "folds": [{"train": ["a"], "all": 1}]}'])
 def test_a_damaged_table_of_shots_is_named(protocol, tmp_path, text):
     next((tmp_path / "nnUNet_preprocessed").rglob("shots.json")).write_text(text)
-    with pytest.raises(ConfigurationError, match=r"shots.json is damaged .* draw the shots again"):
+    with pytest.raises(ConfigurationError, match=r"shots.json is no table of `nnunet-dante shots`"):
         run_protocol(protocol, tmp_path / "out")
 
 

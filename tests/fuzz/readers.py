@@ -13,7 +13,7 @@ import torch
 
 from nnunet_dante.adapters import adapter
 from nnunet_dante.benchmark.protocol import planned_runs, read_protocol
-from nnunet_dante.benchmark.run import _shots_table
+from nnunet_dante.benchmark.run import _shots
 from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.compare.results import read_results
 from nnunet_dante.compare.sources import read_fold
@@ -96,8 +96,8 @@ def _find_data(root: Path) -> None:
 def _read_shots(place: Place) -> str:
     _find_data(place.case)
     protocol = read_protocol(place.samples / "protocol.toml")
-    table = _shots_table(DATASET)
-    return digest([str(run) for run in planned_runs(protocol, {"one": table})])
+    shots = _shots(DATASET)
+    return digest([str(run) for run in planned_runs(protocol, {"one": shots})])
 
 
 def _read_fold(place: Place) -> str:
