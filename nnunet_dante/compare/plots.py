@@ -23,7 +23,7 @@ from .study import Shots, Study, case_means, mean_score, shots_of
 COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 INK = "0.25"
 _MARGIN = 0.25  # of the labelled box, on each side
-_QUANTILES = (0.25, 0.6)  # of the labelled slices; two, so that the picture fits a screen
+_QUANTILES = (0.3, 0.8)  # of the labelled voxels by slice; two, so that the picture fits a screen
 _THICK = 1.5  # a voxel so many times as long as wide makes the image a stack of slices
 _PLANES = ("PIL", "LIP", "LPS")  # axes of a sagittal, coronal and axial view: to the right, down, through the slices
 
@@ -211,6 +211,5 @@ def _view(truth: np.ndarray) -> tuple[tuple[slice, ...], list[int]]:
     low, high = where.min(0), where.max(0) + 1
     margin = np.ceil(_MARGIN * (high - low)).astype(int)
     box = tuple(slice(max(0, a - m), b + m) for a, b, m in zip(low[:2], high[:2], margin[:2]))
-    labelled = np.unique(where[:, 2])
-    slices = dict.fromkeys(int(k) for k in np.quantile(labelled, _QUANTILES, method="nearest"))
+    slices = dict.fromkeys(int(k) for k in np.quantile(where[:, 2], _QUANTILES, method="nearest"))
     return (*box, slice(None)), list(slices)
