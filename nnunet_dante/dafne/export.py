@@ -144,12 +144,20 @@ def _plane(settings: Mapping[str, Any]) -> str | None:
     return ("Sagittal", "Coronal", "Axial")[world]
 
 
+def _mirroring(settings: Mapping[str, Any]) -> str:
+    """Say along which axes the model mirrors; those along which it was not trained never are."""
+    if not (allowed := settings["origin"]["mirroring_axes"]):
+        return "off: the checkpoint does not say along which axes it was trained" if allowed is None \
+            else "off, as the model was trained"
+    if settings["mirroring"]:
+        return f"axes {settings['mirroring']}"
+    return f"off (--mirroring is more exact and {2 ** len(allowed)} times slower)"
+
+
 def _notes(name: str, settings: Mapping[str, Any], lies: Orientation) -> tuple[str, ...]:
-    mirrored = settings["mirroring"]
     notes = [f"images: {', '.join(settings['channels'])}; {settings['dimension']}D, patch {settings['patch']}",
              f"training files lie {lies.codes}: {lies.known_from}",
-             f"mirroring: {f'axes {mirrored}' if mirrored else 'off (on is more exact and 4 to 8 times slower)'}; "
-             f"tile step {settings['tile_step']}",
+             f"mirroring: {_mirroring(settings)}; tile step {settings['tile_step']}",
              f"learning: {settings['learning']['epochs']} epochs, LoRA rank {settings['learning']['rank']}, "
              f"protection {settings['learning']['protection']:g}"]
     if plane := _plane(settings):

@@ -87,7 +87,8 @@ def _origin(model: model_file.Model, name: str) -> dict[str, Any]:
         "plans": lambda v: isinstance(v, dict), "dataset_json": lambda v: isinstance(v, dict),
         "configuration": lambda v: isinstance(v, str), "trainer": lambda v: isinstance(v, str),
         "fold": lambda v: isinstance(v, str) and bool(re.fullmatch(r"all|\d{1,4}", v)),  # a folder is named after it
-        "mirroring_axes": lambda v: v is None or isinstance(v, list) and all(axis in (0, 1, 2) for axis in v)}
+        "mirroring_axes": lambda v: v is None or isinstance(v, list) and all(
+            axis in range(3 if settings.get("dimension") == 3 else 2) for axis in v)}
     wrong = [key for key, holds in valid.items() if not isinstance(origin, dict) or key not in origin
              or not holds(origin[key])]
     wrong += [key for key in MUST_AGREE if key not in settings]

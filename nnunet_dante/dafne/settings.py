@@ -88,6 +88,9 @@ def _refuse_unknown(donor: Donor, manager: PlansManager, config: ConfigurationMa
     for scheme in config.normalization_schemes:
         if scheme not in _SCHEMES:
             refuse("a normalisation", scheme, ", ".join(_SCHEMES))
+    for axis in donor.mirroring_axes or ():
+        if axis >= len(config.patch_size):
+            refuse("a mirroring axis", axis, f"0 to {len(config.patch_size) - 1}")
     for part in ("data", "probabilities"):
         if (function := config.configuration[f"resampling_fn_{part}"]) not in _RESAMPLING:
             refuse(f"the resampling of {part}", function, ", ".join(_RESAMPLING))

@@ -56,6 +56,28 @@ def test_stock_nnunet_predicts_with_the_imported_folder(exported, tmp_path):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in predictor.list_of_parameters[0].items())
 
 
+@pytest.mark.parametrize(("written", "said"), [(None, "off, as the model was trained"), ("missing", "does not say"),
+                                               ((0, 2), "axes [0, 2]")])
+def test_the_axes_of_mirroring_go_there_and_back_as_nnunet_writes_them(tmp_path, written, said):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    folder, key = tiny.write_model_folder(tmp_path / "donor"), "inference_allowed_mirroring_axes"
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False) | {key: written}
+    if written == "missing":
+        del content[key]
+    torch.save(content, file)
+    report = export_model(folder, tmp_path / "Liver.model", mirroring=True)
+    assert f"mirroring: {said}" in str(report) or f"mirroring: off: the checkpoint {said}" in str(report)
+    back = torch.load(import_model(report.model, tmp_path / "back").checkpoint, weights_only=False)
+    assert back.get(key, "missing") == written
+    assert open_donor(tmp_path / "back").mirroring_axes == open_donor(folder).mirroring_axes
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, perform_everything_on_device=False)
+    predictor.initialize_from_trained_model_folder(str(tmp_path / "back"), use_folds=(0,))
+    predictor.network.load_state_dict(predictor.list_of_parameters[0])
+    predictor._internal_maybe_mirror_and_predict(torch.zeros(1, 1, 16, 16, 16))  # fails on an empty tuple
+
+
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerSpatialAdapter", "nnUNetTrainerAdaptFormer"])
 def test_added_modules_go_there_and_back_and_their_trainer_is_named(tmp_path, trainer):
     folder = tiny.add_modules(tiny.write_model_folder(tmp_path / "donor"), trainer)
@@ -91,7 +113,7 @@ def test_a_fold_cannot_lead_out_of_the_folder(exported, tmp_path, fold):
 @pytest.mark.parametrize("change", [
     lambda s: s.pop("architecture"), lambda s: s.update(labels="organ"), lambda s: s["origin"].update(plans=[]),
     lambda s: s["origin"].update(mirroring_axes=[7]), lambda s: s["origin"].update(mirroring_axes="012"),
-    lambda s: s["origin"].pop("trainer"), lambda s: s.update(origin=None)])
+    lambda s: s.update(dimension=2), lambda s: s["origin"].pop("trainer"), lambda s: s.update(origin=None)])
 def test_a_damaged_description_is_refused(exported, tmp_path, change):
     with pytest.raises(DafneError, match="is damaged"):
         import_model(with_settings(exported, change), tmp_path / "back")

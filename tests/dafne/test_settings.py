@@ -92,3 +92,17 @@ def test_added_modules_are_described_and_stock_models_say_nothing_of_them(tmp_pa
                            ("nnUNetTrainerAdaptFormer", {"adaptformer": {"width": 16, "scale": 0.1}})):
         assert made(dataclasses.replace(donor, network_trainer=trainer))["architecture"] == stock | added
     assert not {"spatial_adapter", "adaptformer"} & set(stock)
+
+
+def test_axes_that_the_images_do_not_have_are_refused(tmp_path):
+    donor = open_donor(tiny.write_model_folder(tmp_path, configuration="2d"))
+    with pytest.raises(DafneError, match="mirroring axis is 2; possible is 0 to 1"):
+        made(dataclasses.replace(donor, mirroring_axes=(0, 2)))
+
+
+@pytest.mark.parametrize(("axes", "mirrored"), [((), []), (None, []), ((1,), [1])])
+def test_prediction_and_learning_mirror_only_along_the_axes_of_the_training(tmp_path, axes, mirrored):
+    donor = dataclasses.replace(open_donor(tiny.write_model_folder(tmp_path)), mirroring_axes=axes)
+    for asked in (True, False):
+        settings = made(donor, mirroring=asked)
+        assert settings["mirroring"] == (mirrored if asked else []) and settings["learning"]["mirroring"] == mirrored

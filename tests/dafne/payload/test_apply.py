@@ -122,15 +122,29 @@ def test_mirroring_and_step(tmp_path, tile_step):
     assert_same(compare(tiny.write_model_folder(tmp_path), mirroring=True, tile_step=tile_step))
 
 
+def only_along(folder, axes):
+    """Let the checkpoint allow mirroring along these axes alone."""
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(file, weights_only=False) | {"inference_allowed_mirroring_axes": axes}, file)
+    return folder
+
+
+@pytest.mark.parametrize("axes", [None, (0,), (1,), (2,), (0, 2)])
+def test_mirroring_along_the_axes_of_the_training_alone_in_the_order_of_a_transposed_network(tmp_path, axes):
+    folder = tiny.write_model_folder(tmp_path, transpose=(1, 2, 0), patch=(16, 12, 20))
+    assert_same(compare(only_along(folder, axes), spacing=(1.2, 0.8, 1.0), code="LPS", mirroring=True))
+
+
 def test_a_volume_smaller_than_the_patch(tmp_path):
     assert_same(compare(tiny.write_model_folder(tmp_path, patch=(28, 32, 24))))
 
 
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)], ids=["axial", "sagittal"])
-@pytest.mark.parametrize("code", ["RAS", "LPS"])
-def test_a_slice_as_a_file_of_one_slice(tmp_path, code, transpose):
+@pytest.mark.parametrize(("code", "axes"), [("RAS", None), ("LPS", None), ("LPS", (0,)), ("RAS", (1,))])
+def test_a_slice_as_a_file_of_one_slice(tmp_path, code, axes, transpose):
     folder = balanced(tiny.write_model_folder(tmp_path, configuration="2d", transpose=transpose, spacing_mm=(1, 0.8, 1.1)))
-    model, built = load(folder, orientation=code), predictor(folder)
+    only_along(folder, axes)
+    model, built = load(folder, orientation=code, mirroring=True), predictor(folder, mirroring=True)
     plane, axis = ("axial", 2) if transpose[0] == 0 else ("sagittal", 0)
     shape = [30, 37, 25]
     shape[axis] = 1
