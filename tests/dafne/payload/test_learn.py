@@ -1,0 +1,162 @@
+"""payload/learn.py: learning takes over what is finite and better, and otherwise leaves the model as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from shipped import settings_of
+
+from nnunet_dante.dafne.payload import learn
+from nnunet_dante.dafne.payload.cases import annotated, cut, prepare
+from nnunet_dante.dafne.payload.network import build
+from nnunet_dante.models.checkpoint import unique_tensors
+from nnunet_dante.models.donor import open_donor
+
+AFFINE = np.array([[0, -1.0, 0, 30], [-1.0, 0, 0, 9], [0, 0, -1.0, 40], [0, 0, 0, 1.0]])
+
+
+class Model:
+    """What `learn` uses of Dafne's model."""
+
+    def __init__(self, folder, **learning):
+        donor = open_donor(folder)
+        self.model = build(settings_of(folder, **{"min_steps": 12, "epochs": 1, "rank": 2} | learning))
+        self.model.load_state_dict(unique_tensors(donor.weights))
+
+    def weights(self):
+        return {key: value.clone() for key, value in self.model.state_dict().items()}
+
+    def learn(self, data, outputs):
+        """Return whether the weights have changed."""
+        before = self.weights()
+        learn.learn(self, data, outputs, 2, 5)
+        return any(not torch.equal(before[key], value) for key, value in self.weights().items())
+
+
+@pytest.fixture(scope="module", params=["2d", "3d_fullres"])
+def folder(request, tmp_path_factory):
+    """A model of the labels organ and lesion, of which only organ is drawn in `corrected`."""
+    return tiny.write_model_folder(tmp_path_factory.mktemp("model"), configuration=request.param, features=(4, 8))
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory):
+    return tiny.write_model_folder(tmp_path_factory.mktemp("model"), features=(4, 8))
+
+
+def corrected(folder, *, count=3, seed=0):
+    """Bright boxes and their masks, as the client hands them over: lists of slices, or volumes with slices first."""
+    rng, images, masks = np.random.default_rng(seed), [], []
+    for _ in range(count):
+        mask = np.zeros((18, 20, 16), np.uint8)
+        low = rng.integers(2, 5, 3)
+        mask[low[0]:low[0] + 8, low[1]:low[1] + 9, low[2]:low[2] + 7] = 1
+        images.append((mask * 100 + rng.normal(50, 10, mask.shape)).astype(np.float32))
+        masks.append(mask)
+    if folder.name.endswith("2d"):
+        slices = [mask[:, :, 7] for mask in masks]
+        return ({"resolution": [1.0, 1.0], "image_list": [image[:, :, 7] for image in images]},
+                [{"organ": mask, "lesion": 0 * mask, "my own": mask} for mask in slices])
+    return ({"resolution": [1.0] * 3, "affine": [AFFINE] * count, "image_list": [np.moveaxis(i, -1, 0) for i in images]},
+            {number: {"organ": np.moveaxis(mask, -1, 0)} for number, mask in enumerate(masks)})
+
+
+def test_what_is_better_is_taken_over(folder, capsys):
+    model = Model(folder)
+    assert model.learn(*corrected(folder))
+    before, after = (float(word) for word in capsys.readouterr().out.split("loss ")[1].replace(",", "").split()[::2])
+    assert after < before and all(torch.isfinite(value).all() for value in model.weights().values())
+
+
+def test_a_network_that_fits_no_better_is_not_taken_over(folder, capsys):
+    assert not Model(folder, learning_rate=-0.01).learn(*corrected(folder))
+    assert "left as it was" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_taken_over(volume, monkeypatch, value):
+    def spoilt(student, teacher, trained, cases, batch_size):
+        train(student, teacher, trained, cases, batch_size)
+        trained.tensors[-1].data[0] = value
+
+    train = learn.train
+    monkeypatch.setattr(learn, "train", spoilt)
+    monkeypatch.setattr(learn, "batch_loss", falling(learn.batch_loss))
+    assert not Model(volume).learn(*corrected(volume))
+
+
+def falling(batch_loss):
+    """The loss, with a constant that falls at every call: whatever learns looks better."""
+    calls = []
+
+    def loss(*arguments):
+        calls.append(1)
+        return torch.nan_to_num(batch_loss(*arguments)) - len(calls)
+    return loss
+
+
+def test_an_error_on_the_way_leaves_the_model_as_it_was(volume, monkeypatch, capsys):
+    def broken(*_):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(learn.Descent, "step", broken)
+    assert not Model(volume).learn(*corrected(volume))
+    assert "Learning failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("outputs", [{}, {0: {"my own": np.ones((16, 18, 20))}}, {0: {"organ": np.zeros((16, 18, 20))}}])
+def test_without_a_mask_of_its_labels_nothing_is_learned(volume, outputs, capsys):
+    assert not Model(volume).learn(corrected(volume)[0], outputs)
+    assert "Nothing to learn from: no mask of organ, lesion" in capsys.readouterr().out
+
+
+def test_masks_as_a_list_and_as_a_dict_teach_the_same(volume):
+    data, outputs = corrected(volume, count=2)
+    one, other = Model(volume), Model(volume)
+    assert one.learn(data, outputs) and other.learn(data, [outputs[0], outputs[1]])
+    assert all(torch.equal(value, other.weights()[key]) for key, value in one.weights().items())
+
+
+def test_volumes_have_their_slices_first_and_are_turned_to_how_apply_gets_them(volume):
+    data, outputs = corrected(volume, count=1)
+    ((channels, _, masks),) = annotated(Model(volume).model.settings, data, outputs)
+    assert channels[0].shape == masks["organ"].shape == (18, 20, 16) and data["image_list"][0].shape == (16, 18, 20)
+    assert channels[0][masks["organ"]].min() > channels[0][~masks["organ"]].mean()
+
+
+def test_a_label_that_was_not_drawn_is_what_the_network_said_before(folder):
+    """Without it, the rest of a volume of which the client sends one label would be learned as background."""
+    teacher = Model(folder).model
+    settings = teacher.settings
+    (case,) = (prepare(settings, *given) for given in annotated(settings, *corrected(folder, count=1)))
+    image, target = cut(case, settings["patch"], None)
+    drawn, unknown = target[0], target[1]
+    assert set(drawn.unique().tolist()) == {0, 1} and unknown.unique().tolist() == [-1]
+    logits = teacher(image[None])
+    complete = learn.completed(target[None], logits, settings)[0]
+    assert bool((complete[drawn == 1] == 1).all()) and bool((complete[drawn == 0] != 1).all())
+    others = logits[0].detach().clone()
+    others[1] = -torch.inf
+    assert torch.equal(complete[drawn == 0], others.argmax(0)[drawn == 0])
+
+
+def test_the_network_that_the_client_holds_is_trained_as_a_copy(volume, monkeypatch):
+    model, seen = Model(volume), []
+    before, step = model.weights(), learn.Descent.step
+
+    def watched(self, share):
+        step(self, share)
+        seen.append(all(torch.equal(before[key], value) for key, value in model.weights().items()))
+
+    monkeypatch.setattr(learn.Descent, "step", watched)
+    assert model.learn(*corrected(volume)) and len(seen) >= 12 and all(seen)
+
+
+def test_patches_are_mirrored_along_the_given_axes_alone_image_and_target_alike():
+    image, rng = torch.arange(24.0).reshape(1, 2, 3, 4), np.random.default_rng(0)
+    found = [learn.mirrored((image, image.to(torch.int8)), [2], rng) for _ in range(20)]
+    assert all(torch.equal(a, b.float()) for a, b in found)
+    kinds = [any(torch.equal(a, expected) for a, _ in found) for expected in (image, image.flip(3))]
+    assert kinds == [True, True] and all(torch.equal(a, image) or torch.equal(a, image.flip(3)) for a, _ in found)
