@@ -89,6 +89,7 @@ def test_sides_are_warned_of_where_they_would_be_mirrored(axes, warned):
 
 def test_transfer_warns_of_sides(nnunet_paths):
     dataset = tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"], n_cases=2, labels=SIDES)
+    tiny.write_fingerprint(nnunet_paths["nnUNet_preprocessed"] / dataset, n_cases=2)
     model = donor(nnunet_paths["nnUNet_results"], labels=SIDES)
     assert "kidney_left and kidney_right" in str(transfer(model, dataset, num_processes=1))
     assert "kidney_left and" not in str(transfer(model, dataset, mirroring="none", num_processes=1))
