@@ -1,1 +1,1 @@
-"""The way to Dafne and back: `.model` files that its client and server run, teach and merge."""
+"""Export to Dafne and import from it: `.model` files, which Dafne's client runs and trains and its server merges."""

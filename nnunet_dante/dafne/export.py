@@ -1,4 +1,4 @@
-"""Write an nnU-Net as a Dafne `.model` file that needs nothing installed at the client."""
+"""Write an nnU-Net model as a Dafne `.model` file. The client needs no nnU-Net to run it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SERVER_NAME = re.compile(r"[A-Za-z0-9() -]+")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written; str() is what the command prints."""
+    """What `export_model` wrote. `str(report)` is the text that the command prints."""
 
     model: Path
     side_file: Path
@@ -48,21 +48,27 @@ def export_model(model_folder: PathLike, output: PathLike, *, fold: int | str | 
                  categories: Sequence[str] | None = None, info: Mapping[str, str] | None = None,
                  base: PathLike | None = None, mirroring: bool = False, tile_step: float = 0.5,
                  orientation: str | None = None, protection: float = 0.0, trust: bool = False) -> ExportReport:
-    """Write `output`, NAME.model or an existing Dafne models folder, and NAME.json beside it.
+    """Write a model as a Dafne `.model` file, with a NAME.json beside it that Dafne's lists read.
 
     Args:
-        model_folder: what `open_donor` reads; so do `fold`, `checkpoint`, `configuration` and `trust`.
+        model_folder: a model folder, exported zip or checkpoint.
+        output: NAME.model, or an existing folder of Dafne's models; there, the name is made from the data set's.
+        fold, checkpoint, configuration, trust: which model of the folder to read, as for `open_donor`.
         categories: paths in Dafne's model browser, such as "Abdomen/Kidney".
         info: texts for the model browser.
-        base: a .model of the same base, whose model id is inherited: Dafne merges models of one id only.
-        mirroring: average over mirrored images as nnUNetv2_predict does; 8 times slower in 3D.
-        tile_step: distance of windows in patches, 0 to 1; nnU-Net's own is 0.5.
-        protection: pull of learning back to the weights it starts from, per step and learning rate; 0 is none.
-        orientation: of the training files, such as "RAS"; see `training_orientation` where it is not given.
+        base: a .model file whose model id the new file takes over. Dafne merges only models with the same id.
+        mirroring: average the prediction over mirrored images, as nnUNetv2_predict does; 8 times slower in 3D.
+        tile_step: distance between neighbouring windows as a share of the patch, above 0 and up to 1; nnU-Net's is 0.5.
+        orientation: how the training files are stored, such as "RAS"; None looks it up with `training_orientation`.
+        protection: while learning in Dafne, each step pulls the weights back to where they started by this factor
+            times the learning rate; 0 switches it off.
 
     Raises:
-        DafneError: the model cannot run in Dafne, or `base` is another model.
+        DafneError: the model cannot run in Dafne, or it cannot be merged with `base`.
         DonorError, ConfigurationError: `model_folder` or an option cannot be used.
+
+    Example:
+        >>> print(export_model("nnUNetTrainerLoRA__nnUNetDantePlans__3d_fullres", "Liver.model"))  # doctest: +SKIP
     """
     if not 0 < tile_step <= 1:
         raise ConfigurationError(f"The tile step is {tile_step}; it must lie between 0 (excluded) and 1.")
@@ -88,7 +94,7 @@ def export_model(model_folder: PathLike, output: PathLike, *, fold: int | str | 
 
 
 def _target(output: Path, donor: Donor, timestamp: int) -> tuple[Path, str]:
-    """Path of the .model file and the model's name in Dafne.
+    """Return the path of the .model file and the model's name in Dafne.
 
     Dafne takes the text before the first underscore as the name, and separates names by commas.
     """
@@ -105,19 +111,20 @@ def _target(output: Path, donor: Donor, timestamp: int) -> tuple[Path, str]:
 
 
 def _weights(donor: Donor, settings: Mapping[str, Any]) -> StateDict:
-    """Each weight once, under its first stock key, in storage of its own: what the shipped network has, exactly."""
+    """Return each weight once, under its first stock key, which is the key that the shipped network uses."""
     weights = OrderedDict((key, tensor.float().clone()) for key, tensor in unique_tensors(donor.weights).items())
     if wrong := differences(weights, network.build(settings).state_dict()):
         raise DafneError(f"The network of {donor.source} is not the one that Dafne would build ({len(wrong)} "
-                         f"differences; first: {wrong[0]}); possible are stock PlainConvUNet and ResidualEncoderUNet.")
+                         f"differences; first: {wrong[0]}). Only nnU-Net's own PlainConvUNet and ResidualEncoderUNet "
+                         "can be exported.")
     return weights
 
 
 def _metadata(name: str, donor: Donor, settings: Mapping[str, Any], categories: Sequence[str] | None,
               info: Mapping[str, str] | None) -> dict[str, Any]:
-    """What Dafne's lists and browser read: plain JSON, or the client's model list breaks.
+    """Return what Dafne's model list and browser show, as plain JSON; anything else breaks the client's model list.
 
-    `orientation` stays empty: Dafne would turn the image, but neither its affine nor the masks.
+    `orientation` stays empty. Otherwise Dafne would turn the image, but neither its affine nor the masks.
     """
     labels = ", ".join(label["name"] for label in settings["labels"])
     kind = "ResidualEncoderUNet" if settings["architecture"]["residual"] else "PlainConvUNet"
@@ -129,7 +136,8 @@ def _metadata(name: str, donor: Donor, settings: Mapping[str, Any], categories: 
         texts["Plane"] = plane
     paths = [[part.strip() for part in path.split("/") if part.strip()] for path in categories or ("nnU-Net",)]
     if not all(paths):
-        raise ConfigurationError(f"The categories {list(categories or ())} hold an empty one; write Abdomen/Kidney.")
+        raise ConfigurationError(f"One of the categories {list(categories or ())} is empty; write them like "
+                                 "Abdomen/Kidney.")
     return {"model_name": name, "model_type": "nnU-Net", "type": TYPE, "description": f"nnU-Net for {labels}",
             "dimensionality": str(settings["dimension"]), "variants": [""], "categories": paths, "orientation": "",
             "dependencies": {}, "can_incremental_learn": True,
@@ -137,7 +145,10 @@ def _metadata(name: str, donor: Donor, settings: Mapping[str, Any], categories: 
 
 
 def _plane(settings: Mapping[str, Any]) -> str | None:
-    """How the client must show a volume so that a 2D network meets the slices it knows; None where it is free."""
+    """Return the plane in which the client must show a volume, as that of a 2D network's training slices.
+
+    None for 3D networks, and for images that have no planes.
+    """
     if settings["dimension"] == 3 or settings["as_shown"]:
         return None
     world, _ = geometry.WORLD[geometry.network_axes(settings)[0]]
@@ -161,11 +172,12 @@ def _notes(name: str, settings: Mapping[str, Any], lies: Orientation) -> tuple[s
              f"learning: {settings['learning']['epochs']} epochs, LoRA rank {settings['learning']['rank']}, "
              f"protection {settings['learning']['protection']:g}"]
     if plane := _plane(settings):
-        notes.append(f"in Dafne open volumes as {plane}: the slices that this network knows")
+        notes.append(f"in Dafne, open volumes as {plane}: this network was trained on such slices")
     if not _SERVER_NAME.fullmatch(name):
-        notes.append(f"a Dafne server takes names of letters, digits, blanks, - and () only; {name!r} stays local")
+        notes.append("a Dafne server accepts only letters, digits, blanks, - and () in names; "
+                     f"{name!r} can only be used locally")
     if len(settings["channels"]) > 1:
-        notes.append("load the contrasts in the order above and show the first one: Dafne names none of them")
+        notes.append("load the contrasts in the order above and show the first one: Dafne does not pass their names on")
     if any(how["scheme"] == "CTNormalization" for how in settings["normalization"]):
         notes.append("Dafne rescales images with a maximum below 10 or above 10000: check such CTs (docs/dafne.md)")
     return tuple(notes)

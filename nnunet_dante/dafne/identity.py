@@ -1,4 +1,4 @@
-"""Which models may be merged: the same `model_id` for all descendants of one set of weights, and for no others."""
+"""Which models Dafne may merge: all that descend from one set of weights get the same `model_id`, and no others do."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ MUST_AGREE = ("architecture", "spacing_mm", "transpose", "normalization", "orien
 
 
 def structure_id(settings: Mapping[str, Any]) -> str:
-    """UUID of all that must agree for two sets of weights to be averaged and still mean something."""
+    """Return a UUID of the settings in which two models must agree before averaging their weights makes sense."""
     return str(uuid.uuid5(_NAMESPACE, json.dumps({key: settings[key] for key in MUST_AGREE}, sort_keys=True)))
 
 
 def model_id(donor: Donor, settings: Mapping[str, Any], *, base: PathLike | None) -> tuple[str, str]:
-    """Return the model_id and where it is from.
+    """Return the model id, and in words where it comes from.
 
-    In this order: that of `base`; that of the .model file which was imported, learned on or not; one made from the
-    checkpoint that a transfer started from; one made from the donor's own checkpoint.
+    The first of these that there is: the id of `base`; the id of the .model file that the model was imported from; an
+    id made from the checkpoint that the transfer started from; an id made from the donor's own checkpoint.
 
     Raises:
-        DafneError: `base` differs in what must agree.
+        DafneError: `base` differs in something that must agree (`MUST_AGREE`).
     """
     structure = structure_id(settings)
     if base is not None:
@@ -40,11 +40,12 @@ def model_id(donor: Donor, settings: Mapping[str, Any], *, base: PathLike | None
                 f"This model cannot be merged with {Path(base).name}: they differ in {', '.join(differing)} "
                 f"({differing[0]}: here {settings[differing[0]]}, there {parent.settings.get(differing[0])}). "
                 "Choose the same options as for the base, or leave --base out.")
-        return parent.model_id, f"inherited from {Path(base).name}"
+        return parent.model_id, f"taken over from {Path(base).name}"
     came_back = donor.plans.get("dafne")
     if isinstance(came_back, dict) and came_back.get("structure") == structure:
         return str(came_back["model_id"]), "that of the .model file it was imported from"
     ancestor = donor.started_from
     root = ancestor.get("sha256", donor.sha256)
-    whose = f"shared by all descendants of {ancestor['source']}" if ancestor else "its own; descendants will share it"
+    whose = (f"all models that start from {ancestor['source']} have it" if ancestor
+             else "a new one; models that start from this one will have it, too")
     return str(uuid.uuid5(_NAMESPACE, root + structure)), whose

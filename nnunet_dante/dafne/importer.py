@@ -1,4 +1,4 @@
-"""A `.model` file as an nnU-Net model folder again, and in words; nothing in it is executed."""
+"""Turn a `.model` file back into an nnU-Net model folder, or describe it. No code of the file is executed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .settings import FORMAT
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """Where the model folder is. `str()` is what the command prints."""
+    """What `import_model` wrote. `str(report)` is the text that the command prints."""
 
     folder: Path
     checkpoint: Path
@@ -43,11 +43,15 @@ class ImportReport:
 
 
 def import_model(source: PathLike, output_folder: PathLike) -> ImportReport:
-    """Write plans.json, dataset.json and fold_X/checkpoint_final.pth as nnU-Net's own training would have.
+    """Write a .model file as a model folder: plans.json, dataset.json and fold_X/checkpoint_final.pth, as nnU-Net does.
+
+    Args:
+        source: a file that `export_model` wrote, also after any number of rounds of learning and merging in Dafne.
+        output_folder: a folder that is empty or does not exist.
 
     Raises:
-        UntrustedFileError: reading the file in full would execute code.
-        DafneError: another program wrote it, weights and network disagree, or `output_folder` is in use.
+        UntrustedFileError: reading the whole file would execute code.
+        DafneError: another program wrote the file, its weights do not fit its network, or `output_folder` is not empty.
     """
     folder, model = Path(output_folder).expanduser(), model_file.open_model(source)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -96,7 +100,7 @@ def _origin(model: model_file.Model, name: str) -> dict[str, Any]:
     if not isinstance(labels, list) or not all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in labels):
         wrong.append("labels")
     if wrong or not isinstance(origin, dict):
-        raise DafneError(f"The description of the network in {name} is damaged: {', '.join(wrong)} cannot be used. "
+        raise DafneError(f"The description of the network in {name} is damaged: {', '.join(wrong)} missing or wrong. "
                          "Copy or download it again and compare its size.")
     return origin
 
@@ -112,14 +116,14 @@ def _stock_weights(model: model_file.Model, origin: dict[str, Any], name: str) -
     expected = network.state_dict()
     sets = network_aliases(network)
     if found := differences(model.weights, {key: expected[key] for key in sets}):
-        raise DafneError(f"The weights of {name} are not those of its network ({len(found)} differences; first: "
+        raise DafneError(f"The weights of {name} do not fit its network ({len(found)} differences; first: "
                          f"{found[0]}). The file was edited; get the original.")
     tensors = {alias: model.weights[key].to(expected[key].dtype) for key, aliases in sets.items() for alias in aliases}
     return {key: tensors[key] for key in expected}
 
 
 def describe(path: PathLike) -> str:
-    """Say what a .model file is, whoever wrote it.
+    """Return a description of a .model file, whichever program wrote it.
 
     Raises:
         DafneError: the file is missing, damaged or no .model file.
@@ -130,8 +134,8 @@ def describe(path: PathLike) -> str:
     lines = [f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB, Dafne model, "
              f"{_when(content.get('timestamp_id'))}, model_id {content['model_id']}"]
     if foreign:
-        lines += ["  UNSAFE: reading it in full would execute code beyond its functions, which nothing here did. It "
-                  "asks for:", *(f"    {name}" for name in foreign[:10])]
+        lines += ["  UNSAFE: reading the whole file would execute more than its functions (nothing was executed). "
+                  "It asks for:", *(f"    {name}" for name in foreign[:10])]
     if kind := model_file.kind_of(content, foreign):
         lines += [f"  {kind}; `nnunet-dante import` cannot read it", *_shown(metadata or {})]
         return "\n".join(lines)
@@ -151,7 +155,7 @@ def describe(path: PathLike) -> str:
         f"  learning: rank {how['rank']}, {how['epochs']} epochs, protection {how['protection']}",
         *_shown(metadata or {})]
     if content.get("is_delta"):
-        lines.append("  a difference of two models, to be added to its base")
+        lines.append("  holds the difference between two models; Dafne can add it to its base")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The .model file: one pickle of one flat dict, written whole or not at all, read without executing what is in it."""
+"""The .model file: a pickle of one flat dict. It is written completely or not at all; reading it executes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TYPE = "DynamicTorchModel"
 
 
 class _Reader(BoundedUnpickler):
-    """Knows what weights are made of; all else that the file asks for is noted and replaced by `Inert`."""
+    """Loads weights. Any other class or function that the file asks for is recorded and replaced by `Inert`."""
 
     def __init__(self, stream: Any, size: int):
         super().__init__(stream)
@@ -65,12 +65,13 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
 
 
 def read(path: PathLike) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the dict in a .model file and the names of what it would execute (empty for nnunet-dante's files).
+    """Return the dict in a .model file, and the names of the classes and functions that loading it would run.
 
-    Foreign classes and functions are replaced by objects that do nothing; no code of the file runs.
+    For files of nnunet-dante there are no such names. Foreign classes and functions are replaced by objects that do
+    nothing, so no code of the file runs.
 
     Raises:
-        DafneError: the file is missing, damaged or no .model file.
+        DafneError: the file is missing, damaged or not a .model file.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,7 +92,10 @@ def read(path: PathLike) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A .model file of nnunet-dante. weights: each once, by the first stock key. settings: see `settings.py`."""
+    """A .model file of nnunet-dante.
+
+    weights: each tensor once, under its first stock key. settings: as `settings_for` returns them.
+    """
 
     model_id: str
     timestamp: int
@@ -101,11 +105,11 @@ class Model:
 
 
 def open_model(path: PathLike) -> Model:
-    """Read a .model file of nnunet-dante, also after any number of rounds in Dafne.
+    """Read a .model file of nnunet-dante, also after any number of rounds of learning and merging in Dafne.
 
     Raises:
-        UntrustedFileError: reading the file in full would execute code.
-        DafneError: another program wrote it, it is a difference and no model, or it is damaged.
+        UntrustedFileError: reading the whole file would execute code.
+        DafneError: another program wrote the file, it holds a difference and not a model, or it is damaged.
     """
     path = Path(path)
     content, foreign = read(path)
@@ -116,10 +120,10 @@ def open_model(path: PathLike) -> Model:
                     f"read{f'; it asks for {foreign[0]}. Nothing was executed' if foreign else ''}.")
     settings = settings_of(str(source))
     if content.get("is_delta"):
-        raise DafneError(f"{path.name} holds the difference of two models. Add it to its base in Dafne first.")
+        raise DafneError(f"{path.name} holds the difference between two models. Add it to its base in Dafne first.")
     if not isinstance(weights, dict) or not weights or not all(
             isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-        raise DafneError(f"{path.name} holds no weights; it was not written completely. Get it again.")
+        raise DafneError(f"{path.name} holds no weights, so it was not written completely. Copy or download it again.")
     if bad := not_finite(weights.items()):
         raise DafneError(f"{path.name} holds NaN or infinite numbers in {bad[0]}; take an older version of the model.")
     timestamp, metadata = content.get("timestamp_id"), content.get("metadata")
@@ -128,7 +132,7 @@ def open_model(path: PathLike) -> Model:
 
 
 def kind_of(content: Mapping[str, Any], foreign: tuple[str, ...]) -> str:
-    """Say whose model this is where it is not one of nnunet-dante; "" where it is."""
+    """Return what kind of model another program wrote; "" for a model of nnunet-dante."""
     source = str(content.get("init_model_function"))
     if content.get("type") == TYPE and "nnunet-dante" in source.split("\n", 1)[0] and not foreign:
         return ""
@@ -140,6 +144,6 @@ def kind_of(content: Mapping[str, Any], foreign: tuple[str, ...]) -> str:
 
 
 def write(path: PathLike, content: Mapping[str, Any]) -> None:
-    """Write the dict of a .model file."""
+    """Write a dict as a .model file."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         pickle.dump(dict(content), stream, protocol=4)

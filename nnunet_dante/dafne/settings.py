@@ -1,10 +1,10 @@
-"""What the shipped functions need to know of an nnU-Net, as one JSON-pure dict.
+"""Everything that the shipped functions need to know about a model, as one dict of plain JSON values.
 
     architecture, patch, spacing_mm, transpose, normalization, resample_data, resample_logits, channels, labels,
     region_order      as nnU-Net uses them, labels and channels by name
-    orientation       of the training files, such as "RAS"; as_shown: take images as Dafne shows them instead
-    mirroring, tile_step, learning    how to predict and learn at the client
-    origin            plans, dataset.json and checkpoint facts for the way back (`nnunet-dante import`)
+    orientation       of the training files, such as "RAS". If as_shown is true, images are taken as Dafne shows them
+    mirroring, tile_step, learning    how the client predicts and learns
+    origin            plans, dataset.json and facts about the checkpoint, which `nnunet-dante import` needs
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ LEARNING = {"epochs": 5, "min_steps": 40, "max_minutes": 20, "learning_rate": 3e
 
 def settings_for(donor: Donor, *, orientation: str, as_shown: bool, mirroring: bool, tile_step: float,
                  protection: float = 0.0) -> dict[str, Any]:
-    """Return the settings of a donor's configuration.
+    """Return the settings of a donor's configuration; for the arguments see `export_model`.
 
     Raises:
-        DafneError: the model uses something that the shipped functions do not do, or its plans lack something; the
+        DafneError: the model needs something that the shipped functions cannot do, or its plans lack something. The
             message says what.
     """
     try:
@@ -149,13 +149,13 @@ def _labels(dataset_json: dict[str, Any]) -> dict[str, Any]:
         shown = name.replace(",", ".")  # Dafne splits lists of names at commas
         labels.append({"name": shown, "values": [int(v) for v in (value if isinstance(value, list) else [value])]})
     if len({label["name"] for label in labels}) < len(labels):
-        raise DafneError(f"Two labels of {names} have the same name in Dafne, which does not know commas; rename one.")
+        raise DafneError(f"Two labels of {names} have the same name in Dafne, which allows no commas; rename one.")
     order = [int(v) for v in dataset_json["regions_class_order"]] if regions else []
     return {"labels": labels, "region_order": order}
 
 
 def _plans(donor: Donor, config: ConfigurationManager) -> dict[str, Any]:
-    """The plans with this configuration alone, whatever it inherited written out, and no link to another stage."""
+    """Return the plans with this configuration alone: inherited values written out, links to other stages removed."""
     kept = {k: v for k, v in config.configuration.items() if k not in ("inherits_from", "next_stage")}
     plans = {k: v for k, v in donor.plans.items() if k not in ("dante", "dafne", "continue_training")}
     return plans | {"configurations": {donor.configuration: kept}}

@@ -1,11 +1,11 @@
-"""What goes into a `.model` file besides weights: this package's payload modules, as the source of nine functions.
+"""The source code in a `.model` file: nine functions, made from the modules in `payload/`.
 
-Dafne keeps a function as text, runs the text with `exec`, and takes the first callable it defines; imports, constants
-and helpers beside that callable are out of its reach (contract, 1.1). So each function is written as
+Dafne keeps each function as text, runs the text with `exec`, and takes the first function that this defines. It cannot
+reach imports, constants and other functions beside it. So each function is written as
 
     from __future__ import annotations
     def apply_model(model, data):
-        <the payload modules it needs, as they stand, without their imports of one another>
+        <the source of the payload modules it needs, without their imports of one another>
         return apply(model, data)
 
 The modules in `payload/` are ordinary modules, linted and tested there; their text is read from there. The functions of
@@ -40,10 +40,10 @@ _REWRITTEN = re.compile(r"(from|import) dl")  # Dafne replaces these words where
 
 
 def sources(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the source of each function of a `.model` file; `settings` become a literal inside the first.
+    """Return the source of each function of a `.model` file; the init function holds `settings` as a literal.
 
     Raises:
-        DafneError: the settings are not plain JSON values, or a source would not survive in Dafne.
+        DafneError: the settings are not plain JSON values, or Dafne could not run a source as it is.
     """
     shipped = {
         "init_model_function": _wrapped("init_model", network.build, (network,), settings),
@@ -70,7 +70,7 @@ def _wrapped(name: str, entry: Callable, modules: tuple[ModuleType, ...], settin
 
 
 def _standing_alone(module: ModuleType) -> str:
-    """The module's source without `from __future__` and without imports of other payload modules."""
+    """Return the module's source without `from __future__` and without imports of other payload modules."""
     source = inspect.getsource(module)
     lines = source.splitlines()
     for node in ast.parse(source).body:
@@ -89,10 +89,10 @@ def _literal(settings: Mapping[str, Any]) -> str:
 
 
 def function_of(source: str, name: str = "function") -> Callable:
-    """Return what Dafne makes of `source`: the first callable that its `exec` defines.
+    """Return the function that Dafne would take from `source`: the first one that running it defines.
 
     Raises:
-        DafneError: Dafne would change the text, cannot run it, or finds no function.
+        DafneError: Dafne would change the text, could not run it, or would find no function.
     """
     if found := _REWRITTEN.search(source):
         raise DafneError(f"The source of {name} holds {found.group()!r}, which Dafne rewrites to "
@@ -110,10 +110,10 @@ def function_of(source: str, name: str = "function") -> Callable:
 
 
 def settings_of(source: str) -> dict[str, Any]:
-    """Read the settings back from the source of an init function, running nothing.
+    """Read the settings back from the source of an init function, without running it.
 
     Raises:
-        DafneError: there are none, or they are no JSON values.
+        DafneError: the source holds no settings, or they are not JSON values.
     """
     _, found, text = source.partition("\n    SETTINGS = ")
     if not found:

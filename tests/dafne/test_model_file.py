@@ -86,7 +86,7 @@ def test_a_bomb_inside_a_tensors_storage_is_not_run(content, path, tmp_path):
     ({"type": "DynamicDLModel", "weights": [np.zeros(3)]}, "Keras"),
     ({"model_id": uuid.uuid4(), "init_model_function": "def f():\n    from monai import x"}, "MONAI model that Dante"),
     ({"init_model_function": "def f():\n    pass"}, "another program"),
-    ({"is_delta": True}, "difference of two models"),
+    ({"is_delta": True}, "difference between two models"),
     ({"weights": {}}, "no weights"),
     ({"weights": {"a": torch.tensor([np.nan])}}, "NaN")])
 def test_files_that_cannot_be_imported_are_named(content, path, changes, message):

@@ -12,7 +12,7 @@ from .geometry import known_affine, preprocess, resample, turn_back
 
 
 def contrasts(settings, data):
-    """Return the channels as (rows, cols, slices) arrays; Dafne sends the displayed contrast first and names none."""
+    """Return the channels as (rows, cols, slices) arrays; Dafne sends the displayed contrast first, without names."""
     image, wanted = np.asarray(data["image"]), settings["channels"]
     if image.ndim != settings["dimension"]:
         message = f"This model segments {settings['dimension']}D images; it was given the shape {image.shape}."
@@ -49,7 +49,7 @@ def window_starts(size, patch, step):
 
 
 def windows(shape, patch, step):
-    """Index of every window into (channels, *shape); a 2D patch meets one slice at a time."""
+    """Yield the index of each window into (channels, *shape); a 2D patch covers one slice at a time."""
     starts = [window_starts(n, p, step) for n, p in zip(shape[-len(patch):], patch)]
     for corner in itertools.product(*(range(n) for n in shape[:-len(patch)]), *starts):
         spatial = corner[-len(patch):]
@@ -88,7 +88,7 @@ def logits_of(network, image, settings, storage):
 
 
 def predict(network, image, settings):
-    """Logits on the CPU, as numpy; a GPU without enough memory first keeps only the network, then nothing."""
+    """Return the logits as numpy. If the GPU lacks memory, the image stays on the CPU; then the network, too."""
     device, cpu = next(network.parameters()).device, torch.device("cpu")
     for storage in dict.fromkeys((device, cpu)):
         try:
@@ -104,7 +104,7 @@ def predict(network, image, settings):
 
 
 def label_map(logits, settings):
-    """Integer of each voxel: the largest logit, or for regions the last one in their order above one half."""
+    """Return each voxel's label: that of the largest logit; of regions, the last one of a probability above 0.5."""
     if not settings["region_order"]:
         return logits.argmax(0).astype(np.uint8 if len(logits) < 256 else np.uint16)
     labels = np.zeros(logits.shape[1:], np.uint8 if max(settings["region_order"]) < 256 else np.uint16)
@@ -131,11 +131,11 @@ def segment_image(network, channels, affine):
 def apply(model, data):
     """Return {label: uint8 mask of 0 and 1, shaped as data["image"]}, every label every time.
 
-    Dafne asks once per label for the same volume (contract, 6.9), so the last answer is remembered until the image or
-    a weight changes.
+    Dafne asks once per label for the same volume, so the last answer is remembered until the image or a weight changes.
 
     Raises:
-        ValueError: contrasts or orientation are missing. WrongDimensionalityError: a slice for a volume, or reverse.
+        ValueError: contrasts or orientation are missing.
+        WrongDimensionalityError: a slice was given to a 3D model, or a volume to a 2D model.
     """
     network = model.model
     channels = contrasts(network.settings, data)

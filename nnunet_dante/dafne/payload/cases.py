@@ -1,4 +1,4 @@
-"""Shipped: what the client hands over for learning, as images and targets on the network's grid."""
+"""Shipped: the images and masks that the client gives for learning, brought to the network's grid."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .geometry import known_affine, preprocess, turn
 def annotated(settings, data, outputs):
     """Return (channels, affine, {label: mask}) for every image with a mask of a label of this model.
 
-    The list of masks is a dict for volumes, and a volume brings one label only. The same image may come several times:
-    its masks are united. A label that is empty in all images was not drawn: it is unknown, not absent.
+    For volumes the client gives a dict of masks in place of a list, with one label only per volume. If an image comes
+    several times, its masks are joined. A label that is empty in all images was not drawn: it is unknown, not absent.
     """
     names = {label["name"] for label in settings["labels"]}
     cases: dict = {}
@@ -95,14 +95,14 @@ def cut(case, patch, rng):
 
 
 def completed(target, logits, settings):
-    """Fill in the labels that the user did not draw with what the network said before it learned.
+    """Return the target, with labels that the user did not draw as the network predicted them before learning.
 
     Returns integers (batch, *patch) for a softmax network, zeros and ones (batch, heads, *patch) for regions.
     """
     if settings["region_order"]:
         return torch.where(target >= 0, target, (logits > 0).to(target.dtype)).float()
     logits = logits.clone()
-    logits[:, 1:][target >= 0] = -torch.inf  # what is drawn is known, also where it is not
+    logits[:, 1:][target >= 0] = -torch.inf  # the drawn labels' masks say where they are and where they are not
     result = logits.argmax(1)
     for row in range(target.shape[1]):
         result[target[:, row] == 1] = row + 1

@@ -1,6 +1,6 @@
 """Shipped: from a volume as Dafne shows it to the network's grid, and back. nnU-Net's preprocessing, in its order.
 
-Dafne's arrays are (rows, cols) or (rows, cols, slices), with a RAS+ affine in that order of axes (contract, 2).
+Dafne's arrays are (rows, cols) or (rows, cols, slices), with a RAS+ affine in that order of axes.
 nnU-Net's are (slices, rows, cols) of the file as its training data were stored: `orientation`, such as "RAS".
 """
 
@@ -32,10 +32,12 @@ def shown_affine(settings, resolution):
 
 
 def known_affine(settings, data):
-    """Return the (4, 4) affine of the volume or slice in `data`, or refuse: mirrored organs look right.
+    """Return the (4, 4) affine of the volume or slice in `data`; refuse if it is unknown.
 
-    Dafne gives the bare voxel size as the affine of files that have none, so a diagonal one without origin says
-    nothing about where left and head are.
+    A network that is shown a mirrored image takes left for right, and nobody would see it in the masks.
+
+    For files without an affine Dafne makes one from the voxel size. So a diagonal affine without origin does not say
+    where left and head are.
     """
     resolution = [abs(float(r)) for r in np.ravel(data.get("resolution", ()))]
     if settings["dimension"] == 2:
@@ -62,7 +64,7 @@ def known_affine(settings, data):
 
 
 def voxel_size(affine, axes):
-    """Length of the affine's columns in mm; what a rotation's rounding did to decimals such as 0.5 is undone."""
+    """Return the lengths of the affine's columns in mm. Rounding errors of a rotation are removed: 0.5 stays 0.5."""
     sizes = [float(np.linalg.norm(affine[:3, axis])) for axis in axes]
     return [round(s, 6) if abs(round(s, 6) - s) < 5e-7 * s else s for s in sizes]
 
@@ -153,10 +155,10 @@ def resample_linear(array, shape, axis, options):
 
 
 def unscaled(image):
-    """Undo what Dafne does to intensities on loading, where whole numbers betray it.
+    """Undo how Dafne rescales intensities on loading, where the image without it has whole numbers only.
 
-    Dafne multiplies by 100 where the maximum is below 10, and divides by 10 while it is above 10000. Harmless for
-    z-scores; a CT would get other Hounsfield units.
+    Dafne multiplies by 100 where the maximum is below 10, and divides by 10 while it is above 10000. This does
+    not matter to z-scores, but a CT would get other Hounsfield units.
     """
     if image.max() < 1000 and image.min() < 0 and not np.any(np.fmod(image, 100)):
         return image / 100

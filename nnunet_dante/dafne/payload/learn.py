@@ -1,8 +1,8 @@
 """Shipped: incremental learning in Dafne, from the slices or volumes that a user corrected.
 
-The client uploads the model whatever happens here (contract, 3), so a copy is trained, and its weights are taken over
-only when they are finite and fit the user's masks better than before. No torch.optim: importing it after TensorFlow
-aborts the client where triton is installed (contract, 6.1).
+The client uploads the model whatever happens here. So a copy is trained, and its weights are taken over only if they
+are finite and fit the user's masks better than before. No torch.optim: importing it after TensorFlow
+aborts the client where triton is installed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def loss_of(logits, target, inside, settings):
 
 
 class Trained:
-    """What of a network learns: low-rank factors of its convolutions; stem, head, norms and biases in full.
+    """The part of a network that learns: low-rank factors of its convolutions; stem, head, norms and biases in full.
 
     The weight of an adapted layer is start + alpha / rank * A_k B_k for each kernel offset k, as in nnunet_dante.
     """
@@ -82,7 +82,7 @@ class Trained:
 
 
 class Descent:
-    """AdamW (Loshchilov 2019) whose decay pulls to the start instead of to zero; gradients of norm above 1 are cut."""
+    """AdamW (Loshchilov 2019) with decay to the start instead of zero; gradients are scaled to a norm of at most 1."""
 
     def __init__(self, trained, *, rate, pull):
         self.trained, self.rate, self.pull, self.count = trained, rate, pull, 0
@@ -90,7 +90,7 @@ class Descent:
 
     @torch.no_grad()
     def step(self, share):
-        """Take one step of share * rate along the gradients there are, and forget them."""
+        """Take one step with the learning rate share * rate, and clear the gradients."""
         tensors = self.trained.tensors
         norm = math.sqrt(sum(float(t.grad.square().sum()) for t in tensors if t.grad is not None))
         if not math.isfinite(norm):
@@ -168,7 +168,7 @@ def improve(model, data, outputs, batch_size):
 def learn(model, data, outputs, batch_size=5, min_images=5):
     """Let `model` learn from `data["image_list"]` and the masks in `outputs`, in place; never raises.
 
-    Where anything goes wrong the model stays as it was. `min_images` is the client's business: it has counted.
+    If anything goes wrong, the model stays as it was. `min_images` is not used: the client has counted the images.
     """
     try:
         with torch.enable_grad():

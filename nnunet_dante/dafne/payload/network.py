@@ -1,7 +1,8 @@
 """Shipped: nnU-Net's U-Nets, with each weight under the one name that a stock state dict lists first.
 
-Stock networks register a weight under up to four names and need a package that a Dafne client must not install
-(contract, 1.2). These compute the same, operation for operation, from torch alone.
+Stock networks register a weight under up to four names and need a package that a Dafne client must not install: it
+brings triton, which aborts a process with TensorFlow. These here
+compute the same, operation for operation, from torch alone.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the features back to the logits; a head for every resolution, of which the finest speaks."""
+    """From the features back to the logits; a head for each resolution, of which only the finest is used."""
 
     def __init__(self, net):
         super().__init__()

@@ -1,7 +1,7 @@
 """Shipped: weights in and out of the network, and the arithmetic of merging.
 
-Own functions, because Dafne stores whichever defaults the exporting version has, and those before 2.0.2b0 fail on every
-version (contract, 1.3). Each is shipped by itself: imports inside, no annotations, no helpers.
+Dafne would store the default functions of the exporting version, and those before 2.0.2b0 fail on every version. Each
+function is shipped by itself, so its imports are inside, and it has no annotations and no helpers.
 """
 
 
