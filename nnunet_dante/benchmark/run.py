@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
@@ -100,7 +101,7 @@ def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, shots: Mapp
                      out: Path) -> list[PlannedRun]:
     """Return the runs to do; refuse results of runs that had other settings."""
     file = out / "settings.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = _known_settings(file)
     digests = {}
     for run in runs:
         drawn = shots[run.experiment.name]
@@ -112,8 +113,17 @@ def _without_results(runs: Sequence[PlannedRun], protocol: Protocol, shots: Mapp
                                  f"first {changed[0]}; choose another folder for the changed protocol, or remove "
                                  f"runs/{changed[0]}.json and the like to run them anew.")
     write_text_atomically(json.dumps(known | digests, indent=1), file)
-    failed = {i for i in done if json.loads((out / "runs" / f"{i}.json").read_text()).get("error")}
+    failed = {i for i in done if read_results(out / "runs" / f"{i}.json")[0].error}
     return [r for r in runs if r.id not in done or r.id in failed]
+
+
+def _known_settings(file: Path) -> dict[str, str]:
+    """Return the digest of each run that was planned in this folder before."""
+    try:
+        return msgspec.convert(read_json(file), dict[str, str]) if file.is_file() else {}
+    except ValueError as error:  # msgspec.ValidationError is one, too
+        raise ConfigurationError(f"{file} is damaged ({error}), so it is unknown which settings the results beside it "
+                                 "had. Choose another folder, or delete this one.") from error
 
 
 def _prepare(experiment: Experiment, test: Sequence[str]) -> _Prepared:

@@ -166,6 +166,14 @@ def test_a_damaged_table_of_shots_is_named(protocol, tmp_path, text):
         run_protocol(protocol, tmp_path / "out")
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}'])
+def test_damaged_settings_of_earlier_results_are_named(protocol, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"settings.json is damaged"):
+        run_protocol(protocol, tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_runs_go_side_by_side_in_processes(protocol, tmp_path):
     results = run_protocol(protocol, tmp_path / "out", jobs=2)
