@@ -90,6 +90,7 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
             nnU-Net's nor torch's, and `trust` is False.
     """
     path = Path(source).expanduser()
+    path = path.resolve() if path.is_dir() else path
     if not path.exists():
         raise DonorError(f"SOURCE {path} does not exist; give an nnU-Net model folder (with plans.json and fold_*), "
                          "a zip from nnUNetv2_export_model_to_zip, or a checkpoint .pth.")
@@ -100,13 +101,12 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
         return _donor(_Files(path, folder, folder.name, path.name, bare=True), configuration, trust)
     model = _model(path, configuration)
     weights = model.choose_weights(fold, checkpoint)
-    name = path.resolve().name
     if path.is_dir():
-        return _donor(_Files(path / weights, path / model.folder, model.name, name), configuration, trust)
+        return _donor(_Files(path / weights, path / model.folder, model.name, path.name), configuration, trust)
     with tempfile.TemporaryDirectory() as temporary:
         unpack(path, Path(temporary), also=(weights, model.folder / BUNDLE_FACTS))
         root = Path(temporary)
-        return _donor(_Files(root / weights, root / model.folder, model.name, name), configuration, trust)
+        return _donor(_Files(root / weights, root / model.folder, model.name, path.name), configuration, trust)
 
 
 def _model(source: Path, configuration: str | None) -> Model:
@@ -192,7 +192,8 @@ def _plans_and_labels(files: _Files, init: dict[str, Any]) -> tuple[Plans, Datas
     complete = {"plans", "configuration", "dataset_json"} <= set(init)
     found = []
     for key, file in (("plans", files.folder / "plans.json"), ("dataset_json", files.folder / "dataset.json")):
-        found.append(_read_json(file) if file.is_file() and not (files.bare and complete) else init.get(key))
+        said: Any = _read_json(file) if file.is_file() and not (files.bare and complete) else init.get(key)
+        found.append(said)
     if None in found:
         raise DonorError(f"{files.weights.name} holds weights but no 'init_args' with plans, configuration and "
                          "dataset_json, and no plans.json and dataset.json lie beside it, so its network and labels "

@@ -80,7 +80,8 @@ def plain_labels(dataset_json: DatasetJson) -> DatasetJson:
         plain[name] = [int(v) for v in value] if is_region else min(numbers)
     if not has_regions(dataset_json):
         return {**dataset_json, "labels": plain}
-    order, regions = dataset_json.get("regions_class_order"), head_names(dataset_json)
+    order: Any = dataset_json.get("regions_class_order")
+    regions = head_names(dataset_json)
     try:
         values = [min(_values(value)) for value in order if not isinstance(value, (list, tuple))]
         usable = isinstance(order, (list, tuple)) and len(values) == len(order) == len(regions)

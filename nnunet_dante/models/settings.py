@@ -1,19 +1,15 @@
 """The "dante" block of a plans file: where a training starts, and the numbers and options it overrides.
 
-    {"format": 1, "version": "...",
-     "start_weights": {configuration: {"file", "sha256", "donor": {...}, "label_map", "channel_map",
-                                       "inverted_channels", "mirroring_axes", "network_trainer"}},
-     "overrides": {"epochs", "iterations", "val_iterations", "lr", "rank", "alpha"},   # only those given
-     "options": {...}}                                                                  # the others, only if given
-
-Options stand apart because version 0.1.0 refuses overrides that it does not know; it reads these plans without them.
+Overrides with a flag of `nnunet-dante transfer` stand under "overrides", all others under "options". They stand apart
+because version 0.1.0 refuses overrides that it does not know; it reads these plans without them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from .. import __version__
 from ..errors import ConfigurationError
@@ -21,6 +17,32 @@ from ..types import Plans
 from .overrides import OVERRIDES, checked_overrides, known_overrides
 
 FORMAT = 1
+
+
+class StartWeights(msgspec.Struct):
+    """What the block says of one configuration. Unknown fields pass: they may belong to a later version.
+
+    Plans travel inside checkpoints, so the name of a file from elsewhere must not lead out of the data set's folder.
+    """
+
+    file: Annotated[str, msgspec.Meta(pattern=r"\A[^/\\]+\.pth\Z")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    donor: dict[str, Any] = {}
+    label_map: dict[str, str | None] = {}  # the data set's name -> the donor's, None for a new one
+    channel_map: dict[str, str | None] = {}
+    inverted_channels: list[str] = []
+    mirroring_axes: list[Literal[0, 1, 2]] | None = None  # None: unknown
+    network_trainer: str = "nnUNetTrainer"
+
+
+class DanteBlock(msgspec.Struct):
+    """The whole block, as this version and 0.1.0 write it."""
+
+    format: Literal[1]
+    version: str = ""
+    start_weights: dict[str, StartWeights] = {}
+    overrides: dict[str, Any] = {}
+    options: dict[str, Any] = {}
 
 
 def new_dante_block(configuration: str, entry: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,24 +76,15 @@ def read_dante_block(plans: Plans) -> dict[str, Any]:
         raise ConfigurationError(f'The "dante" block of plans {plans.get("plans_name")!r} has format {found!r}; this '
                                  f"version ({__version__}) reads format {FORMAT}. Install a newer nnunet-dante, or run "
                                  "`nnunet-dante transfer` again.")
-    entries = block.get("start_weights", {})
-    parts = (entries, *(entries.values() if isinstance(entries, dict) else ()), block.get("overrides", {}),
-             block.get("options", {}))
-    if not all(isinstance(part, dict) for part in parts):
-        raise ConfigurationError(f'The "dante" block of plans {plans.get("plans_name")!r} is damaged. Run '
-                                 "`nnunet-dante transfer` again, into plans of another name (-p).")
-    for configuration, entry in entries.items():
-        axes = entry.get("mirroring_axes")  # None: unknown
-        if axes is not None and not (isinstance(axes, list) and all(axis in (0, 1, 2) for axis in axes)):
-            raise ConfigurationError(f'The "dante" block allows the mirroring axes {axes!r:.80} for {configuration!r}; '
-                                     "possible are 0, 1 and 2. Run `nnunet-dante transfer` again.")
-        file, sha256 = str(entry.get("file", "")), str(entry.get("sha256", ""))
-        # Plans travel inside checkpoints: a file name from elsewhere must not lead out of the data set's folder.
-        if not re.fullmatch(r"[^/\\]+\.pth", file) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise ConfigurationError(f'The "dante" block names the start weights {file!r} (sha256 {sha256!r}) for '
-                                     f"{configuration!r}; it needs a .pth file name without folders and 64 hex digits.")
+    try:
+        msgspec.convert(block, DanteBlock)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(
+            f'The "dante" block of plans {plans.get("plans_name")!r} is damaged: {error}. It needs a .pth file name '
+            "without folders, a sha256 of 64 hex digits, and mirroring axes among 0, 1 and 2. Run `nnunet-dante "
+            "transfer` again, into plans of another name (-p).") from error
     overrides = {**block.get("options", {}), **block.get("overrides", {})}
     unknown = {name: value for name, value in overrides.items() if name not in known_overrides()}
     known = checked_overrides({name: value for name, value in overrides.items() if name not in unknown})
-    return {**{name: value for name, value in block.items() if name != "options"}, "start_weights": entries,
-            "overrides": known | unknown}
+    kept = {name: value for name, value in block.items() if name != "options"}
+    return {"start_weights": {}, **kept, "overrides": known | unknown}

@@ -44,5 +44,19 @@ def test_other_formats_are_refused(block):
                                    {"sha256": "abc"}, {"sha256": None}])
 def test_start_weights_cannot_lead_out_of_the_folder(entry):
     block = new_dante_block("2d", ENTRY | entry, {})
-    with pytest.raises(ConfigurationError, match="without folders and 64 hex digits"):
+    with pytest.raises(ConfigurationError, match=r"start_weights\[...\]\.(file|sha256).*without folders, a sha256 of 64 hex digits"):
         read_dante_block({"dante": block})
+
+
+@pytest.mark.parametrize("change", [
+    {"start_weights": {"2d": 3}}, {"overrides": [1]}, {"options": "x"}, {"start_weights": {"2d": ENTRY | {"label_map": 3}}},
+    {"start_weights": {"2d": ENTRY | {"mirroring_axes": [3]}}}, {"start_weights": {"2d": {"sha256": "a" * 64}}},
+    {"start_weights": {"2d": ENTRY | {"donor": None}}}, {"start_weights": {2: ENTRY}}])
+def test_damage_anywhere_in_the_block_is_named(change):
+    with pytest.raises(ConfigurationError, match=r"block of plans 'P' is damaged: .*\$"):
+        read_dante_block({"plans_name": "P", "dante": {"format": 1, **change}})
+
+
+def test_what_a_later_version_adds_is_kept():
+    block = {"format": 1, "later": [1], "start_weights": {"2d": ENTRY | {"of_tomorrow": True}}}
+    assert read_dante_block({"dante": block}) == block | {"overrides": {}}
