@@ -76,6 +76,7 @@ def whole(tmp_path_factory) -> Path:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
     root = Path(shutil.copytree(FIXTURES, tmp_path_factory.mktemp("written") / "files"))
+    (root / PREPROCESSED / "dataset_fingerprint.json").touch()  # git does not keep that it is younger than the images
     with pytest.MonkeyPatch.context() as patch:
         threads_for_pools(patch)
         Prepared(root, DATASET, root / model("LoRA")).activate(patch)
@@ -271,8 +272,8 @@ def test_finished_folds_are_compared_with_their_scores_curve_and_cost(files, tmp
             assert scores["dice"] == pytest.approx(case["metrics"][str(values[label])]["Dice"])
         (log,) = (file.read_text() for file in fold.glob("training_log*.txt"))
         epochs = [[float(x) for x in re.findall(r"\d\.\d+", line)] for line in re.findall(r"Pseudo dice \[(.*)\]", log)]
-        assert run["curve"] == pytest.approx([sum(epoch) / 3 for epoch in epochs]) and len(epochs) == 3
-        assert run["start_dice"] == pytest.approx(float(re.search(r"before training: ([\d.]+)", log)[1]))
+        assert run["curve"] == pytest.approx([sum(epoch) / 3 for epoch in epochs], abs=1e-4) and len(epochs) == 3
+        assert run["start_dice"] == pytest.approx(float(re.search(r"before training: ([\d.]+)", log)[1]), abs=1e-4)
         assert (run["shots"], run["all"], run["seed"], run["iterations_per_epoch"]) == (2, False, 0, 8)
         dante = read(fold / "checkpoint_final.pth")["dante"]
         for key, stored in (("trained_parameters", "trainable_parameters"), ("total_parameters", "total_parameters")):
@@ -282,10 +283,11 @@ def test_finished_folds_are_compared_with_their_scores_curve_and_cost(files, tmp
 
 def test_the_shots_are_drawn_again_as_they_were_then(files, tmp_path):
     names = ("shots.json", "splits_final.json")
-    before = [json.loads((files / PREPROCESSED / name).read_text()) for name in names]
+    shots, splits = (json.loads((files / PREPROCESSED / name).read_text()) for name in names)
     (tmp_path / "test.txt").write_text("case_004\n")
-    command("shots", "-d", "901", "-k", "1", "2", "--seeds", "1", "--val", "1", "--test", tmp_path / "test.txt")
-    assert [json.loads((files / PREPROCESSED / name).read_text()) for name in names] == before
+    command("shots", "-d", "901", "-k", "1,2", "--seeds", "1", "--val", "1", "--test", tmp_path / "test.txt")
+    again, splits_again = (json.loads((files / PREPROCESSED / name).read_text()) for name in names)
+    assert {key: again.get(key) for key in shots} == shots and splits_again == splits
 
 
 def prepared(files: Path, method: str, *, stopped: bool) -> tuple[Prepared, Path]:
