@@ -45,6 +45,10 @@ class AdapterError(DanteError):
     """An adapter file is damaged, or does not belong to this base."""
 
 
+class StrengthError(DanteError, ValueError):
+    """The strength of an update cannot be chosen or set: a value out of range, or start weights that do not fit."""
+
+
 class DafneError(DanteError):
     """A Dafne .model file cannot be written or read."""
 

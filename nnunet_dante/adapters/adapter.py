@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import AdapterError
 from ..models.checkpoint import alias_sets, load_checkpoint_safely, not_finite, save_atomically, weights_sha256
 from ..peft.low_rank import DecomposedLowRank, LowRankDelta
-from ..peft.update import PointwiseDelta, WeightUpdate
+from ..peft.update import PointwiseDelta, WeightUpdate, interpolated
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 from .file import (
     FORMAT,
@@ -96,7 +96,7 @@ def apply(base_checkpoint: PathLike, adapter: PathLike, output: PathLike) -> Non
     if unknown := sorted({*changed, *updates} - set(weights)):
         raise AdapterError(f"{Path(adapter).name} changes {unknown[0]}, which {Path(base_checkpoint).name} does not "
                            "hold; the file is damaged: copy it again.")
-    changed |= {name: _merged(weights[name], name, settings, factors) for name, settings in updates.items()}
+    changed |= {name: updated_weight(weights[name], name, settings, factors) for name, settings in updates.items()}
     if odd := [k for k, v in changed.items() if v.shape != weights[k].shape or v.dtype != weights[k].dtype
                ] or not_finite(changed.items()):
         raise AdapterError(f"{Path(adapter).name} gives {odd[0]} another shape or kind of numbers than its base, or "
@@ -107,7 +107,7 @@ def apply(base_checkpoint: PathLike, adapter: PathLike, output: PathLike) -> Non
     stock = {key: metadata[key] for key in STOCK if key in metadata}
     if axes := stock.get("inference_allowed_mirroring_axes"):
         stock["inference_allowed_mirroring_axes"] = tuple(axes)  # JSON has made a list of them
-    save_atomically({"network_weights": _replaced(weights, changed), "init_args": init_args, **stock, "dante": dante},
+    save_atomically({"network_weights": replaced(weights, changed), "init_args": init_args, **stock, "dante": dante},
                     output)
 
 
@@ -118,7 +118,7 @@ def remove(checkpoint: PathLike, output: PathLike) -> None:
         AdapterError: the checkpoint holds no base, or not the one it names.
     """
     content, dante = _with_adapter(checkpoint)
-    weights = _replaced(content["network_weights"], dante["adapter"]["base"])
+    weights = replaced(content["network_weights"], dante["adapter"]["base"])
     if weights_sha256(weights) != dante.get("base_sha256"):
         raise AdapterError(f"{Path(checkpoint).name} does not hold the base it names; the file was changed after its "
                            f"training. Use the start weights that `nnunet-dante transfer` wrote.")
@@ -166,14 +166,14 @@ def _with_adapter(checkpoint: PathLike) -> tuple[dict[str, Any], dict[str, Any]]
     return content, dante
 
 
-def _merged(weight: Tensor, name: str, settings: dict[str, Any], factors: ReadOnlyStateDict) -> Tensor:
+def updated_weight(weight: Tensor, name: str, settings: dict[str, Any], factors: ReadOnlyStateDict) -> Tensor:
     """Return the adapted weight by the very arithmetic of the training, so that the result is the same bit for bit.
 
     Raises:
         AdapterError: settings or factors make no update of this weight.
     """
     arguments = dict(settings)
-    kind = arguments.pop("kind", None)
+    kind, strength = arguments.pop("kind", None), arguments.pop("strength", 1)
     if kind not in _KINDS:
         raise AdapterError(f"the adapter changes {name} by an update of kind {kind!r}, this version knows "
                            f"{', '.join(_KINDS)}; update nnunet-dante.")
@@ -181,13 +181,13 @@ def _merged(weight: Tensor, name: str, settings: dict[str, Any], factors: ReadOn
         with torch.device("meta"):  # settings may ask for any size, and the numbers come from the file
             update = _KINDS[kind](weight.shape, **arguments)
         update.load_state_dict({factor: factors[f"{name}.{factor}"].float() for factor in update.FACTORS}, assign=True)
-        return update.merged(weight)
+        return interpolated(weight, update.merged(weight), float(strength))
     except Exception as error:  # whatever settings and factors of the wrong kind or size make torch raise
         raise AdapterError(f"the adapter's update of {name} is damaged ({type(error).__name__}: {error}); copy the "
                            "file again.") from error
 
 
-def _replaced(weights: ReadOnlyStateDict, values: ReadOnlyStateDict) -> StateDict:
+def replaced(weights: ReadOnlyStateDict, values: ReadOnlyStateDict) -> StateDict:
     """Return `weights` with `values` under every alias, in the same order."""
     first = {key: canonical for canonical, keys in alias_sets(weights).items() for key in keys}
     return {key: values.get(first[key], tensor) for key, tensor in weights.items()}

@@ -109,8 +109,10 @@ def _config(layers: Mapping[str, tuple[int, dict[str, Any]]], in_full: list[str]
     """Return PEFT's LoraConfig. A layer's scale is alpha / rank of that layer, so a capped rank has its own alpha."""
     stabilised = any(s.get("rank_stabilised") for _, s in layers.values())
     root = math.sqrt if stabilised else float
-    alphas = {name: s["alpha"] if rank == s["rank"] else s["alpha"] / root(s["rank"]) * root(rank)
-              for name, (rank, s) in layers.items()}
+    alphas = {}
+    for name, (rank, s) in layers.items():
+        alpha = s["alpha"] * s.get("strength", 1)
+        alphas[name] = alpha if rank == s["rank"] else alpha / root(s["rank"]) * root(rank)
     ranks = {name: rank for name, (rank, _) in layers.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True,

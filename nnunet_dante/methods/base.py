@@ -86,6 +86,7 @@ class Method:
     size_margin: float = 0.3
     size_images: str = "imagesTs"
     stop_patience: int = 0
+    strength: float | None = None
 
     def __post_init__(self):
         for name in self.limits():

@@ -45,6 +45,16 @@ class WeightUpdate(nn.Module):
             self.training = training
 
 
+def interpolated(start: Tensor, trained: Tensor, strength: float) -> Tensor:
+    """Return start + strength * (trained - start), in float32; 0 and 1 return the tensors as they are.
+
+    Of integer tensors, which have no values between, the trained one counts as soon as the strength is above 0.
+    """
+    if strength in (0, 1) or not trained.is_floating_point():
+        return trained if strength else start
+    return torch.lerp(start.float(), trained.float(), strength).to(trained.dtype)
+
+
 def has_centre(shape: Sequence[int]) -> bool:
     """Return whether the kernel of a weight (out, in, *kernel) has a centre: all of its sizes must be odd."""
     return len(shape) > 2 and all(size % 2 for size in shape[2:])

@@ -49,9 +49,10 @@ from .objective import ObjectiveMixin
 from .provenance import load_start_weights, provenance, refuse_other_names
 from .resume import describe_cases, random_state, refuse_changes, restore_random_state
 from .storage import StorageMixin
+from .strength import StrengthMixin
 
 
-class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin):
+class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
     """Fine-tune with `method`; stands left of a stock trainer: `class X(DanteMixin, nnUNetTrainer): method = LoRA()`.
 
     Start weights and overrides of the numbers come from the "dante" block of the plans, which `nnunet-dante

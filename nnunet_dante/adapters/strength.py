@@ -1,0 +1,114 @@
+"""The strength of an update: how much of what a training changed stays in the network.
+
+For every strength s from 0 to 1, `start + s (trained - start)` is a network as valid as its two ends (WiSE-FT, Wortsman
+2022, arXiv 2109.01903): s = 0 is the start, s = 1 the trained network, both bit for bit.
+
+A checkpoint at another strength than 1 still holds the trained weights, so that the strength can be changed later. What
+factors give again (LoRA, DoRA, ConvAdapter) is not stored twice; tensors that were trained in full are, under
+"dante" -> "strength" -> "trained".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import StrengthError
+from ..models.checkpoint import alias_sets, unique_tensors, weights_sha256
+from ..peft.update import interpolated
+from ..types import ReadOnlyStateDict, StateDict
+from .adapter import replaced, updated_weight
+
+
+def interpolate(start: ReadOnlyStateDict, trained: ReadOnlyStateDict, strength: float) -> StateDict:
+    """Return the network between two networks with the same keys.
+
+    Every floating-point tensor becomes start + strength * (trained - start), computed in float32: weights, biases,
+    running statistics of BatchNorm, rows of new labels and added modules alike. Rows of new labels start where the
+    transfer put them, added modules start without effect, so both ends stay what they are. Integer tensors (BatchNorm's
+    counter of batches) are not interpolated: they are the start's at strength 0, else the trained network's. Keys that
+    share one tensor still do.
+
+    Args:
+        start: state dict before the training.
+        trained: state dict after it.
+        strength: 0 returns `start`, 1 returns `trained`, both bit for bit; above 1 extrapolates.
+
+    Raises:
+        StrengthError: the strength is negative or not finite, or keys or shapes differ.
+    """
+    if not (math.isfinite(strength) and strength >= 0):
+        raise StrengthError(f"strength is {strength!r}; give a number from 0 (the start) to 1 (all that was learned).")
+    if wrong := sorted(start.keys() ^ trained.keys()) or [k for k in start if start[k].shape != trained[k].shape]:
+        raise StrengthError(f"start and trained weights are of different networks: {len(wrong)} tensors differ in name "
+                            f"or shape, first {wrong[0]!r}. Give the start weights of this very training.")
+    between: StateDict = {}
+    for key, names in alias_sets(trained).items():
+        between |= dict.fromkeys(names, interpolated(start[key], trained[key], strength))
+    return {key: between[key] for key in trained}
+
+
+def start_weights(checkpoint: Mapping[str, Any]) -> StateDict | None:
+    """Return the weights before the training, if the checkpoint holds them: those of methods that train few numbers do.
+
+    Raises:
+        StrengthError: the checkpoint does not hold the start that it names.
+    """
+    dante = checkpoint.get("dante") or {}
+    if not (adapter := dante.get("adapter")):
+        return None
+    weights = replaced(checkpoint["network_weights"], adapter["base"])
+    if weights_sha256(weights) != dante.get("base_sha256"):
+        raise StrengthError("the checkpoint does not hold the start weights that it names; it was changed after its "
+                            "training. Use a copy from before.")
+    return weights
+
+
+def trained_weights(checkpoint: Mapping[str, Any]) -> StateDict:
+    """Return the weights at the end of the training, whatever strength the checkpoint is at."""
+    weights, dante = checkpoint["network_weights"], checkpoint.get("dante") or {}
+    if not (kept := dante.get("strength")) or kept["value"] == 1:
+        return dict(weights)
+    full = dict(kept["trained"])
+    if adapter := dante.get("adapter"):
+        full |= {name: updated_weight(adapter["base"][name], name, _at(settings, 1), adapter["factors"])
+                 for name, settings in adapter["updates"].items()}
+    return replaced(weights, full)
+
+
+def at_strength(checkpoint: Mapping[str, Any], strength: float, *, start: ReadOnlyStateDict | None = None,
+                facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a checkpoint of this package at another strength; its adapter keeps its factors and gets the strength.
+
+    Args:
+        checkpoint: content of a checkpoint, at any strength.
+        strength: 0 for the start, 1 for all that was learned.
+        start: the weights before the training; needed where the checkpoint does not hold them.
+        facts: JSON values that say how the strength was chosen; stored beside it.
+
+    Raises:
+        StrengthError: the start is missing or of another network, or as `interpolate`.
+    """
+    start = start_weights(checkpoint) or start
+    if start is None:
+        raise StrengthError("the weights before the training are needed to change its strength, and this checkpoint "
+                            "does not hold them. Keep the start weights that `nnunet-dante transfer` wrote.")
+    trained = trained_weights(checkpoint)
+    dante = dict(checkpoint["dante"])
+    updates: dict[str, Any] = {}
+    if adapter := dante.get("adapter"):
+        updates = {name: _at(settings, strength) for name, settings in adapter["updates"].items()}
+        dante["adapter"] = {**adapter, "updates": updates}
+    full = {} if strength == 1 else {name: tensor for name, tensor in unique_tensors(trained).items()
+                                     if name not in updates and not torch.equal(tensor, start[name])}
+    dante["strength"] = {**(facts or {}), "value": float(strength), "trained": full}
+    return {**checkpoint, "network_weights": interpolate(start, trained, strength), "dante": dante}
+
+
+def _at(settings: Mapping[str, Any], strength: float) -> dict[str, Any]:
+    """Return the settings of an update at this strength; 1 is not written, so that older versions read the file."""
+    settings = {key: value for key, value in settings.items() if key != "strength"}
+    return settings if strength == 1 else {**settings, "strength": float(strength)}

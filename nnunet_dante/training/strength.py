@@ -1,0 +1,183 @@
+"""The end of a training: how much of what was learned is kept, chosen on cases that the training did not see.
+
+What a training changed is `trained - start`, and `start + s (trained - start)` is a network for every strength s
+(`adapters/strength.py`). Training on few cases can make a good donor worse; the best strength on the validation cases
+is then below 1, and 0 is the donor itself. So a training helps or does nothing, as far as these cases can tell.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
+from torch import nn
+
+from ..adapters.strength import at_strength, interpolate, start_weights, trained_weights
+from ..models.checkpoint import load_checkpoint_safely, save_atomically
+from ..types import ReadOnlyStateDict, StateDict
+from .provenance import load_start_weights
+
+GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+FINER = 0.1
+MAX_CASES = 8
+START = "checkpoint_start.pth"
+_Base: Any = object
+
+
+def search(score: Callable[[float], float]) -> dict[float, float]:
+    """Return strength -> score on a coarse grid from 0 to 1 and on both sides of its best."""
+    curve = {strength: score(strength) for strength in GRID}
+    best = best_strength(curve)
+    for strength in (round(best - FINER, 1), round(best + FINER, 1)):
+        if 0 <= strength <= 1:
+            curve[strength] = score(strength)
+    return dict(sorted(curve.items()))
+
+
+def best_strength(curve: Mapping[float, float]) -> float:
+    """Return the strength with the highest score; of equal ones the smallest."""
+    return max(sorted(curve), key=lambda strength: curve[strength])
+
+
+def summary(strength: float, curve: Mapping[float, float], cases: int) -> str:
+    """Return in one sentence what was kept, and what keeping all or nothing would have given."""
+    if strength == 1:
+        kept = f"kept all that was learned: Dice {curve[1.0]:.3f} on {cases} unseen cases"
+        return f"{kept}; none of it {curve[0.0]:.3f}."
+    kept = f"kept {strength:.0%} of what was learned" if strength else "kept nothing of what was learned"
+    rest = f"; all of it {curve[1.0]:.3f}" + (f", none {curve[0.0]:.3f}" if strength else "")
+    return f"{kept}: Dice {curve[strength]:.3f} on {cases} unseen cases{rest}."
+
+
+def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelManager) -> list[float]:
+    """Return the Dice of each label or region, voxels of the ignore label left out; nan where neither mask has it."""
+    ignored = None if label_manager.ignore_label is None else truth == label_manager.ignore_label
+    dice = []
+    for label in label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels:
+        tp, fp, fn, _ = compute_tp_fp_fn_tn(region_or_label_to_mask(truth, label), region_or_label_to_mask(mask, label),
+                                            ignored)
+        dice.append(float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else math.nan)
+    return dice
+
+
+class StrengthMixin(_Base):
+    """Choose the strength after the last epoch and leave the network, checkpoint_final and adapter at it."""
+
+    run_method: Any
+    output_folder: str
+
+    def on_train_start(self) -> None:
+        """Keep the weights that -pretrained_weights gave: the strength at the end is counted from them."""
+        super().on_train_start()
+        if self.start_source == "-pretrained_weights" and self.local_rank == 0 and not self.disable_checkpointing:
+            save_atomically({"network_weights": dict(self.bare_network.state_dict())},
+                            Path(self.output_folder, START))
+
+    def on_train_end(self) -> None:
+        """End as nnU-Net does, with everything that was learned on disk; then choose how much of it is kept."""
+        super().on_train_end()
+        if not self.run_method.uses_start_weights or self.disable_checkpointing:
+            return
+        final = Path(self.output_folder, "checkpoint_final.pth")
+        if self.local_rank == 0:
+            checkpoint = self.read_checkpoint(str(final))
+            start = start_weights(checkpoint) or self.start_state()
+            strength, facts = self._strength(start, trained_weights(checkpoint))
+            save_atomically(at_strength(checkpoint, strength, start=start, facts=facts), final)
+        if self.is_ddp:
+            dist.barrier()
+        self.bare_network.load_state_dict(load_checkpoint_safely(final, trust=True)["network_weights"])
+
+    def start_state(self) -> StateDict:
+        """Return the weights before the training, with the added modules as they start.
+
+        Raises:
+            ConfigurationError: the file that holds them is missing, or was changed since.
+        """
+        network = self._built()
+        file = Path(self.output_folder, START)
+        if self.start_source == "-pretrained_weights":
+            network.load_state_dict(load_checkpoint_safely(file)["network_weights"])
+        else:
+            load_start_weights(network, Path(self.preprocessed_dataset_folder_base), self.start_entry)
+        return network.state_dict()
+
+    def _strength(self, start: ReadOnlyStateDict, trained: ReadOnlyStateDict) -> tuple[float, dict[str, Any]]:
+        """Return the strength to keep, and the facts of its choice for the checkpoint."""
+        if (given := self.run_method.strength) is not None:
+            self.print_to_log_file(f"strength {given:g}, as the options say")
+            return given, {"rule": "given"}
+        training, validation = self.do_split()
+        unseen = sorted(set(validation) - set(training))
+        if not unseen:
+            self.print_to_log_file("kept all that was learned: no case was left out of the training, so there is none "
+                                   "to choose the strength on. Choose it on other labelled cases: nnunet-dante strength")
+            return 1.0, {"rule": "no unseen cases"}
+        cases = sorted(random.Random(0).sample(unseen, min(MAX_CASES, len(unseen))))
+        began = time.monotonic()
+        curve = search(self._scorer(start, trained, cases))
+        facts = {"rule": "unseen cases", "cases": len(cases), "curve": [[s, d] for s, d in curve.items()],
+                 "seconds": round(time.monotonic() - began, 1)}
+        if any(dice != dice for dice in curve.values()):
+            self.print_to_log_file("kept all that was learned: no label is drawn in the unseen cases")
+            return 1.0, facts
+        strength = best_strength(curve)
+        self.print_to_log_file(summary(strength, curve, len(cases)))
+        return strength, facts
+
+    def _scorer(self, start: ReadOnlyStateDict, trained: ReadOnlyStateDict,
+                cases: Sequence[str]) -> Callable[[float], float]:
+        """Return strength -> mean Dice over cases and labels of nnU-Net's prediction, without mirroring."""
+        self.print_to_log_file(f"Choosing how much of what was learned to keep: {len(GRID) + 2} strengths at most, "
+                               f"each predicts {len(cases)} unseen cases ({', '.join(cases)})")
+        network = self._built()
+        predictor = nnUNetPredictor(use_mirroring=False, device=self.device, allow_tqdm=False,
+                                    perform_everything_on_device=self.device.type == "cuda")
+        predictor.manual_initialization(network, self.plans_manager, self.configuration_manager, None,
+                                        self.dataset_json, type(self).__name__, None)
+        data = self.dataset_class(self.preprocessed_dataset_folder, list(cases),
+                                  folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage)
+
+        def score(strength: float) -> float:
+            network.load_state_dict(interpolate(start, trained, strength))
+            dice = [d for case in cases for d in self._dice(predictor, data, case)]
+            mean = float(np.nanmean(dice)) if any(d == d for d in dice) else math.nan
+            self.print_to_log_file(f"  strength {strength:.1f}: Dice {mean:.4f}")
+            return mean
+
+        return score
+
+    def _dice(self, predictor: nnUNetPredictor, data: Any, case: str) -> list[float]:
+        """Return the Dice of each label or region of a case, predicted and compared as nnU-Net's validation does."""
+        image, _, previous, properties = data.load_case(case)
+        image = np.asarray(image[:])
+        if self.is_cascaded:
+            one_hot = convert_labelmap_to_one_hot(previous[:], self.label_manager.foreground_labels,
+                                                  output_dtype=image.dtype)
+            image = np.vstack((image, one_hot))
+        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu()
+        mask = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits, self.plans_manager, self.configuration_manager, self.label_manager, properties,
+            num_threads_torch=torch.get_num_threads())
+        file = Path(self.preprocessed_dataset_folder_base, "gt_segmentations",
+                    f"{case}{self.dataset_json['file_ending']}")
+        truth = self.plans_manager.image_reader_writer_class().read_seg(str(file))[0][0]
+        return dice_of_labels(truth, mask, self.label_manager)
+
+    def _built(self) -> nn.Module:
+        """Return a network as prediction builds it."""
+        network = self.build_network_architecture(
+            self.plans_manager, self.configuration_manager, self.num_input_channels,
+            self.label_manager.num_segmentation_heads, enable_deep_supervision=False)
+        return network.to(self.device)
