@@ -52,12 +52,10 @@ def best_strength(curve: Mapping[float, float]) -> float:
 
 def summary(strength: float, curve: Mapping[float, float], cases: int) -> str:
     """Return in one sentence what was kept, and what keeping all or nothing would have given."""
-    if strength == 1:
-        kept = f"kept all that was learned: Dice {curve[1.0]:.3f} on {cases} unseen cases"
-        return f"{kept}; none of it {curve[0.0]:.3f}."
-    kept = f"kept {strength:.0%} of what was learned" if strength else "kept nothing of what was learned"
-    rest = f"; all of it {curve[1.0]:.3f}" + (f", none {curve[0.0]:.3f}" if strength else "")
-    return f"{kept}: Dice {curve[strength]:.3f} on {cases} unseen cases{rest}."
+    kept = {0: "nothing", 1: "all"}.get(strength, f"{strength:.0%}".replace("%", " %"))
+    others = [f"{name} {curve[other]:.3f}" for other, name in ((1, "all of it"), (0, "none")) if other != strength]
+    return (f"kept {kept} of what was learned: Dice {curve[strength]:.3f} on {cases} unseen case{'s' * (cases > 1)}; "
+            f"{', '.join(others)}.")
 
 
 def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelManager) -> list[float]:
@@ -121,8 +119,8 @@ class StrengthMixin(_Base):
         training, validation = self.do_split()
         unseen = sorted(set(validation) - set(training))
         if not unseen:
-            self.print_to_log_file("kept all that was learned: no case was left out of the training, so there is none "
-                                   "to choose the strength on. Choose it on other labelled cases: nnunet-dante strength")
+            self.print_to_log_file("kept all that was learned: every case was trained on, so there is none to choose "
+                                   "on. With other labelled cases: nnunet-dante strength FOLD_FOLDER --cases DIR")
             return 1.0, {"rule": "no unseen cases"}
         cases = sorted(random.Random(0).sample(unseen, min(MAX_CASES, len(unseen))))
         began = time.monotonic()
@@ -166,7 +164,12 @@ class StrengthMixin(_Base):
             one_hot = convert_labelmap_to_one_hot(previous[:], self.label_manager.foreground_labels,
                                                   output_dtype=image.dtype)
             image = np.vstack((image, one_hot))
-        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu()
+        try:
+            logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu()
+        except RuntimeError as error:
+            if "Encountered inf" not in str(error):  # nnU-Net refuses to go on with it: the worst prediction there is
+                raise
+            return [0.0]
         mask = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits, self.plans_manager, self.configuration_manager, self.label_manager, properties,
             num_threads_torch=torch.get_num_threads())

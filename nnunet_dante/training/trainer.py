@@ -32,6 +32,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..adapters.adapter import extract
+from ..adapters.strength import trained_weights
 from ..errors import ConfigurationError
 from ..methods import Method, ParameterEfficient
 from ..methods.groups import stem_modules
@@ -133,7 +134,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
         self.print_to_log_file(f"{self.run_method}\n{self.audit}\n{self.training_plan.table()}", add_timestamp=False)
         self._warn_of_new_channels(network)
         self.training_plan.set_stage(0)
-        network.register_load_state_dict_post_hook(self._weights_were_loaded)
+        self._listening = network.register_load_state_dict_post_hook(self._weights_were_loaded)
         optimizer = torch.optim.AdamW(self.training_plan.optimiser_groups(), lr=method.lr,
                                       weight_decay=0.0 if method.l2_sp else method.weight_decay)
         return optimizer, WarmupPolyLR(optimizer, initial_lr=method.lr, epochs=method.epochs,
@@ -161,6 +162,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
     def on_train_start(self) -> None:
         """Score the start weights before the first step, or take up a stopped training where it was."""
         super().on_train_start()
+        self._listening.remove()
         if self.resume_random_state is not None:
             if not self.is_ddp:  # the state is rank 0's: under DDP all ranks would draw the same patches
                 restore_random_state(self.resume_random_state)
@@ -271,7 +273,9 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
                            mirroring_axes=self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1])
         super().load_checkpoint(file)  # by position: nnU-Net has renamed this argument
         dante = checkpoint.get("dante", {})
-        if adapter := dante.get("adapter"):
+        if self.logger.resume:  # validation takes the weights as they are, at the strength that was chosen
+            self.bare_network.load_state_dict(trained_weights(checkpoint))
+        if self.logger.resume and (adapter := dante.get("adapter")):
             self.base, self.base_sha256 = adapter["base"], dante["base_sha256"]
             load_split(self.bare_network, base={name: self.base[name] for name in adapted(self.bare_network)},
                        factors=adapter["factors"])

@@ -1,0 +1,73 @@
+"""strength.py: the end of a training keeps what helps on unseen cases, and loses nothing of what was learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from running import build
+
+from nnunet_dante.adapters.strength import at_strength, start_weights, trained_weights
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
+from nnunet_dante.training import strength as module
+from nnunet_dante.training import trainers
+from nnunet_dante.training.strength import best_strength, search, summary
+
+METHODS = ["LoRA", "DoRA", "ConvAdapter", "BitFit", "FineTune", "GradualUnfreezing", "SpatialAdapter"]
+
+
+def final(trainer):
+    return load_checkpoint_safely(Path(trainer.output_folder, "checkpoint_final.pth"))
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_search_is_finer_around_the_best():
+    asked = []
+
+    def score(strength):
+        asked.append(strength)
+        return -abs(strength - 0.3)
+
+    curve = search(score)
+    assert best_strength(curve) == 0.3
+    assert len(asked) == len(set(asked)) == len(curve) == 8
+    assert list(search(lambda s: s)) == [0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0]
+
+
+def test_of_equal_strengths_the_smallest_is_kept():
+    assert best_strength(search(lambda _: 0.5)) == 0.0
+
+
+def test_the_summary_says_what_was_kept_and_what_else_there_was():
+    curve = {0.0: 0.833, 0.2: 0.834, 1.0: 0.786}
+    assert summary(0.2, curve, 4) == ("kept 20 % of what was learned: Dice 0.834 on 4 unseen cases; all of it 0.786, "
+                                      "none 0.833.")
+    assert summary(0.0, {0.0: 0.9, 1.0: 0.1}, 1) == ("kept nothing of what was learned: Dice 0.900 on 1 unseen case; "
+                                                     "all of it 0.100.")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_chosen_strength_is_on_disk_and_in_memory_and_the_trained_weights_can_be_had_back(
+        name, prepared, monkeypatch):
+    monkeypatch.setattr(module, "search", lambda score: {0.0: score(0.0), 0.4: 2.0, 1.0: score(1.0)})
+    trainer = build(getattr(trainers, f"nnUNetTrainer{name}"), prepared)
+    seen = {}
+    save = type(trainer).save_checkpoint
+    monkeypatch.setattr(type(trainer), "save_checkpoint", lambda self, file: (save(self, file), seen.update(
+        {Path(file).name: load_checkpoint_safely(file)["network_weights"]})))
+    trainer.run_training()
+    content = final(trainer)
+    trained, kept = seen["checkpoint_final.pth"], content["dante"]["strength"]
+    start = start_weights(content) or trainer.start_state()
+    assert kept["value"] == 0.4
+    assert equal(trained_weights(content), trained)
+    assert not equal(content["network_weights"], trained)
+    for key, tensor in content["network_weights"].items():
+        torch.testing.assert_close(tensor, torch.lerp(start[key], trained[key], 0.4), rtol=1e-5, atol=1e-6)
+    assert equal({k: v.cpu() for k, v in trainer.bare_network.state_dict().items()}, content["network_weights"])
+    assert equal(at_strength(content, 1, start=start)["network_weights"], trained)
+    assert equal(at_strength(content, 0, start=start)["network_weights"], start)
