@@ -1,0 +1,141 @@
+"""The weighted sum of several adapters of one base, as one adapter: model soups and task arithmetic.
+
+What an adapter does to a weight W is an update U: W -> W + U. The sum has W + w_1 U_1 + w_2 U_2 + ..., exactly. Weights
+1 / n average trainings that learned the same task (Wortsman 2022, arXiv 2203.05482), such as the folds of one
+cross-validation; weights of 1 add what was learned in different tasks (Ilharco 2023, arXiv 2212.04089). Averaging
+factors would be neither: the mean of products is not the product of means.
+
+Factors of LoRA are stacked: n updates of rank r are one of rank n r, as long as that costs less than the weight itself.
+Every other tensor that differs is stored in full, which needs the base unless the weights add up to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import AdapterError
+from ..models.checkpoint import load_checkpoint_safely, weights_sha256
+from ..peft.low_rank import capped_rank
+from ..types import PathLike, StateDict
+from .adapter import updated_weight
+from .file import read_adapter, write_adapter
+
+
+def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[float] | None = None,
+          base: PathLike | None = None) -> str:
+    """Write the weighted sum of adapters that were trained on one base, and return what it is in a sentence.
+
+    Args:
+        adapters: two or more adapter files.
+        output: the adapter file to write.
+        weights: one number for each adapter; by default 1 / n each, the average.
+        base: checkpoint with the start weights of the trainings, as `nnunet-dante transfer` writes it. Needed where
+            the weights do not add up to 1, where adapters are of different kinds, and for DoRA.
+
+    Raises:
+        AdapterError: the adapters were trained on different bases, the base is missing or another one, or the numbers
+            of weights and adapters differ.
+    """
+    paths = [Path(path) for path in adapters]
+    shares = [1 / len(paths)] * len(paths) if weights is None else [float(w) for w in weights]
+    if len(paths) < 2 or len(shares) != len(paths) or not all(map(math.isfinite, shares)):
+        raise AdapterError(f"{len(paths)} adapters and the weights {', '.join(f'{s:g}' for s in shares)} were given; "
+                           "give at least two adapters, and one number for each.")
+    read = [read_adapter(path) for path in paths]
+    wanted = read[0][0]["base_sha256"]
+    if other := [path for path, (metadata, _) in zip(paths, read) if metadata["base_sha256"] != wanted]:
+        raise AdapterError(f"{other[0].name} was trained on another base than {paths[0].name}; updates of different "
+                           "bases cannot be added. Give adapters of one donor, transferred to the same labels and "
+                           "channels.")
+    start = None if base is None else load_checkpoint_safely(base).get("network_weights")
+    if start is not None and weights_sha256(start) != wanted:
+        raise AdapterError(f"{Path(str(base)).name} is not the base of these adapters (sha256 {wanted[:12]}...); give "
+                           "the start weights of their trainings.")
+    updates: dict[str, Any] = {}
+    tensors: StateDict = {}
+    for name in sorted({name for metadata, found in read for name in _changed(metadata, found)}):
+        parts = [_Part(share, metadata["updates"].get(name), found, name)
+                 for share, (metadata, found) in zip(shares, read) if name in _changed(metadata, found)]
+        if stacked := _stacked(parts):
+            updates[name], factors = stacked
+            tensors |= {f"{name}.{factor}": tensor for factor, tensor in factors.items()}
+        else:
+            tensors[name] = _in_full(parts, start)
+    methods = [metadata["method"] for metadata, _ in read]
+    write_adapter({**read[0][0], "method": "merge", "options": {"methods": methods, "weights": shares},
+                   "updates": updates, "start_dice": None}, tensors, output)
+    parts_read = " + ".join(f"{share:g} x {path.name}" for share, path in zip(shares, paths))
+    return f"{Path(output).name}: {parts_read}; {len(updates)} weights as factors, {len(_full(tensors, updates))} in full"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one adapter does to one weight: its share, the settings of its update (None: trained in full), its file."""
+
+    share: float
+    settings: dict[str, Any] | None
+    tensors: StateDict
+    name: str
+
+    def factor(self, factor: str) -> Tensor:
+        return self.tensors[f"{self.name}.{factor}"].float()
+
+    def value(self, start: Tensor) -> Tensor:
+        """Return the weight with this adapter alone."""
+        if self.settings is None:
+            return self.tensors[self.name]
+        return updated_weight(start, self.name, self.settings, self.tensors)
+
+
+def _changed(metadata: dict[str, Any], tensors: StateDict) -> set[str]:
+    """Return the names of the weights that an adapter changes."""
+    return {*metadata["updates"], *_full(tensors, metadata["updates"])}
+
+
+def _full(tensors: StateDict, updates: dict[str, Any]) -> list[str]:
+    return [name for name in tensors if name.rpartition(".")[0] not in updates]
+
+
+def _stacked(parts: list[_Part]) -> tuple[dict[str, Any], StateDict] | None:
+    """Return settings and factors of the sum of low-rank updates; None where the weight in full costs less."""
+    kinds = {(part.settings["kind"], part.settings["factorisation"]) if part.settings and part.settings["kind"] == "lora"
+             else None for part in parts}
+    if len(kinds) != 1 or None in kinds:
+        return None
+    scaled = []
+    for part in parts:
+        settings = dict(part.settings or {})
+        root = math.sqrt if settings.get("rank_stabilised") else float
+        scale = part.share * settings.get("strength", 1) * settings["alpha"] / root(settings["rank"])
+        scaled.append(scale * part.factor("lora_A"))
+    a = torch.cat(scaled, dim=-1)                                        # (K, out, sum of ranks) or (out, sum of ranks)
+    b = torch.cat([part.factor("lora_B") for part in parts], dim=-2)        # (K, sum of ranks, in) or (sum of ranks, in * K)
+    rank, factorisation = a.shape[-1], parts[0].settings["factorisation"]  # type: ignore[index]
+    shape = (a.shape[-2], b.shape[-1], *a.shape[:-2])                       # all that the cost of a weight depends on
+    if capped_rank(shape, rank, factorisation=factorisation) < rank:
+        return None
+    return ({"kind": "lora", "rank": rank, "alpha": float(rank), "factorisation": factorisation,
+             "rank_stabilised": False}, {"lora_A": a.contiguous(), "lora_B": b.contiguous()})
+
+
+def _in_full(parts: list[_Part], start: StateDict | None) -> Tensor:
+    """Return the weight with the sum of all updates; an adapter that leaves it alone counts as the base."""
+    name, rest = parts[0].name, 1 - sum(part.share for part in parts)
+    base = None if start is None else start[name]
+    if base is None and (abs(rest) > 1e-6 or any(part.settings for part in parts)):
+        raise AdapterError(f"the sum of {name} needs the base: give --base with the start weights that `nnunet-dante "
+                           "transfer` wrote (nnUNetDantePlans_CONFIGURATION_start.pth).")
+    values = [part.value(base) for part in parts]  # type: ignore[arg-type]
+    if not values[0].is_floating_point():
+        return values[0]
+    total = sum(part.share * value.double() for part, value in zip(parts, values))
+    if base is not None:
+        total = total + rest * base.double()
+    return total.to(values[0].dtype)  # type: ignore[union-attr]
