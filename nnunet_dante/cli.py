@@ -282,6 +282,24 @@ def import_(model: Path, output: Path) -> None:
     click.echo(str(import_model(model, output)))
 
 
+@main.command()
+@click.argument("fold_folder", type=_EXISTING)
+@click.option("--cases", type=_EXISTING, help="Folder with imagesTr and labelsTr of cases that were not trained on; "
+              "default: what the training found on its validation cases.")
+@click.option("--set", "strength", type=click.FloatRange(0), help="Set this strength instead of choosing one: 0 is the "
+              "start, 1 all that was learned.")
+@click.option("--curve", "plot", type=_FILE, help="PNG file for a plot of Dice over strength.")
+def strength(fold_folder: Path, cases: Path | None, strength: float | None, plot: Path | None) -> None:
+    """Choose how much of what was learned a finished training keeps: the strength with the highest Dice.
+
+    FOLD_FOLDER is TRAINER__PLANS__CONFIGURATION/fold_X of this package's trainers. Its checkpoint_final.pth and adapter
+    are written anew; all that was learned stays in them.
+    """
+    from .command.strength import set_strength
+
+    click.echo(set_strength(fold_folder, strength, cases=cases, plot=plot))
+
+
 @main.group()
 def adapter() -> None:
     """Make, apply, remove or describe adapter files.
@@ -314,6 +332,26 @@ def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
 
     apply(base, adapter_file, output)
     click.echo(f"Wrote {output}")
+
+
+@adapter.command("merge")
+@click.argument("adapters", nargs=-1, required=True, type=_EXISTING)
+@click.option("-o", "--output", type=_FILE, required=True, help="The adapter.safetensors to write.")
+@click.option("--weights", help="One number for each adapter, such as 0.7,0.3; default: the average.")
+@click.option("--base", type=_EXISTING, help="The start weights of the trainings; a message says when they are needed.")
+def adapter_merge(adapters: tuple[Path, ...], output: Path, weights: str | None, base: Path | None) -> None:
+    """Write the weighted sum of ADAPTERS that were trained on one base as one adapter.
+
+    The folds of one training make one network that way. Adapters that learned different things can be added with
+    --weights 1,1, but only a test can tell whether the sum works.
+    """
+    from .adapters.merge import merge
+
+    try:
+        shares = None if weights is None else [float(word) for word in weights.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{weights!r} is not a list such as 0.7,0.3.", param_hint="--weights") from None
+    click.echo(merge(adapters, output, weights=shares, base=base))
 
 
 @adapter.command("remove")

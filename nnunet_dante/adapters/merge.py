@@ -63,16 +63,21 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
     for name in sorted({name for metadata, found in read for name in _changed(metadata, found)}):
         parts = [_Part(share, metadata["updates"].get(name), found, name)
                  for share, (metadata, found) in zip(shares, read) if name in _changed(metadata, found)]
-        if stacked := _stacked(parts):
-            updates[name], factors = stacked
-            tensors |= {f"{name}.{factor}": tensor for factor, tensor in factors.items()}
-        else:
-            tensors[name] = _in_full(parts, start)
+        try:
+            if stacked := _stacked(parts):
+                updates[name], factors = stacked
+                tensors |= {f"{name}.{factor}": tensor for factor, tensor in factors.items()}
+            else:
+                tensors[name] = _in_full(parts, start)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # settings and shapes come from the files
+            raise AdapterError(f"the updates of {name} cannot be added ({type(error).__name__}: {error}); one of the "
+                               "files is damaged: copy them again.") from error
     methods = [metadata["method"] for metadata, _ in read]
     write_adapter({**read[0][0], "method": "merge", "options": {"methods": methods, "weights": shares},
                    "updates": updates, "start_dice": None}, tensors, output)
     parts_read = " + ".join(f"{share:g} x {path.name}" for share, path in zip(shares, paths))
-    return f"{Path(output).name}: {parts_read}; {len(updates)} weights as factors, {len(_full(tensors, updates))} in full"
+    return (f"{Path(output).name}: {parts_read}; {len(updates)} weights as factors, {len(_full(tensors, updates))} in "
+            "full")
 
 
 @dataclass(frozen=True)
@@ -105,20 +110,18 @@ def _full(tensors: StateDict, updates: dict[str, Any]) -> list[str]:
 
 def _stacked(parts: list[_Part]) -> tuple[dict[str, Any], StateDict] | None:
     """Return settings and factors of the sum of low-rank updates; None where the weight in full costs less."""
-    kinds = {(part.settings["kind"], part.settings["factorisation"]) if part.settings and part.settings["kind"] == "lora"
-             else None for part in parts}
-    if len(kinds) != 1 or None in kinds:
+    settings = [part.settings for part in parts if part.settings and part.settings["kind"] == "lora"]
+    if len(settings) < len(parts) or len({update["factorisation"] for update in settings}) > 1:
         return None
     scaled = []
-    for part in parts:
-        settings = dict(part.settings or {})
-        root = math.sqrt if settings.get("rank_stabilised") else float
-        scale = part.share * settings.get("strength", 1) * settings["alpha"] / root(settings["rank"])
+    for part, update in zip(parts, settings):
+        root = math.sqrt if update.get("rank_stabilised") else float
+        scale = part.share * update.get("strength", 1) * update["alpha"] / root(update["rank"])
         scaled.append(scale * part.factor("lora_A"))
-    a = torch.cat(scaled, dim=-1)                                        # (K, out, sum of ranks) or (out, sum of ranks)
-    b = torch.cat([part.factor("lora_B") for part in parts], dim=-2)        # (K, sum of ranks, in) or (sum of ranks, in * K)
-    rank, factorisation = a.shape[-1], parts[0].settings["factorisation"]  # type: ignore[index]
-    shape = (a.shape[-2], b.shape[-1], *a.shape[:-2])                       # all that the cost of a weight depends on
+    # With R the sum of the ranks: (K, out, R) and (K, R, in), or flat (out, R) and (R, in * K).
+    a, b = torch.cat(scaled, dim=-1), torch.cat([part.factor("lora_B") for part in parts], dim=-2)
+    rank, factorisation = a.shape[-1], settings[0]["factorisation"]
+    shape = (a.shape[-2], b.shape[-1], *a.shape[:-2])  # all that the cost of a weight in full depends on
     if capped_rank(shape, rank, factorisation=factorisation) < rank:
         return None
     return ({"kind": "lora", "rank": rank, "alpha": float(rank), "factorisation": factorisation,

@@ -1,0 +1,169 @@
+"""The strength of a finished training, looked at, chosen on other cases, or set: `nnunet-dante strength`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import nn
+
+from ..adapters.adapter import extract
+from ..adapters.strength import at_strength, interpolate, start_weights, trained_weights
+from ..datasets.images import image_files
+from ..errors import StrengthError
+from ..files import atomic_path, read_json
+from ..models.checkpoint import load_checkpoint_safely, save_atomically
+from ..models.network import build_network
+from ..training.provenance import load_start_weights
+from ..training.strength import START, best_strength, dice_of_labels, search, summary
+from ..types import PathLike, ReadOnlyStateDict, StateDict
+
+_FINAL, _ADAPTER = "checkpoint_final.pth", "adapter.safetensors"
+
+
+def set_strength(fold: PathLike, strength: float | None = None, *, cases: PathLike | None = None,
+                 plot: PathLike | None = None) -> str:
+    """Put a finished training at another strength and return a sentence about it; nothing of the training is lost.
+
+    Args:
+        fold: folder fold_X of a training that this package's trainers have finished.
+        strength: the strength to set, 0 for the start weights, 1 for all that was learned. None takes the one with
+            the highest mean Dice.
+        cases: folder with imagesTr and labelsTr of labelled cases that were not trained on. By default what the
+            training found on its validation cases holds; if it did not choose, they are predicted now.
+        plot: PNG file for the curve of Dice over strength.
+
+    Raises:
+        StrengthError: there is no finished training of this package, its start weights are gone, or no cases are found.
+    """
+    final = Path(fold) / _FINAL
+    checkpoint = load_checkpoint_safely(final)
+    if not isinstance(checkpoint.get("dante"), dict):
+        raise StrengthError(f"{final} is not of a training with one of nnunet-dante's trainers, so what it started "
+                            "from is unknown.")
+    start = start_weights(checkpoint) or _start_state(Path(fold), checkpoint)
+    facts = {k: v for k, v in checkpoint["dante"].get("strength", {}).items() if k not in ("value", "trained")}
+    if strength is not None:
+        facts["rule"] = "given"
+        said = f"{final.name} keeps {strength:.0%} of what was learned."
+    else:
+        if cases is not None or not facts.get("curve"):
+            facts = _chosen(Path(fold), checkpoint, start, cases)
+        curve = {float(s): float(dice) for s, dice in facts["curve"]}
+        strength = best_strength(curve)
+        said = summary(strength, curve, facts["cases"])
+    changed = at_strength(checkpoint, strength, start=start, facts=facts)
+    save_atomically(changed, final)
+    if changed["dante"].get("adapter"):
+        extract(final, final.with_name(_ADAPTER))
+    if plot is not None:
+        draw_curve(facts, strength, plot)
+    return said
+
+
+def _chosen(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
+            folder: PathLike | None) -> dict[str, Any]:
+    """Predict the cases at each strength of the search and return the facts about them."""
+    cases = dict(_cases(fold, checkpoint, folder))
+    curve = search(_scorer(fold, checkpoint, start, cases))
+    if any(map(math.isnan, curve.values())):
+        raise StrengthError(f"no label is drawn in the cases {', '.join(sorted(cases))}, so no strength is better than "
+                            "another. Give cases with labels.")
+    return {"rule": "unseen cases" if folder is None else "other cases", "cases": len(cases),
+            "curve": [[strength, dice] for strength, dice in curve.items()]}
+
+
+def draw_curve(facts: Mapping[str, Any], strength: float, file: PathLike) -> None:
+    """Write a plot of Dice over strength as PNG.
+
+    Raises:
+        StrengthError: no curve is known, because the strength was given.
+    """
+    if not (curve := facts.get("curve")):
+        raise StrengthError("there is no curve to plot: the strength was given, not chosen. Choose it: nnunet-dante "
+                            "strength FOLD_FOLDER --curve FILE.png")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*curve), marker="o", color="tab:blue")
+    axes.axvline(strength, color="tab:orange", linestyle="--")
+    axes.annotate(f"kept: {strength:.0%}", (strength, axes.get_ylim()[0]), xytext=(4, 4), textcoords="offset points",
+                  color="tab:orange")
+    axes.set(xlabel="strength (0: start weights, 1: all that was learned)",
+             ylabel=f"mean Dice, {facts['cases']} unseen cases")
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _network(checkpoint: Mapping[str, Any]) -> nn.Module:
+    init = checkpoint["init_args"]
+    return build_network(init["plans"], init["dataset_json"], init["configuration"],
+                         trainer_name=checkpoint["trainer_name"])
+
+
+def _start_state(fold: Path, checkpoint: Mapping[str, Any]) -> StateDict:
+    """Return the weights before a training that does not keep them in its checkpoint."""
+    network = _network(checkpoint)
+    if (fold / START).is_file():
+        network.load_state_dict(load_checkpoint_safely(fold / START)["network_weights"])
+        return network.state_dict()
+    init = checkpoint["init_args"]
+    entry = init["plans"].get("dante", {}).get("start_weights", {}).get(init["configuration"])
+    if entry is None:
+        raise StrengthError(f"{fold / _FINAL} does not say what it was trained from; its strength cannot be changed.")
+    load_start_weights(network, _folder("nnUNet_preprocessed", checkpoint), entry)
+    return network.state_dict()
+
+
+def _folder(variable: str, checkpoint: Mapping[str, Any]) -> Path:
+    if not (root := os.environ.get(variable)):
+        raise StrengthError(f"{variable} is not set, and the data set of this training is looked for below it: export "
+                            f'{variable}="/folder/{variable}".')
+    return Path(root, checkpoint["init_args"]["plans"]["dataset_name"])
+
+
+def _cases(fold: Path, checkpoint: Mapping[str, Any], folder: PathLike | None) -> Iterator[tuple[str, tuple]]:
+    """Yield the name, image files and mask of each case to choose on."""
+    ending = checkpoint["init_args"]["dataset_json"]["file_ending"]
+    root = _folder("nnUNet_raw", checkpoint) if folder is None else Path(folder)
+    wanted = None
+    if folder is None:
+        splits = read_json(_folder("nnUNet_preprocessed", checkpoint) / "splits_final.json")
+        number = fold.resolve().name.removeprefix("fold_")
+        wanted = set(splits[int(number)]["val"]) if number.isdecimal() else set()
+    there = [(case, (files, root / "labelsTr" / f"{case}{ending}"))
+             for case, files in image_files(root / "imagesTr", ending).items()
+             if (root / "labelsTr" / f"{case}{ending}").is_file() and (wanted is None or case in wanted)]
+    if not there:
+        raise StrengthError(f"{root} holds no labelled cases to choose on: it needs imagesTr/CASE_0000{ending} and "
+                            f"labelsTr/CASE{ending}" + ("" if wanted is None else " of the fold's validation cases")
+                            + ". Give cases that were not trained on with --cases.")
+    yield from there
+
+
+def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict, cases: Mapping[str, tuple]) -> Any:
+    """Return strength -> mean Dice over cases and labels of nnU-Net's prediction, without mirroring."""
+    trained = trained_weights(checkpoint)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = nnUNetPredictor(use_mirroring=False, device=device, allow_tqdm=False,
+                                perform_everything_on_device=device.type == "cuda")
+    predictor.initialize_from_trained_model_folder(str(fold.parent), (fold.name.removeprefix("fold_"),), _FINAL)
+    reader, labels = predictor.plans_manager.image_reader_writer_class(), predictor.label_manager
+
+    def score(strength: float) -> float:
+        predictor.list_of_parameters = [interpolate(start, trained, strength)]
+        dice = []
+        for images, mask in cases.values():
+            data, properties = reader.read_images([str(file) for file in images])
+            predicted = predictor.predict_single_npy_array(data, properties, None, None, False)
+            dice += dice_of_labels(reader.read_seg(str(mask))[0][0], predicted, labels)
+        return float(np.nanmean(dice)) if any(d == d for d in dice) else math.nan
+
+    return score

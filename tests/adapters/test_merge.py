@@ -1,0 +1,95 @@
+"""merge.py: the sum of adapters is the sum of what they do to the weights, and only of adapters of one base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from running import train
+
+from nnunet_dante import DanteError
+from nnunet_dante.adapters.adapter import apply
+from nnunet_dante.adapters.file import read_adapter, write_adapter
+from nnunet_dante.adapters.merge import merge
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
+from nnunet_dante.training import trainers
+
+
+@pytest.fixture(scope="module")
+def folder(prepared_once, tmp_path_factory):
+    """Two adapters a and b of each kind on start.pth; b has other numbers, as of another training."""
+    folder = tmp_path_factory.mktemp("adapters")
+    with pytest.MonkeyPatch.context() as patch:
+        prepared = prepared_once.activate(patch)
+        for name in ("LoRA", "LoRAFlat", "DoRA", "ConvAdapter"):
+            trainer = train(getattr(trainers, f"nnUNetTrainer{name}"), prepared)
+            metadata, tensors = read_adapter(Path(trainer.output_folder, "adapter.safetensors"))
+            generator = torch.Generator().manual_seed(1)
+            for letter in "ab":
+                write_adapter(metadata, tensors, folder / f"{name}_{letter}.safetensors")
+                tensors = {key: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+                           for key, tensor in tensors.items()}
+        start = load_checkpoint_safely(prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth")
+    torch.save(start, folder / "start.pth")
+    return folder
+
+
+def weights_with(folder, adapter, tmp_path):
+    apply(folder / "start.pth", adapter, tmp_path / "applied.pth")
+    return load_checkpoint_safely(tmp_path / "applied.pth")["network_weights"]
+
+
+@pytest.mark.parametrize("shares", [None, (0.3, 0.7), (1.0, 1.0), (1.0, -0.5)])
+@pytest.mark.parametrize("kinds", [("LoRA", "LoRA"), ("LoRAFlat", "LoRAFlat"), ("DoRA", "DoRA"),
+                                   ("ConvAdapter", "ConvAdapter"), ("LoRA", "ConvAdapter"), ("LoRA", "LoRAFlat")])
+def test_the_merged_adapter_does_the_weighted_sum_of_what_each_does(folder, tmp_path, kinds, shares):
+    files = [folder / f"{kind}_{letter}.safetensors" for kind, letter in zip(kinds, "ab")]
+    merge(files, tmp_path / "sum.safetensors", weights=shares, base=folder / "start.pth")
+    start = load_checkpoint_safely(folder / "start.pth")["network_weights"]
+    alone = [weights_with(folder, file, tmp_path) for file in files]
+    for key, tensor in weights_with(folder, tmp_path / "sum.safetensors", tmp_path).items():
+        expected = start[key].double() + sum(
+            share * (one[key].double() - start[key].double()) for share, one in zip(shares or (0.5, 0.5), alone))
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_factors_stay_factors_where_they_cost_less_than_the_weight(folder, tmp_path):
+    merge([folder / "LoRAFlat_a.safetensors", folder / "LoRAFlat_b.safetensors"], tmp_path / "sum.safetensors",
+          base=folder / "start.pth")
+    metadata, tensors = read_adapter(tmp_path / "sum.safetensors")
+    one, _ = read_adapter(folder / "LoRAFlat_a.safetensors")
+    stacked = metadata["updates"]
+    assert stacked and all(update["rank"] == update["alpha"] for update in stacked.values())
+    for name in one["updates"]:
+        weight = load_checkpoint_safely(folder / "start.pth")["network_weights"][name]
+        size = sum(tensors[f"{name}.{f}"].numel() for f in ("lora_A", "lora_B")) if name in stacked else weight.numel()
+        assert size < weight.numel() if name in stacked else name in tensors
+
+
+def test_the_average_of_tensors_trained_in_full_needs_no_base(folder, tmp_path):
+    metadata, tensors = read_adapter(folder / "LoRA_a.safetensors")
+    full = {k: v for k, v in tensors.items() if k.rpartition(".")[0] not in metadata["updates"]}
+    for letter, amount in (("a", 0.0), ("b", 2.0)):
+        write_adapter({**metadata, "updates": {}}, {k: v + amount for k, v in full.items()}, tmp_path / letter)
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "sum")
+    for key, tensor in read_adapter(tmp_path / "sum")[1].items():
+        torch.testing.assert_close(tensor, full[key] + 1)
+    with pytest.raises(DanteError, match="give --base"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "sum", weights=(1, 1))
+
+
+def test_other_bases_and_numbers_are_refused_by_name(folder, tmp_path):
+    metadata, tensors = read_adapter(folder / "LoRA_b.safetensors")
+    write_adapter({**metadata, "base_sha256": "0" * 64}, tensors, tmp_path / "stranger.safetensors")
+    with pytest.raises(DanteError, match=r"stranger.safetensors was trained on another base than LoRA_a.safetensors"):
+        merge([folder / "LoRA_a.safetensors", tmp_path / "stranger.safetensors"], tmp_path / "sum")
+    with pytest.raises(DanteError, match="at least two adapters"):
+        merge([folder / "LoRA_a.safetensors"], tmp_path / "sum")
+    with pytest.raises(DanteError, match="one number for each"):
+        merge([folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"], tmp_path / "sum", weights=(1, 1, 1))
+    torch.save({"network_weights": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(DanteError, match="other.pth is not the base"):
+        merge([folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"], tmp_path / "sum",
+              base=tmp_path / "other.pth")
+    assert not (tmp_path / "sum").exists()

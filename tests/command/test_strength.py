@@ -1,0 +1,89 @@
+"""strength.py: a finished training is put at another strength and back; nothing that was learned is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from running import train
+
+from nnunet_dante.adapters.adapter import apply
+from nnunet_dante.cli import main
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
+from nnunet_dante.training import trainers
+
+
+@pytest.fixture(params=["LoRA", "FineTune"])
+def fold(request, prepared):
+    return Path(train(getattr(trainers, f"nnUNetTrainer{request.param}"), prepared).output_folder)
+
+
+def run(*words):
+    return CliRunner().invoke(main, ["strength", *map(str, words)])
+
+
+def state(fold):
+    return load_checkpoint_safely(fold / "checkpoint_final.pth")
+
+
+def same(one, other):
+    return all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_set_there_and_back_gives_the_same_weights(fold, prepared, tmp_path):
+    start = load_checkpoint_safely(prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth")["network_weights"]
+    assert "keeps 100% of what" in run(fold, "--set", 1).output
+    trained = state(fold)["network_weights"]
+    assert "keeps 40% of what" in run(fold, "--set", 0.4).output
+    for key, tensor in state(fold)["network_weights"].items():
+        torch.testing.assert_close(tensor, torch.lerp(start[key], trained[key], 0.4))
+    if (adapter := fold / "adapter.safetensors").is_file():
+        apply(prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth", adapter, tmp_path / "applied.pth")
+        assert same(load_checkpoint_safely(tmp_path / "applied.pth")["network_weights"], state(fold)["network_weights"])
+    run(fold, "--set", 0)
+    assert same(state(fold)["network_weights"], start)
+    run(fold, "--set", 1)
+    assert same(state(fold)["network_weights"], trained)
+
+
+def test_without_options_the_choice_of_the_training_holds_again(fold, tmp_path):
+    chosen = state(fold)["dante"]["strength"]["value"]
+    run(fold, "--set", 0.5)
+    result = run(fold, "--curve", tmp_path / "curve.png")
+    assert result.exit_code == 0, result.output
+    assert "of what was learned: Dice" in result.output and "on 1 unseen case" in result.output
+    assert state(fold)["dante"]["strength"]["value"] == chosen
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_cases_choose_anew(fold, prepared):
+    result = run(fold, "--cases", prepared.root / "nnUNet_raw" / prepared.dataset)
+    assert result.exit_code == 0, result.output
+    kept = state(fold)["dante"]["strength"]
+    assert kept["rule"] == "other cases" and kept["cases"] == 5
+    assert kept["value"] == max(kept["curve"], key=lambda point: (point[1], -point[0]))[0]
+
+
+def test_missing_things_are_said_by_name_and_nothing_is_written(fold, prepared, tmp_path):
+    before = (fold / "checkpoint_final.pth").read_bytes()
+    (tmp_path / "imagesTr").mkdir()
+    for words, said in ((("--cases", tmp_path), "holds no labelled cases"), (("--set", -1), "not in the range")):
+        result = run(fold, *words)
+        assert result.exit_code != 0 and said in result.output
+    result = run(tmp_path, "--set", 1)
+    assert result.exit_code != 0 and "checkpoint_final.pth does not exist" in result.output
+    assert (fold / "checkpoint_final.pth").read_bytes() == before
+
+
+def test_changed_start_weights_are_refused(prepared, tmp_path, monkeypatch):
+    prepared = prepared.copy_to(tmp_path).activate(monkeypatch)
+    fold = Path(train(trainers.nnUNetTrainerFineTune, prepared).output_folder)
+    file = prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth"
+    file.write_bytes(file.read_bytes() + b"0")
+    result = run(fold, "--set", 0.5)
+    assert result.exit_code != 0 and "sha256" in result.output
+    file.unlink()
+    result = run(fold, "--set", 0.5)
+    assert result.exit_code != 0 and "start weights" in result.output and file.name in result.output
