@@ -195,7 +195,10 @@ def _provenance(block: object) -> Iterator[str]:
     if not isinstance(block, dict):
         return
     yield f"  nnunet_dante {block.get('version')}:"
-    yield from _nested({k: v for k, v in block.items() if k not in _NOT_SHOWN}, _INDENT)
+    shown = {k: v for k, v in block.items() if k not in _NOT_SHOWN}
+    if isinstance(shown.get("strength"), dict):
+        shown["strength"] = {k: v for k, v in shown["strength"].items() if k != "trained"}  # tensors
+    yield from _nested(shown, _INDENT)
     if isinstance(block.get("adapter"), dict):
         yield f"{_INDENT}adapter: low-rank factors included (nnunet-dante adapter extract)"
 

@@ -64,6 +64,8 @@ class Method:
         size_margin: share by which a size may differ from the expected one without a penalty (FSEFT: 0.3).
         size_images: folder of the unlabelled images; absolute, or below nnUNet_raw/DATASET.
         stop_patience: stop when the training loss has not improved for so many epochs (FSEFT: 20); 0 never stops.
+        strength: how much of what was learned is kept at the end, from 0 (the start weights) to 1 (all of it); None
+            ("auto") chooses it on the validation cases (WiSE-FT, Wortsman 2022, arXiv 2109.01903).
 
     Raises:
         ConfigurationError: an option has a value outside its limits.
@@ -73,7 +75,8 @@ class Method:
         "epochs": COUNT, "lr": POSITIVE, "weight_decay": POSITIVE_OR_OFF, "warmup_epochs": COUNT_OR_OFF,
         "uses_start_weights": FLAG, "l2_sp": POSITIVE_OR_OFF, "ewc": POSITIVE_OR_OFF, "size_prior": POSITIVE_OR_OFF,
         "size_margin": SHARE_BELOW_1, "size_images": Limit("a folder", lambda v: isinstance(v, str) and v != ""),
-        "stop_patience": COUNT_OR_OFF}
+        "stop_patience": COUNT_OR_OFF,
+        "strength": Limit("auto, or a number of at least 0", lambda v: v is None or _is_number(v) and v >= 0)}
 
     epochs: int = 100
     lr: float = 1e-3
@@ -117,7 +120,7 @@ class Method:
     def known_overrides(self) -> set[str]:
         """Return the options that overrides in the plans can set here; start weights mean nothing to a random start."""
         known = {field.name for field in dataclasses.fields(self) if field.init}
-        return known - {"uses_start_weights"} - (set() if self.uses_start_weights else {"l2_sp", "ewc"})
+        return known - {"uses_start_weights"} - (set() if self.uses_start_weights else {"l2_sp", "ewc", "strength"})
 
     def with_overrides(self, overrides: dict) -> Method:
         """Return the method with those of `overrides` that it knows; the block in the plans serves all trainers."""

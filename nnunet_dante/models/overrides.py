@@ -127,6 +127,8 @@ def _options(method: type) -> dict[str, bool]:
 def _parsed(name: str, text: str, kind: type) -> Any:
     if kind is str:
         return text
+    if name == "strength" and text == "auto":
+        return None
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
