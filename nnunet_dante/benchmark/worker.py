@@ -175,7 +175,8 @@ def _trainer(job: Job) -> nnUNetTrainer:
     cls = _trainer_class(run.method.trainer or job.untrained)  # first: this imports the options that are checked next
     plans = json.loads((job.preprocessed / f"{run.experiment.plans_name}.json").read_text())
     block = read_dante_block(plans)
-    overrides = checked_overrides({**block["overrides"], **job.protocol.training, **run.method.set})
+    # Methods are compared at the end of their training; a protocol asks for a chosen strength by strength = "auto".
+    overrides = checked_overrides({**block["overrides"], "strength": 1.0, **job.protocol.training, **run.method.set})
     plans |= {"plans_name": run.id.replace("__", "-"), "continue_training": False,
               "dante": with_overrides(block, overrides)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

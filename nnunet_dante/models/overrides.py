@@ -18,6 +18,7 @@ OVERRIDES = {"epochs": int, "iterations": int, "val_iterations": int, "lr": floa
 """Name -> kind of the overrides that have an option of their own on the command line."""
 
 SEARCH_PATH = "nnUNet_extTrainer"
+_AUTO = ("strength", "auto")  # the default, in words
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
           dict: 'JSON such as {"a": 1}', list: "a list such as a,b"}
 
@@ -50,7 +51,7 @@ def checked_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in overrides.items():
         if name not in known:
             raise ConfigurationError(f"Override {name!r} is unknown; allowed are {', '.join(sorted(known))}.")
-        if value is not None:
+        if value is not None and (name, value) != _AUTO:
             checked[name] = _of_kind(name, value, known[name])
             _refuse_out_of_range(name, checked[name])
     return checked
@@ -125,10 +126,8 @@ def _options(method: type) -> dict[str, bool]:
 
 
 def _parsed(name: str, text: str, kind: type) -> Any:
-    if kind is str:
+    if kind is str or (name, text) == _AUTO:
         return text
-    if name == "strength" and text == "auto":
-        return None
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
