@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from . import __version__
+from .cli_adapter import adapter
 from .errors import DanteError
 from .files import printable
 
@@ -32,6 +33,9 @@ def main() -> None:
 
     A usual order of commands: suggest, transfer, train, then nnU-Net's nnUNetv2_predict; compare and export as needed.
     """
+
+
+main.add_command(adapter)
 
 
 @main.command()
@@ -298,80 +302,6 @@ def strength(fold_folder: Path, cases: Path | None, strength: float | None, plot
     from .command.strength import set_strength
 
     click.echo(set_strength(fold_folder, strength, cases=cases, plot=plot))
-
-
-@main.group()
-def adapter() -> None:
-    """Make, apply, remove or describe adapter files.
-
-    An adapter holds only what was trained, in a few MB, without the base network.
-    """
-
-
-@adapter.command("extract")
-@click.argument("checkpoint", type=_EXISTING)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="The adapter.safetensors to write; with --format peft, the folder.")
-@click.option("--format", "form", type=click.Choice(["file", "peft"]), default="file", show_default=True,
-              help="peft writes a folder for Hugging Face PEFT; for checkpoints of nnUNetTrainerLoRAFlat only.")
-def adapter_extract(checkpoint: Path, output: Path, form: str) -> None:
-    """Write what was trained in CHECKPOINT as an adapter."""
-    from .adapters.adapter import extract, info
-
-    extract(checkpoint, output, form=form)
-    click.echo(info(output))
-
-
-@adapter.command("apply")
-@click.argument("base", type=_EXISTING)
-@click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
-@click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
-def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
-    """Merge ADAPTER (a file, or a folder of PEFT) into the checkpoint BASE on which it was trained."""
-    from .adapters.adapter import apply
-
-    apply(base, adapter_file, output)
-    click.echo(f"Wrote {output}")
-
-
-@adapter.command("merge")
-@click.argument("adapters", nargs=-1, required=True, type=_EXISTING)
-@click.option("-o", "--output", type=_FILE, required=True, help="The adapter.safetensors to write.")
-@click.option("--weights", help="One number for each adapter, such as 0.7,0.3; default: the average.")
-@click.option("--base", type=_EXISTING, help="The start weights of the trainings; a message says when they are needed.")
-def adapter_merge(adapters: tuple[Path, ...], output: Path, weights: str | None, base: Path | None) -> None:
-    """Write the weighted sum of ADAPTERS that were trained on one base as one adapter.
-
-    The folds of one training make one network that way. Adapters that learned different things can be added with
-    --weights 1,1, but only a test can tell whether the sum works.
-    """
-    from .adapters.merge import merge
-
-    try:
-        shares = None if weights is None else [float(word) for word in weights.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{weights!r} is not a list such as 0.7,0.3.", param_hint="--weights") from None
-    click.echo(merge(adapters, output, weights=shares, base=base))
-
-
-@adapter.command("remove")
-@click.argument("checkpoint", type=_EXISTING)
-@click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
-def adapter_remove(checkpoint: Path, output: Path) -> None:
-    """Write the base of CHECKPOINT: its weights as they were before the training, bit for bit."""
-    from .adapters.adapter import remove
-
-    remove(checkpoint, output)
-    click.echo(f"Wrote {output}")
-
-
-@adapter.command("info")
-@click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
-def adapter_info(adapter_file: Path) -> None:
-    """Show how ADAPTER was made, and to which base it belongs."""
-    from .adapters.adapter import info
-
-    click.echo(info(adapter_file))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ set = {{rank = 2}}
 [[methods]]
 name = "broken"
 trainer = "nnUNetTrainerBroken"
-set = {{strength = 2.0}}
+set = {{vigour = 2.0}}
 """
 OWN = """
 from dataclasses import dataclass
@@ -42,14 +42,14 @@ from nnunet_dante import DanteMixin, HeadOnly
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(HeadOnly):
-    strength: float
+    vigour: float
 
 class nnUNetTrainerBroken(DanteMixin, nnUNetTrainer):
-    method = Mine(strength=1.0)
+    method = Mine(vigour=1.0)
 
     def on_train_start(self):
         self.initialize()
-        raise RuntimeError(f"broken with strength {self.run_method.strength}")
+        raise RuntimeError(f"broken with vigour {self.run_method.vigour}")
 """
 
 
@@ -82,7 +82,7 @@ def test_a_protocol_scores_every_run_records_failures_and_goes_on_where_it_was(p
     out = tmp_path / "out"
     results = {r.method: r for r in run_protocol(protocol, out)}
     assert set(results) == {"zero-shot", "LoRA", "broken"}
-    assert results["broken"].error == "RuntimeError: broken with strength 2.0" and not results["broken"].cases
+    assert results["broken"].error == "RuntimeError: broken with vigour 2.0" and not results["broken"].cases
 
     lora, before = results["LoRA"], results["zero-shot"]
     assert len(lora.cases) == len(before.cases) == 2
@@ -107,9 +107,9 @@ def test_a_protocol_scores_every_run_records_failures_and_goes_on_where_it_was(p
 
 @pytest.mark.parametrize(("old", "new", "message"), [
     ('trainer = "nnUNetTrainerBroken', 'trainer = "nnUNetTrainerThatIsNot', "'broken' of the protocol cannot run: The trainer nnUNetTrainerThatIsNot"),
-    ("strength = 2.0", "force = 2.0", "'broken' of the protocol cannot run: Override 'force' is unknown"),
+    ("vigour = 2.0", "force = 2.0", "'broken' of the protocol cannot run: Override 'force' is unknown"),
     ("rank = 2", "lr = -1.0", "'LoRA' of the protocol cannot run: .*lr is -1.0"),
-    ("rank = 2", "strength = 2.0", "nnUNetTrainerLoRA has no option 'strength'"),
+    ("rank = 2", "vigour = 2.0", "nnUNetTrainerLoRA has no option 'vigour'"),
     ("epochs = 2", "epochs = 0", "epochs is 0"),
     ("from nnunet_dante", "from nowhere", "'broken' of the protocol cannot run: .*No module named 'nowhere'")])
 def test_what_cannot_run_is_refused_before_the_first_run(protocol, tmp_path, monkeypatch, old, new, message):

@@ -179,6 +179,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_traine
 def test_a_checkpoint_that_was_damaged_is_named_with_the_one_to_go_on_from(prepared, name, next_one):
     trainer = build(trainers.nnUNetTrainerFineTune, prepared)
     trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = (0, 1, 2)  # as the start of a training sets them
     folder = Path(trainer.output_folder)
     for file in ("checkpoint_latest.pth", "checkpoint_best.pth"):
         trainer.save_checkpoint(str(folder / file))
