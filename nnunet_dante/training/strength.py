@@ -52,7 +52,7 @@ def best_strength(curve: Mapping[float, float]) -> float:
 
 def summary(strength: float, curve: Mapping[float, float], cases: int) -> str:
     """Return in one sentence what was kept, and what keeping all or nothing would have given."""
-    kept = {0: "nothing", 1: "all"}.get(strength, f"{strength:.0%}".replace("%", " %"))
+    kept = "nothing" if strength == 0 else "all" if strength == 1 else f"{100 * strength:.0f} %"
     others = [f"{name} {curve[other]:.3f}" for other, name in ((1, "all of it"), (0, "none")) if other != strength]
     return (f"kept {kept} of what was learned: Dice {curve[strength]:.3f} on {cases} unseen case{'s' * (cases > 1)}; "
             f"{', '.join(others)}.")
