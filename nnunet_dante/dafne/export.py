@@ -53,7 +53,10 @@ def export_model(model_folder: PathLike, output: PathLike, *, fold: int | str | 
     Args:
         model_folder: a model folder, exported zip or checkpoint.
         output: NAME.model, or an existing folder of Dafne's models; there, the name is made from the data set's.
-        fold, checkpoint, configuration, trust: which model of the folder to read, as for `open_donor`.
+        fold: which fold of the folder to read, as for `open_donor`.
+        checkpoint: file name in that fold.
+        configuration: such as "3d_fullres", where the folder holds several.
+        trust: read a checkpoint that executes code; only if you know its author.
         categories: paths in Dafne's model browser, such as "Abdomen/Kidney".
         info: texts for the model browser.
         base: a .model file whose model id the new file takes over. Dafne merges only models with the same id.
