@@ -85,8 +85,8 @@ class Suggestion:
         yield f"  If you open the network in stages, begin at the {start}: direction={self.rule.order}"
         yield f"  Reason: {self.rule.reason}."
         yield f"  Source: {self.rule.source}."
-        yield ("  checkpoint_best starts as the donor and is replaced only where the pseudo Dice of the validation\n"
-               "  cases rises: by that score it never ends worse than the start. With few, it is uncertain.")
+        yield ("  The training keeps as much of what it learned as helps on the validation cases, down to nothing:\n"
+               "  by their Dice it never ends worse than the donor. With few cases, this is uncertain.")
 
 
 def suggest(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,

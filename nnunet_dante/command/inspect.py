@@ -203,12 +203,12 @@ def _provenance(block: object) -> Iterator[str]:
         yield f"{_INDENT}adapter: low-rank factors included (nnunet-dante adapter extract)"
 
 
-def _nested(content: dict[str, Any], indent: str) -> Iterator[str]:
+def _nested(content: dict[str, Any], indent: str, *, absent: str = "") -> Iterator[str]:
     for key, value in content.items():
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:"
-            yield from _nested(value, indent + "  ")
-        elif value is None and indent > _INDENT:  # in the maps of labels and channels
-            yield f"{indent}{key}: new"
+            yield from _nested(value, indent + "  ", absent="new" if key in ("label_map", "channel_map") else "")
+        elif value is None and absent:
+            yield f"{indent}{key}: {absent}"
         elif not isinstance(value, Tensor) and value not in (None, {}, []):
             yield f"{indent}{key}: {value}"

@@ -51,7 +51,7 @@ def set_strength(fold: PathLike, strength: float | None = None, *, cases: PathLi
     facts = {k: v for k, v in checkpoint["dante"].get("strength", {}).items() if k not in ("value", "trained")}
     if strength is not None:
         facts["rule"] = "given"
-        said = f"{final.name} keeps {strength:.0%} of what was learned."
+        said = f"{final.name} keeps {100 * strength:.0f} % of what was learned."
     else:
         if cases is not None or not facts.get("curve"):
             facts = _chosen(Path(fold), checkpoint, start, cases)

@@ -109,3 +109,11 @@ def test_slimmed_models_bundles_and_models_of_v1_are_described(tmp_path):
         assert "nnU-Net v1" in inspect_path(tmp_path / name)
     (tmp_path / "m.model.pkl").unlink()
     assert "nnU-Net v1" in inspect_path(tmp_path / "m.model")
+
+
+def test_options_that_are_not_set_are_not_called_new(tmp_path):
+    block = {"version": "0.2", "options": {"rank": 8, "ranks": None}, "label_map": {"organ": "liver", "lesion": None}}
+    torch.save({"network_weights": {"a": torch.zeros(1)}, "dante": block}, tmp_path / "start.pth")
+    said = inspect_path(tmp_path / "start.pth")
+    assert "lesion: new" in said and "organ: liver" in said and "rank: 8" in said
+    assert "ranks" not in said

@@ -34,9 +34,9 @@ def same(one, other):
 
 def test_set_there_and_back_gives_the_same_weights(fold, prepared, tmp_path):
     start = load_checkpoint_safely(prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth")["network_weights"]
-    assert "keeps 100% of what" in run(fold, "--set", 1).output
+    assert "keeps 100 % of what" in run(fold, "--set", 1).output
     trained = state(fold)["network_weights"]
-    assert "keeps 40% of what" in run(fold, "--set", 0.4).output
+    assert "keeps 40 % of what" in run(fold, "--set", 0.4).output
     for key, tensor in state(fold)["network_weights"].items():
         torch.testing.assert_close(tensor, torch.lerp(start[key], trained[key], 0.4))
     if (adapter := fold / "adapter.safetensors").is_file():
