@@ -182,7 +182,7 @@ def _trainer(job: Job) -> nnUNetTrainer:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = cls(plans=plans, configuration=job.configuration, fold=run.fold or 0, device=device,
                   dataset_json=json.loads((job.preprocessed / "dataset.json").read_text()))
-    trainer.logger.plot_progress_png = lambda folder: None  # a figure an epoch costs more than a short epoch
+    trainer.logger.plot_progress_png = lambda folder: None  # one figure per epoch costs more time than a short epoch
     shutil.rmtree(trainer.output_folder, ignore_errors=True)  # of a run that was stopped
     Path(trainer.output_folder).mkdir(parents=True)
     return trainer

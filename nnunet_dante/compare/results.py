@@ -92,7 +92,7 @@ def write_results(results: Iterable[RunResult], path: str | Path) -> None:
 
 
 def read_results(source: str | Path) -> tuple[RunResult, ...]:
-    """Read the runs of a protocol: FOLDER/runs/*.json, or a .json file (one run or a list), or .jsonl (one a line).
+    """Read the runs of a protocol: FOLDER/runs/*.json, or a .json file (one run or a list), or .jsonl (one per line).
 
     Raises:
         ResultError: nothing is there, or a file is damaged or not of this format; names the file.

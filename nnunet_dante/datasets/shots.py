@@ -173,7 +173,7 @@ def read_groups(path: PathLike) -> dict[str, list[str]]:
 
 
 def read_cases(path: PathLike) -> list[str]:
-    """Return the cases of a text file with one a line, or of a JSON list.
+    """Return the cases of a text file with one case per line, or of a JSON list.
 
     Raises:
         ConfigurationError: the file is missing or holds other JSON.

@@ -107,7 +107,7 @@ class Steps:
 
 
 class EpochCount:
-    """Epochs of a growing nnU-Net log: a bar on a terminal, a line an epoch elsewhere, nothing for 0 epochs."""
+    """Epochs of a growing nnU-Net log: a bar on a terminal, one line per epoch elsewhere, nothing for 0 epochs."""
 
     def __init__(self, total: int):
         self.total, self.done = total, 0
