@@ -25,7 +25,7 @@ from ..models.checkpoint import load_checkpoint_safely, weights_sha256
 from ..peft.low_rank import capped_rank
 from ..types import PathLike, StateDict
 from .adapter import updated_weight
-from .file import read_adapter, write_adapter
+from .file import are_tensors, read_adapter, write_adapter
 
 
 def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[float] | None = None,
@@ -37,7 +37,8 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
         output: the adapter file to write.
         weights: one number for each adapter; by default 1 / n each, the average.
         base: checkpoint with the start weights of the trainings, as `nnunet-dante transfer` writes it. Needed where
-            the weights do not add up to 1, where adapters are of different kinds, and for DoRA.
+            the weights do not add up to 1, where adapters are of different kinds, for DoRA, and where stacked factors
+            would cost more than the weight itself; a message then asks for it.
 
     Raises:
         AdapterError: the adapters were trained on different bases, the base is missing or another one, or the numbers
@@ -47,15 +48,15 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
     shares = [1 / len(paths)] * len(paths) if weights is None else [float(w) for w in weights]
     if len(paths) < 2 or len(shares) != len(paths) or not all(map(math.isfinite, shares)):
         raise AdapterError(f"{len(paths)} adapters and the weights {', '.join(f'{s:g}' for s in shares)} were given; "
-                           "give at least two adapters, and one number for each.")
+                           "give at least two adapters, and one finite number for each.")
     read = [read_adapter(path) for path in paths]
     wanted = read[0][0]["base_sha256"]
     if other := [path for path, (metadata, _) in zip(paths, read) if metadata["base_sha256"] != wanted]:
         raise AdapterError(f"{other[0].name} was trained on another base than {paths[0].name}; updates of different "
                            "bases cannot be added. Give adapters of one donor, transferred to the same labels and "
                            "channels.")
-    start = None if base is None else load_checkpoint_safely(base).get("network_weights")
-    if start is not None and weights_sha256(start) != wanted:
+    start: Any = None if base is None else load_checkpoint_safely(base).get("network_weights")
+    if base is not None and not (are_tensors(start) and weights_sha256(start) == wanted):
         raise AdapterError(f"{Path(str(base)).name} is not the base of these adapters (sha256 {wanted[:12]}...); give "
                            "the start weights of their trainings.")
     updates: dict[str, Any] = {}

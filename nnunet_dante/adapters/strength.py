@@ -41,7 +41,8 @@ def interpolate(start: ReadOnlyStateDict, trained: ReadOnlyStateDict, strength: 
         StrengthError: the strength is negative or not finite, or keys or shapes differ.
     """
     if not (math.isfinite(strength) and strength >= 0):
-        raise StrengthError(f"strength is {strength!r}; give a number from 0 (the start) to 1 (all that was learned).")
+        raise StrengthError(f"strength is {strength!r}; give 0 for the start, 1 for all that was learned, "
+                            "or a number between.")
     if wrong := sorted(start.keys() ^ trained.keys()) or [k for k in start if start[k].shape != trained[k].shape]:
         raise StrengthError(f"start and trained weights are of different networks: {len(wrong)} tensors differ in name "
                             f"or shape, first {wrong[0]!r}. Give the start weights of this very training.")

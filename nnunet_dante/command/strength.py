@@ -16,7 +16,7 @@ from torch import nn
 from ..adapters.adapter import extract
 from ..adapters.strength import at_strength, interpolate, start_weights, trained_weights
 from ..datasets.images import image_files
-from ..errors import StrengthError
+from ..errors import DanteError, StrengthError
 from ..files import atomic_path, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.network import build_network
@@ -43,28 +43,47 @@ def set_strength(fold: PathLike, strength: float | None = None, *, cases: PathLi
         StrengthError: there is no finished training of this package, its start weights are gone, or no cases are found.
     """
     final = Path(fold) / _FINAL
+    if strength is not None and cases is not None:
+        raise StrengthError(f"strength {strength:g} and cases to choose it on were both given; give one of them.")
+    if not final.is_file():
+        raise StrengthError(f"{fold} holds no {_FINAL}; give the folder fold_X of a training that has ended.")
     checkpoint = load_checkpoint_safely(final)
     if not isinstance(checkpoint.get("dante"), dict):
         raise StrengthError(f"{final} is not of a training with one of nnunet-dante's trainers, so what it started "
                             "from is unknown.")
-    start = start_weights(checkpoint) or _start_state(Path(fold), checkpoint)
-    facts = {k: v for k, v in checkpoint["dante"].get("strength", {}).items() if k not in ("value", "trained")}
-    if strength is not None:
-        facts["rule"] = "given"
-        said = f"{final.name} keeps {100 * strength:.0f} % of what was learned."
-    else:
-        if cases is not None or not facts.get("curve"):
-            facts = _chosen(Path(fold), checkpoint, start, cases)
-        curve = {float(s): float(dice) for s, dice in facts["curve"]}
-        strength = best_strength(curve)
-        said = summary(strength, curve, facts["cases"])
-    changed = at_strength(checkpoint, strength, start=start, facts=facts)
+    try:
+        changed, said = _changed(Path(fold), checkpoint, strength, cases)
+    except DanteError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise StrengthError(f"{final} is damaged: what it says of its training cannot be used ({type(error).__name__}: "
+                            f"{error}). Copy it again.") from error
+    if plot is not None:
+        draw_curve(changed["dante"]["strength"], plot)
     save_atomically(changed, final)
     if changed["dante"].get("adapter"):
         extract(final, final.with_name(_ADAPTER))
-    if plot is not None:
-        draw_curve(facts, strength, plot)
     return said
+
+
+def _changed(fold: Path, checkpoint: Mapping[str, Any], strength: float | None,
+             cases: PathLike | None) -> tuple[dict[str, Any], str]:
+    """Return the checkpoint at the strength that is given or chosen, and a sentence about it."""
+    start = start_weights(checkpoint) or _start_state(fold, checkpoint)
+    facts = {k: v for k, v in checkpoint["dante"].get("strength", {}).items() if k not in ("value", "trained")}
+    training = facts.get("training", facts)  # what the training itself found, whatever was chosen since
+    if strength is not None:
+        facts = {**training, "rule": "given", "training": training}
+        said = f"{_FINAL} keeps {100 * strength:.0f} % of what was learned."
+    else:
+        if cases is not None:
+            facts = {**_chosen(fold, checkpoint, start, cases), "training": training}
+        else:
+            facts = dict(training) if training.get("curve") else _chosen(fold, checkpoint, start, None)
+        curve = {float(s): float(dice) for s, dice in facts["curve"]}
+        strength = best_strength(curve)
+        said = summary(strength, curve, facts["cases"])
+    return at_strength(checkpoint, strength, start=start, facts=facts), said
 
 
 def _chosen(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
@@ -79,8 +98,8 @@ def _chosen(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
             "curve": [[strength, dice] for strength, dice in curve.items()]}
 
 
-def draw_curve(facts: Mapping[str, Any], strength: float, file: PathLike) -> None:
-    """Write a plot of Dice over strength as PNG.
+def draw_curve(facts: Mapping[str, Any], file: PathLike) -> None:
+    """Write a plot of Dice over strength as PNG, from what a checkpoint says of its strength.
 
     Raises:
         StrengthError: no curve is known, because the strength was given.
@@ -93,9 +112,9 @@ def draw_curve(facts: Mapping[str, Any], strength: float, file: PathLike) -> Non
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*curve), marker="o", color="tab:blue")
-    axes.axvline(strength, color="tab:orange", linestyle="--")
-    axes.annotate(f"kept: {strength:.0%}", (strength, axes.get_ylim()[0]), xytext=(4, 4), textcoords="offset points",
-                  color="tab:orange")
+    axes.axvline(facts["value"], color="tab:orange", linestyle="--")
+    axes.annotate(f"kept: {100 * facts['value']:.0f} %", (facts["value"], axes.get_ylim()[0]), xytext=(4, 4),
+                  textcoords="offset points", color="tab:orange")
     axes.set(xlabel="strength (0: start weights, 1: all that was learned)",
              ylabel=f"mean Dice, {facts['cases']} unseen cases")
     with atomic_path(file) as temporary:
@@ -129,21 +148,29 @@ def _folder(variable: str, checkpoint: Mapping[str, Any]) -> Path:
     return Path(root, checkpoint["init_args"]["plans"]["dataset_name"])
 
 
+def _split(fold: Path, checkpoint: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the training and validation cases of the fold; fold `all` trains on every case."""
+    number = fold.resolve().name.removeprefix("fold_")
+    file = _folder("nnUNet_preprocessed", checkpoint) / "splits_final.json"
+    if not number.isdecimal() or not file.is_file():
+        raise StrengthError(f"{fold} was trained on all cases of its data set, or {file}, which names them, is gone. "
+                            "Give other labelled cases with --cases.")
+    return read_json(file)[int(number)]
+
+
 def _cases(fold: Path, checkpoint: Mapping[str, Any], folder: PathLike | None) -> Iterator[tuple[str, tuple]]:
     """Yield the name, image files and mask of each case to choose on."""
     ending = checkpoint["init_args"]["dataset_json"]["file_ending"]
     root = _folder("nnUNet_raw", checkpoint) if folder is None else Path(folder)
-    wanted = None
-    if folder is None:
-        splits = read_json(_folder("nnUNet_preprocessed", checkpoint) / "splits_final.json")
-        number = fold.resolve().name.removeprefix("fold_")
-        wanted = set(splits[int(number)]["val"]) if number.isdecimal() else set()
+    own = "nnUNet_raw" in os.environ and root.resolve() == _folder("nnUNet_raw", checkpoint).resolve()
+    split = _split(fold, checkpoint) if own else {"train": [], "val": []}
     there = [(case, (files, root / "labelsTr" / f"{case}{ending}"))
              for case, files in image_files(root / "imagesTr", ending).items()
-             if (root / "labelsTr" / f"{case}{ending}").is_file() and (wanted is None or case in wanted)]
+             if (root / "labelsTr" / f"{case}{ending}").is_file() and case not in split["train"]
+             and (folder is not None or case in split["val"])]
     if not there:
         raise StrengthError(f"{root} holds no labelled cases to choose on: it needs imagesTr/CASE_0000{ending} and "
-                            f"labelsTr/CASE{ending}" + ("" if wanted is None else " of the fold's validation cases")
+                            f"labelsTr/CASE{ending}" + (" of cases that were not trained on" if own else "")
                             + ". Give cases that were not trained on with --cases.")
     yield from there
 

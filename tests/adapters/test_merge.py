@@ -86,10 +86,15 @@ def test_other_bases_and_numbers_are_refused_by_name(folder, tmp_path):
         merge([folder / "LoRA_a.safetensors", tmp_path / "stranger.safetensors"], tmp_path / "sum")
     with pytest.raises(DanteError, match="at least two adapters"):
         merge([folder / "LoRA_a.safetensors"], tmp_path / "sum")
-    with pytest.raises(DanteError, match="one number for each"):
+    with pytest.raises(DanteError, match="one finite number for each"):
         merge([folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"], tmp_path / "sum", weights=(1, 1, 1))
     torch.save({"network_weights": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(DanteError, match="other.pth is not the base"):
         merge([folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"], tmp_path / "sum",
               base=tmp_path / "other.pth")
+    for content in ({"network_weights": [1]}, {"x": 1}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(DanteError, match="other.pth is not the base"):
+            merge([folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"], tmp_path / "sum",
+                  base=tmp_path / "other.pth")
     assert not (tmp_path / "sum").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,30 @@ def test_without_options_the_choice_of_the_training_holds_again(fold, tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_other_cases_choose_anew(fold, prepared):
-    result = run(fold, "--cases", prepared.root / "nnUNet_raw" / prepared.dataset)
-    assert result.exit_code == 0, result.output
-    kept = state(fold)["dante"]["strength"]
-    assert kept["rule"] == "other cases" and kept["cases"] == 5
-    assert kept["value"] == max(kept["curve"], key=lambda point: (point[1], -point[0]))[0]
+def test_other_cases_choose_anew(fold, prepared, tmp_path):
+    before = state(fold)["dante"]["strength"]
+    own = prepared.root / "nnUNet_raw" / prepared.dataset
+    other = shutil.copytree(own, tmp_path / "other")
+    for folder, cases in ((own, 1), (other, 5)):  # the cases of the data set that were trained on are left out
+        result = run(fold, "--cases", folder)
+        assert result.exit_code == 0, result.output
+        kept = state(fold)["dante"]["strength"]
+        assert kept["rule"] == "other cases" and kept["cases"] == cases
+        assert kept["value"] == max(kept["curve"], key=lambda point: (point[1], -point[0]))[0]
+    assert run(fold).exit_code == 0
+    after = state(fold)["dante"]["strength"]
+    assert (after["rule"], after["curve"], after["value"]) == (before["rule"], before["curve"], before["value"])
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("strength", 5), ("strength", {"value": 0.5}), ("strength", {"value": 0.5, "trained": 3}),
+    ("strength", {"value": 1, "trained": {}, "curve": [1]}), ("adapter", 3)])
+def test_a_damaged_checkpoint_is_named(fold, key, value):
+    content = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    content["dante"][key] = value
+    torch.save(content, fold / "checkpoint_final.pth")
+    result = run(fold)
+    assert result.exit_code == 1 and "checkpoint_final.pth" in result.output and "damaged" in result.output
 
 
 def test_missing_things_are_said_by_name_and_nothing_is_written(fold, prepared, tmp_path):
@@ -73,7 +92,7 @@ def test_missing_things_are_said_by_name_and_nothing_is_written(fold, prepared, 
         result = run(fold, *words)
         assert result.exit_code != 0 and said in result.output
     result = run(tmp_path, "--set", 1)
-    assert result.exit_code != 0 and "checkpoint_final.pth does not exist" in result.output
+    assert result.exit_code != 0 and "holds no checkpoint_final.pth" in result.output
     assert (fold / "checkpoint_final.pth").read_bytes() == before
 
 
