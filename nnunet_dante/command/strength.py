@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from torch import nn
 
 from ..adapters.adapter import extract
 from ..adapters.strength import at_strength, interpolate, start_weights, trained_weights
@@ -20,8 +19,7 @@ from ..errors import DanteError, StrengthError
 from ..files import atomic_path, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.network import build_network
-from ..training.provenance import load_start_weights
-from ..training.strength import START, best_strength, dice_of_labels, search, summary
+from ..training.strength import best_strength, dice_of_labels, load_start, search, summary
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 
 _FINAL, _ADAPTER = "checkpoint_final.pth", "adapter.safetensors"
@@ -121,24 +119,14 @@ def draw_curve(facts: Mapping[str, Any], file: PathLike) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _network(checkpoint: Mapping[str, Any]) -> nn.Module:
-    init = checkpoint["init_args"]
-    return build_network(init["plans"], init["dataset_json"], init["configuration"],
-                         trainer_name=checkpoint["trainer_name"])
-
-
 def _start_state(fold: Path, checkpoint: Mapping[str, Any]) -> StateDict:
     """Return the weights before a training that does not keep them in its checkpoint."""
-    network = _network(checkpoint)
-    if (fold / START).is_file():
-        network.load_state_dict(load_checkpoint_safely(fold / START)["network_weights"])
-        return network.state_dict()
     init = checkpoint["init_args"]
-    entry = init["plans"].get("dante", {}).get("start_weights", {}).get(init["configuration"])
-    if entry is None:
-        raise StrengthError(f"{fold / _FINAL} does not say what it was trained from; its strength cannot be changed.")
-    load_start_weights(network, _folder("nnUNet_preprocessed", checkpoint), entry)
-    return network.state_dict()
+    network = build_network(init["plans"], init["dataset_json"], init["configuration"],
+                            trainer_name=checkpoint["trainer_name"])
+    return load_start(network, str(checkpoint["dante"].get("start_source")), fold=fold,
+                      entry=init["plans"].get("dante", {}).get("start_weights", {}).get(init["configuration"]),
+                      folder=lambda: _folder("nnUNet_preprocessed", checkpoint))
 
 
 def _folder(variable: str, checkpoint: Mapping[str, Any]) -> Path:

@@ -18,10 +18,11 @@ import torch
 from ..errors import DonorError, StorageError
 from ..files import cannot_write
 from ..models.checkpoint import load_checkpoint_safely
+from .strength import START
 
 _Base: Any = object
 _LATEST, _BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
-_RESULTS = ("checkpoint_final.pth", _LATEST, _BEST, "adapter.safetensors")
+_RESULTS = ("checkpoint_final.pth", _LATEST, _BEST, "adapter.safetensors", START)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 

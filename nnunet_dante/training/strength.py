@@ -24,6 +24,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, conve
 from torch import nn
 
 from ..adapters.strength import at_strength, interpolate, start_weights, trained_weights
+from ..errors import DanteError, StrengthError
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..types import ReadOnlyStateDict, StateDict
 from .provenance import load_start_weights
@@ -62,11 +63,45 @@ def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelMana
     """Return the Dice of each label or region, voxels of the ignore label left out; nan where neither mask has it."""
     ignored = None if label_manager.ignore_label is None else truth == label_manager.ignore_label
     dice = []
-    for label in label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels:
+    for label in _organs(label_manager):
         tp, fp, fn, _ = compute_tp_fp_fn_tn(region_or_label_to_mask(truth, label), region_or_label_to_mask(mask, label),
                                             ignored)
         dice.append(float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else math.nan)
     return dice
+
+
+def _organs(label_manager: LabelManager) -> list[Any]:
+    return label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
+
+
+def load_start(network: nn.Module, source: str, *, fold: Path, entry: dict | None,
+               folder: Callable[[], Path]) -> StateDict:
+    """Return the weights before a training, with the added modules as they start.
+
+    Args:
+        network: as prediction builds it; changed in place.
+        source: "start_source" of the training's "dante" block.
+        fold: folder fold_X of the training.
+        entry: the "start_weights" of its plans for its configuration.
+        folder: returns the preprocessed data set, into which `nnunet-dante transfer` writes start weights.
+
+    Raises:
+        StrengthError: there are none, or the file beside the checkpoints is missing or of another network.
+        ConfigurationError: the file that `transfer` wrote is missing, or was changed since.
+    """
+    if source == "-pretrained_weights" and (file := fold / START).is_file():
+        try:
+            network.load_state_dict(load_checkpoint_safely(file)["network_weights"])
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise StrengthError(f"{file} does not hold the start weights of this training ({error}). Put it back as "
+                                f"it was.") from error
+    elif source == "transfer" and entry:
+        load_start_weights(network, folder(), entry)
+    else:
+        raise StrengthError(f"the start weights are needed to change how much is kept. This training started from "
+                            f"{source!r}: random weights are not kept, and those of -pretrained_weights are expected "
+                            f"in {fold / START}.")
+    return network.state_dict()
 
 
 class StrengthMixin(_Base):
@@ -74,10 +109,10 @@ class StrengthMixin(_Base):
 
     run_method: Any
     output_folder: str
+    resumed_strength: Mapping[str, Any] | None = None  # of a finished training that is continued
 
-    def on_train_start(self) -> None:
+    def keep_start(self) -> None:
         """Keep the weights that -pretrained_weights gave: the strength at the end is counted from them."""
-        super().on_train_start()
         if self.start_source == "-pretrained_weights" and self.local_rank == 0 and not self.disable_checkpointing:
             save_atomically({"network_weights": dict(self.bare_network.state_dict())},
                             Path(self.output_folder, START))
@@ -85,34 +120,35 @@ class StrengthMixin(_Base):
     def on_train_end(self) -> None:
         """End as nnU-Net does, with everything that was learned on disk; then choose how much of it is kept."""
         super().on_train_end()
-        if not self.run_method.uses_start_weights or self.disable_checkpointing:
+        if not self.run_method.uses_start_weights:
             return
-        final = Path(self.output_folder, "checkpoint_final.pth")
-        if self.local_rank == 0:
-            checkpoint = self.read_checkpoint(str(final))
-            start = start_weights(checkpoint) or self.start_state()
-            strength, facts = self._strength(start, trained_weights(checkpoint))
-            save_atomically(at_strength(checkpoint, strength, start=start, facts=facts), final)
+        if self.disable_checkpointing:
+            self.print_to_log_file("kept all that was learned: without checkpoints nothing else can be kept")
+            return
         if self.is_ddp:
-            dist.barrier()
-        self.bare_network.load_state_dict(load_checkpoint_safely(final, trust=True)["network_weights"])
+            dist.barrier()  # rank 0 has written the checkpoint
+        final = Path(self.output_folder, "checkpoint_final.pth")
+        checkpoint = self.read_checkpoint(str(final))
+        try:
+            start = start_weights(checkpoint) or self.start_state()
+        except DanteError as error:
+            self.print_to_log_file(f"WARNING: kept all that was learned. {error}")
+            return
+        strength, facts = self._strength(start, trained_weights(checkpoint))
+        checkpoint = at_strength(checkpoint, strength, start=start, facts=facts)
+        if self.local_rank == 0:
+            save_atomically(checkpoint, final)
+        self.bare_network.load_state_dict(checkpoint["network_weights"])
 
     def start_state(self) -> StateDict:
-        """Return the weights before the training, with the added modules as they start.
-
-        Raises:
-            ConfigurationError: the file that holds them is missing, or was changed since.
-        """
-        network = self._built()
-        file = Path(self.output_folder, START)
-        if self.start_source == "-pretrained_weights":
-            network.load_state_dict(load_checkpoint_safely(file)["network_weights"])
-        else:
-            load_start_weights(network, Path(self.preprocessed_dataset_folder_base), self.start_entry)
-        return network.state_dict()
+        """Return the weights before the training, on the CPU as those of a checkpoint; raises as `load_start`."""
+        return load_start(self._built(), self.start_source, fold=Path(self.output_folder), entry=self.start_entry,
+                          folder=lambda: Path(self.preprocessed_dataset_folder_base))
 
     def _strength(self, start: ReadOnlyStateDict, trained: ReadOnlyStateDict) -> tuple[float, dict[str, Any]]:
-        """Return the strength to keep, and the facts of its choice for the checkpoint."""
+        """Return the strength to keep, and the facts of its choice for the checkpoint; the same on all ranks."""
+        if (before := self.resumed_strength) is not None:
+            return before["value"], {key: fact for key, fact in before.items() if key not in ("value", "trained")}
         if (given := self.run_method.strength) is not None:
             self.print_to_log_file(f"strength {given:g}, as the options say")
             return given, {"rule": "given"}
@@ -144,12 +180,17 @@ class StrengthMixin(_Base):
                                     perform_everything_on_device=self.device.type == "cuda")
         predictor.manual_initialization(network, self.plans_manager, self.configuration_manager, None,
                                         self.dataset_json, type(self).__name__, None)
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
         data = self.dataset_class(self.preprocessed_dataset_folder, list(cases),
                                   folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage)
 
         def score(strength: float) -> float:
             network.load_state_dict(interpolate(start, trained, strength))
-            dice = [d for case in cases for d in self._dice(predictor, data, case)]
+            dice = [d for case in cases[rank::ranks] for d in self._dice(predictor, data, case)]
+            if self.is_ddp:  # a rank that only waited for the others would end in NCCL's timeout
+                of_ranks: list[Any] = [None] * ranks
+                dist.all_gather_object(of_ranks, dice)
+                dice = sum(of_ranks, [])
             mean = float(np.nanmean(dice)) if any(d == d for d in dice) else math.nan
             self.print_to_log_file(f"  strength {strength:.1f}: Dice {mean:.4f}")
             return mean
@@ -169,7 +210,7 @@ class StrengthMixin(_Base):
         except RuntimeError as error:
             if "Encountered inf" not in str(error):  # nnU-Net refuses to go on with it: the worst prediction there is
                 raise
-            return [0.0]
+            return [0.0] * len(_organs(self.label_manager))
         mask = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits, self.plans_manager, self.configuration_manager, self.label_manager, properties,
             num_threads_torch=torch.get_num_threads())
@@ -179,8 +220,7 @@ class StrengthMixin(_Base):
         return dice_of_labels(truth, mask, self.label_manager)
 
     def _built(self) -> nn.Module:
-        """Return a network as prediction builds it."""
-        network = self.build_network_architecture(
+        """Return a network as prediction builds it, on the CPU."""
+        return self.build_network_architecture(
             self.plans_manager, self.configuration_manager, self.num_input_channels,
             self.label_manager.num_segmentation_heads, enable_deep_supervision=False)
-        return network.to(self.device)

@@ -202,6 +202,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
                                {name: round(d, 4) for name, d in self.start_dice.items()})
         self._best_ema = mean if mean == mean else None
         self.set_aside()
+        self.keep_start()
         self.save_after(self.current_epoch, "checkpoint_best.pth")
 
     @property
@@ -281,6 +282,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
                        factors=adapter["factors"])
         self.start_dice, self.start_source = dante.get("start_dice", {}), dante.get("start_source", "unknown")
         self.resume_random_state, self.resumed_penalty = dante.get("random_state"), dante.get("penalty")
+        self.resumed_strength = dante.get("strength")
         self.keep_best()
 
     def on_train_end(self) -> None:

@@ -106,3 +106,20 @@ def test_changed_start_weights_are_refused(prepared, tmp_path, monkeypatch):
     file.unlink()
     result = run(fold, "--set", 0.5)
     assert result.exit_code != 0 and "start weights" in result.output and file.name in result.output
+
+
+def test_a_file_of_start_weights_that_is_not_of_this_training_is_not_used(prepared):
+    fold = Path(train(trainers.nnUNetTrainerFineTune, prepared).output_folder)
+    start = load_checkpoint_safely(prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth")["network_weights"]
+    torch.save({"network_weights": {key: tensor + 1 for key, tensor in start.items()}}, fold / "checkpoint_start.pth")
+    try:
+        run(fold, "--set", 0)
+        assert same(state(fold)["network_weights"], start)
+    finally:
+        (fold / "checkpoint_start.pth").unlink()
+
+
+def test_a_training_from_random_weights_has_no_strength(prepared):
+    fold = Path(train(trainers.nnUNetTrainerFromScratch, prepared).output_folder)
+    result = run(fold, "--set", 0.5)
+    assert result.exit_code != 0 and "random" in result.output

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from running import build
+from running import build, keep_checkpoint, train
 
 from nnunet_dante.adapters.strength import at_strength, start_weights, trained_weights
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
@@ -71,3 +72,76 @@ def test_the_chosen_strength_is_on_disk_and_in_memory_and_the_trained_weights_ca
     assert equal({k: v.cpu() for k, v in trainer.bare_network.state_dict().items()}, content["network_weights"])
     assert equal(at_strength(content, 1, start=start)["network_weights"], trained)
     assert equal(at_strength(content, 0, start=start)["network_weights"], start)
+
+
+def test_the_start_weights_are_on_the_cpu_like_those_of_a_checkpoint_whatever_device_trains(prepared):
+    trainer = build(trainers.nnUNetTrainerFineTune, prepared)
+    trainer.initialize()
+    trainer.device = torch.device("meta")
+    assert {tensor.device.type for tensor in trainer.start_state().values()} == {"cpu"}
+
+
+def pretrained(prepared, tmp_path, cls=trainers.nnUNetTrainerFineTune):
+    file = tmp_path / "pretrained.pth"
+    stock = load_checkpoint_safely(prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth")["network_weights"]
+    torch.save({"network_weights": {key: tensor + 0.125 for key, tensor in stock.items()}}, file)
+    return build(cls, prepared, pretrained=file)
+
+
+def test_a_training_that_goes_on_still_knows_the_weights_of_pretrained_weights(prepared, tmp_path, monkeypatch):
+    trainer = pretrained(prepared, tmp_path)
+    start = {key: tensor.clone() for key, tensor in trainer.bare_network.state_dict().items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(trainer), "on_epoch_end", keep_checkpoint(type(trainer).on_epoch_end))
+        trainer.run_training()
+    folder = Path(trainer.output_folder)
+    (folder / "checkpoint_final.pth").unlink()
+    (folder / "kept.pth").rename(folder / "checkpoint_latest.pth")
+    build(type(trainer), prepared, resume=True).run_training()
+    assert equal(load_checkpoint_safely(folder / module.START)["network_weights"], start)
+
+
+def test_without_the_start_weights_a_training_ends_with_all_that_it_learned(prepared, tmp_path, capsys):
+    trainer = pretrained(prepared, tmp_path)
+    trainer.on_train_start()
+    Path(trainer.output_folder, module.START).unlink()  # as in a training that 0.1.0 began
+    trainer.on_train_end()
+    assert "WARNING: kept all that was learned" in capsys.readouterr().out
+    assert "strength" not in final(trainer)["dante"]
+
+
+def test_the_start_weights_of_an_earlier_training_are_set_aside(prepared, tmp_path):
+    folder = Path(pretrained(prepared, tmp_path).output_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / module.START).write_bytes(b"of an earlier training")
+    train(trainers.nnUNetTrainerFineTune, prepared)
+    assert not (folder / module.START).exists() and (folder / f"{module.START}.previous").is_file()
+
+
+def test_a_finished_training_that_is_continued_keeps_the_strength_that_was_set(prepared):
+    trainer = train(trainers.nnUNetTrainerLoRA, prepared)
+    file = Path(trainer.output_folder, "checkpoint_final.pth")
+    torch.save(at_strength(final(trainer), 0.3, facts={"rule": "given"}), file)
+    before = final(trainer)
+    build(type(trainer), prepared, resume=True).run_training()
+    assert final(trainer)["dante"]["strength"]["value"] == 0.3
+    assert equal(final(trainer)["network_weights"], before["network_weights"])
+
+
+def test_a_prediction_with_infinite_numbers_counts_as_bad_for_every_label(prepared):
+    trainer = build(trainers.nnUNetTrainerFineTune, prepared)
+    trainer.initialize()
+
+    def refuse(_):
+        raise RuntimeError("Encountered inf in predicted array. Aborting...")
+
+    data = trainer.dataset_class(trainer.preprocessed_dataset_folder)
+    predictor = SimpleNamespace(predict_sliding_window_return_logits=refuse)
+    assert trainer._dice(predictor, data, data.identifiers[0]) == [0.0, 0.0, 0.0]
+
+
+def test_without_checkpoints_the_log_says_that_nothing_was_chosen(prepared, capsys):
+    trainer = build(trainers.nnUNetTrainerFineTune, prepared)
+    trainer.disable_checkpointing = True
+    trainer.run_training()
+    assert "kept all that was learned: without checkpoints" in capsys.readouterr().out
