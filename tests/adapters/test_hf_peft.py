@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from running import train
+from running import train, with_overrides
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -132,7 +132,9 @@ def test_parameters_outside_layers_are_refused(tmp_path):
 def trained(prepared_once, tmp_path_factory) -> Path:
     """A folder with checkpoint_final.pth, start.pth and the folder peft."""
     with pytest.MonkeyPatch.context() as patch:
-        trainer = train(trainers.nnUNetTrainerLoRAFlat, prepared_once.activate(patch))
+        # At another strength PEFT's alpha carries it, which rounds otherwise than the checkpoint does.
+        trainer = train(trainers.nnUNetTrainerLoRAFlat, prepared_once.activate(patch),
+                        plans=with_overrides(prepared_once, strength=1.0))
     folder = tmp_path_factory.mktemp("trained")
     shutil.copy(Path(trainer.output_folder, "checkpoint_final.pth"), folder)
     shutil.copy(prepared_once.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth", folder / "start.pth")
