@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing.dummy
+import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -104,3 +106,21 @@ def train(trainer, prepared, **options):
     built = build(trainer, prepared, **options)
     built.run_training()
     return built
+
+
+def train_and_resume(trainer, prepared, monkeypatch):
+    """Return a training that went through, its final weights, and the same one resumed after its first epoch."""
+    from nnunet_dante.models.checkpoint import load_checkpoint_safely
+
+    monkeypatch.setattr(trainer, "on_epoch_end", keep_checkpoint(trainer.on_epoch_end))
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    whole = train(trainer, prepared)
+    folder = Path(whole.output_folder)
+    expected = load_checkpoint_safely(folder / "checkpoint_final.pth")["network_weights"]
+    (folder / "kept.pth").rename(folder / "checkpoint_latest.pth")
+    (folder / "checkpoint_final.pth").unlink()
+    resumed = build(trainer, prepared, resume=True)
+    assert resumed.current_epoch == 1
+    resumed.run_training()
+    return whole, expected, resumed

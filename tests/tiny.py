@@ -56,6 +56,18 @@ def primus(*, channels: int = 1, classes: int = 3) -> nn.Module:
     return Primus(channels, 24, (8, 8, 8), classes, eva_depth=2, eva_numheads=2, input_shape=(16, 16, 16))
 
 
+def planned(method, network: nn.Module):
+    """Let a method adapt the network, and return its plan with only the plan's parameters trainable."""
+    method.adapt(network)
+    plan = method.plan(network)
+    plan.restrict(network)
+    return plan
+
+
+def trainable(network: nn.Module) -> set[str]:
+    return {name for name, p in network.named_parameters() if p.requires_grad}
+
+
 def plans(dataset_name: str, *, architecture: str = "PlainConvUNet", plans_name: str = "nnUNetPlans",
           spacing_mm=(1.0, 1.0, 1.0), normalization: str = "ZScoreNormalization", channels: int = 1,
           features=(4, 8, 12), patch=(16, 16, 16), transpose=(0, 1, 2)) -> dict:

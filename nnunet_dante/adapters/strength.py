@@ -93,8 +93,7 @@ def at_strength(checkpoint: Mapping[str, Any], strength: float, *, start: ReadOn
     Raises:
         StrengthError: the start is missing or of another network, or as `interpolate`.
     """
-    start = start_weights(checkpoint) or start
-    if start is None:
+    if start is None and (start := start_weights(checkpoint)) is None:
         raise StrengthError("the weights before the training are needed to change its strength, and this checkpoint "
                             "does not hold them. Keep the start weights that `nnunet-dante transfer` wrote.")
     trained = trained_weights(checkpoint)

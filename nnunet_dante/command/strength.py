@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -19,7 +18,7 @@ from ..errors import DanteError, StrengthError
 from ..files import atomic_path, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.network import build_network
-from ..training.strength import best_strength, dice_of_labels, load_start, search, summary
+from ..training.strength import best_strength, dice_of_labels, load_start, mean_dice, search, summary
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 
 _FINAL, _ADAPTER = "checkpoint_final.pth", "adapter.safetensors"
@@ -179,6 +178,6 @@ def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
             data, properties = reader.read_images([str(file) for file in images])
             predicted = predictor.predict_single_npy_array(data, properties, None, None, False)
             dice += dice_of_labels(reader.read_seg(str(mask))[0][0], predicted, labels)
-        return float(np.nanmean(dice)) if any(d == d for d in dice) else math.nan
+        return mean_dice(dice)
 
     return score

@@ -70,6 +70,11 @@ def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelMana
     return dice
 
 
+def mean_dice(dice: Sequence[float]) -> float:
+    """Return the mean of the Dice values that are defined; nan where none is."""
+    return float(np.nanmean(dice)) if any(d == d for d in dice) else math.nan
+
+
 def _organs(label_manager: LabelManager) -> list[Any]:
     return label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
 
@@ -191,7 +196,7 @@ class StrengthMixin(_Base):
                 of_ranks: list[Any] = [None] * ranks
                 dist.all_gather_object(of_ranks, dice)
                 dice = sum(of_ranks, [])
-            mean = float(np.nanmean(dice)) if any(d == d for d in dice) else math.nan
+            mean = mean_dice(dice)
             self.print_to_log_file(f"  strength {strength:.1f}: Dice {mean:.4f}")
             return mean
 

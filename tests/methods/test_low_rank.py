@@ -2,22 +2,12 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from tiny import planned, trainable
 from torch import nn
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import LPFT, DoRA, LoRA
 from nnunet_dante.peft.inject import adapted, settings, update
-
-
-def planned(method: LoRA, network: nn.Module):
-    method.adapt(network)
-    plan = method.plan(network)
-    plan.restrict(network)
-    return plan
-
-
-def trainable(network: nn.Module) -> set[str]:
-    return {name for name, p in network.named_parameters() if p.requires_grad}
 
 
 def test_dora_adapts_what_lora_adapts_and_knows_each_layers_outputs():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from tiny import planned, trainable
 from torch import nn
 
 from nnunet_dante.errors import ConfigurationError
@@ -28,17 +29,6 @@ from nnunet_dante.peft.inject import adapted
 METHODS = [Method(), LoRA(rank=1), LoRA(rank=1, encoder=False), GradualUnfreezing(), DanteGradualUnfreezing(),
            FineTune(), DecoderOnly(), HeadOnly(), FromScratch(), SpatialAdapter(), AdaptFormer(), BitFit(), NormAffine(),
            BitFit(full_decoder=True), NormAffine(full_decoder=True), ConvAdapter(), DoRA(rank=1), LPFT(rank=1)]
-
-
-def planned(method: Method, network: nn.Module):
-    method.adapt(network)
-    plan = method.plan(network)
-    plan.restrict(network)
-    return plan
-
-
-def trainable(network: nn.Module) -> set[str]:
-    return {name for name, p in network.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{type(m).__name__}{getattr(m, 'encoder', '')}")

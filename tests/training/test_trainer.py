@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from running import build, keep_checkpoint, train
+from running import build, train, train_and_resume
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import ParameterEfficient
@@ -66,17 +64,8 @@ def test_stock_nnunet_predicts_with_it_and_gets_the_trained_networks_output(prep
 def test_resuming_equals_never_having_stopped(prepared, monkeypatch, name):
     """The checkpoint_latest of the first epoch, continued, ends at the very weights of the run that went through."""
     cls = getattr(trainers, name)
-    monkeypatch.setattr(cls, "on_epoch_end", keep_checkpoint(cls.on_epoch_end))
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(0)
-    whole = train(cls, prepared)
-    folder = Path(whole.output_folder)
-    expected = weights(folder / "checkpoint_final.pth")
-    (folder / "kept.pth").rename(folder / "checkpoint_latest.pth")
-    (folder / "checkpoint_final.pth").unlink()
-    resumed = build(cls, prepared, resume=True)
-    assert resumed.current_epoch == 1
-    resumed.run_training()
+    whole, expected, resumed = train_and_resume(cls, prepared, monkeypatch)
+    folder = Path(resumed.output_folder)
     assert equal(weights(folder / "checkpoint_final.pth"), expected)
     assert resumed.logger.get_value("train_losses", None) == whole.logger.get_value("train_losses", None)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 import torch
-from running import build, keep_checkpoint, train
+from running import build, train, train_and_resume
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import AdaptFormer
@@ -92,17 +90,8 @@ def test_nnunet_says_that_the_trainer_is_missing(prepared, monkeypatch):
 
 @pytest.mark.parametrize("cls", TRAINERS)
 def test_resuming_equals_never_having_stopped(prepared, monkeypatch, cls):
-    monkeypatch.setattr(cls, "on_epoch_end", keep_checkpoint(cls.on_epoch_end))
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(0)
-    whole = train(cls, prepared)
-    folder = Path(whole.output_folder)
-    expected = weights(folder / "checkpoint_final.pth")
-    (folder / "kept.pth").rename(folder / "checkpoint_latest.pth")
-    (folder / "checkpoint_final.pth").unlink()
-    resumed = build(cls, prepared, resume=True)
-    assert resumed.current_epoch == 1
-    resumed.run_training()
+    whole, expected, resumed = train_and_resume(cls, prepared, monkeypatch)
+    folder = Path(resumed.output_folder)
     final = weights(folder / "checkpoint_final.pth")
     assert list(final) == list(expected) and all(torch.equal(final[k], expected[k]) for k in expected)
     assert resumed.logger.get_value("train_losses", None) == whole.logger.get_value("train_losses", None)
