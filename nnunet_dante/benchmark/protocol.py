@@ -219,9 +219,17 @@ def _wanted(protocol: Protocol, fold: Fold) -> bool:
 
 
 def settings_digest(run: PlannedRun, protocol: Protocol, cases: Mapping[str, Any]) -> str:
-    """Return a hash of everything that decides a run's result, paths left out; `cases`: train, val and test."""
-    experiment = msgspec.structs.asdict(run.experiment)
-    content = {"experiment": {k: v for k, v in experiment.items() if k not in ("donor", "donor_test")},
-               "method": msgspec.structs.asdict(run.method), "cases": cases, "seed": run.seed,
-               "training": protocol.training, "tolerance_mm": protocol.tolerance_mm, "mirroring": protocol.mirroring}
+    """Return a hash of everything that decides a run's result, paths left out; `cases`: train, val and test.
+
+    A run that keeps all that was learned has the hash that 0.1.0 wrote, which knew no other.
+    """
+    def without(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
+        return {key: value for key, value in entry.items() if key not in names}
+
+    strength = {**protocol.training, **run.method.set}.get("strength", "auto")
+    content = {"experiment": without(msgspec.structs.asdict(run.experiment), "donor", "donor_test"),
+               "method": msgspec.structs.asdict(run.method) | {"set": without(run.method.set, "strength")},
+               "cases": cases, "seed": run.seed, "training": without(protocol.training, "strength"),
+               "tolerance_mm": protocol.tolerance_mm, "mirroring": protocol.mirroring,
+               **({} if strength == 1 else {"strength": strength})}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -21,6 +21,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from ..adapters.strength import trained_weights
 from ..compare.metrics import LabelValues, score
 from ..compare.results import CaseScores, RunResult
 from ..compare.training_log import training_facts
@@ -109,21 +110,31 @@ def _train_and_score(job: Job) -> dict[str, Any]:
     facts: dict[str, Any] = {"peak_memory_mib": memory.peak_mib(), "trained_parameters": 0,
                              "iterations_per_epoch": trainer.num_iterations_per_epoch}
     folder, checkpoint = Path(trainer.output_folder), f"checkpoint_{'final' if trained else 'best'}.pth"
-    known = training_facts(load_checkpoint_safely(folder / checkpoint))
+    content = load_checkpoint_safely(folder / checkpoint)
+    known = training_facts(content)
     if trained:
         adapter = folder / "adapter.safetensors"
         facts |= known | {"adapter_mib": adapter.stat().st_size / 2**20 if adapter.is_file() else None}
     else:
         facts |= {name: known[name] for name in ("start_dice", "total_parameters")}
     predictor = _predictor(job, folder, checkpoint, trainer.device)
-    facts["cases"] = score_cases(predictor, job.test, tolerance_mm=job.protocol.tolerance_mm,
-                                 masks=job.out / "predictions" / job.run.id)
-    if job.donor_test:
-        facts["donor_cases"] = score_cases(predictor, job.donor_test, tolerance_mm=job.protocol.tolerance_mm)
+    facts |= _score(job, predictor, masks=job.out / "predictions" / job.run.id)
+    if trained and known["strength"] not in (None, 1):
+        predictor.list_of_parameters = [trained_weights(content)]
+        facts["full_strength"] = _score(job, predictor)
     if not job.protocol.keep_checkpoints:
         for file in (*folder.glob("*.pth"), *folder.glob("*.safetensors")):
             file.unlink()
     return facts
+
+
+def _score(job: Job, predictor: nnUNetPredictor, *, masks: Path | None = None) -> dict[str, CaseScores]:
+    """Return the scores on the test cases, and on the donor's own where there are any."""
+    tolerance_mm = job.protocol.tolerance_mm
+    scores = {"cases": score_cases(predictor, job.test, tolerance_mm=tolerance_mm, masks=masks)}
+    if job.donor_test:
+        scores["donor_cases"] = score_cases(predictor, job.donor_test, tolerance_mm=tolerance_mm)
+    return scores
 
 
 def _seed(name: str) -> None:
@@ -175,8 +186,7 @@ def _trainer(job: Job) -> nnUNetTrainer:
     cls = _trainer_class(run.method.trainer or job.untrained)  # first: this imports the options that are checked next
     plans = json.loads((job.preprocessed / f"{run.experiment.plans_name}.json").read_text())
     block = read_dante_block(plans)
-    # Methods are compared at the end of their training; a protocol asks for a chosen strength by strength = "auto".
-    overrides = checked_overrides({**block["overrides"], "strength": 1.0, **job.protocol.training, **run.method.set})
+    overrides = checked_overrides({**block["overrides"], **job.protocol.training, **run.method.set})
     plans |= {"plans_name": run.id.replace("__", "-"), "continue_training": False,
               "dante": with_overrides(block, overrides)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -31,6 +31,7 @@ from .tables import (
     shots_table,
     significance_table,
     speed_table,
+    strength_table,
     tolerance,
 )
 
@@ -189,6 +190,8 @@ def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Bl
         blocks.append(shots_table(study, "dice"))
     blocks += [Heading("Distances, surfaces, labels", 3), *(shots_table(study, m) for m in ("hd95_mm", "surface_dice")),
                *([Folded("By label", labels)] if (labels := [label_table(study, s) for s in study.shots]) else [])]
+    if kept := strength_table(study):
+        blocks += [Heading("What was kept of the training", 3), kept]
     blocks += _speed(study, plots, prefix) + _cost(study, plots, prefix)
     if forgotten := forgetting_table(study):
         blocks += [Heading("What was forgotten", 3), forgotten]

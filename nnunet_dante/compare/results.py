@@ -17,7 +17,7 @@ CaseScores: TypeAlias = dict[str, dict[str, dict[str, float]]]
 """Case -> label -> {"dice", "hd95_mm", "surface_dice"}, of predictions on the voxel grid of the original image."""
 
 FORMAT = 1
-_NUMBERS = ("cases", "donor_cases", "donor_before", "curve", "seconds")  # may hold nan and infinity
+_NUMBERS = ("cases", "donor_cases", "donor_before", "full_strength", "curve", "seconds", "strength_curve")  # may hold nan and infinity
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,6 +32,9 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cases: scores on the test cases. tolerance_mm: tolerance of the surface Dice, in mm.
     donor_cases, donor_before: scores on test cases of the donor's own data, after and before training; {} if not
         measured.
+    strength: how much of what was learned the network keeps, from 0 to 1; None: all, nothing was chosen.
+    strength_curve: (strength, mean Dice on unseen cases) of each strength that the choice compared.
+    full_strength: "cases" and "donor_cases" with all that was learned; {} if not measured, or if all was kept.
     start_dice: mean pseudo Dice before training. curve: mean pseudo Dice of each epoch.
     seconds: duration of each epoch.
     stages: (first epoch, names of the trained parameter groups) of each stage; () if unknown.
@@ -51,6 +54,9 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     all: bool = False
     donor_cases: CaseScores = {}
     donor_before: CaseScores = {}
+    strength: float | None = None
+    strength_curve: list[tuple[float, float]] = []
+    full_strength: dict[str, CaseScores] = {}
     start_dice: float | None = None
     curve: list[float] = []
     seconds: list[float] = []
@@ -64,6 +70,11 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     date: str = ""
     error: str = ""
     format: int = FORMAT
+
+    @property
+    def at_full_strength(self) -> RunResult:
+        """The same run as if all that was learned had been kept."""
+        return msgspec.structs.replace(self, strength=1.0, full_strength={}, **self.full_strength)
 
     @property
     def is_zero_shot(self) -> bool:

@@ -68,21 +68,49 @@ def shots_table(study: Study, metric: str) -> Table:
     return _by_shots(study, metric, f"{text} by number of training cases", cell, _NOTES[metric])
 
 
+def strength_table(study: Study) -> Table | None:
+    """Return the Dice with all that was learned and with what was kept of it; None where nothing was chosen."""
+    def cell(runs: list[RunResult], shots: Shots) -> Cell | None:
+        chosen = [run for run in runs if run.strength is not None]
+        mean, full = mean_score(chosen), mean_score([run.at_full_strength for run in chosen])
+        if mean is None or full is None:
+            return None
+        share = sum(run.strength or 0.0 for run in chosen) / len(chosen)
+        return (f"{full.value:.3f} to {mean.value:.3f} ({share:.0%})",
+                {"strength": share, "all": full.value, "kept": mean.value, "draws": len(chosen)})
+
+    table = _by_shots(study, "strength", "Dice with all that was learned, and with what was kept of it", cell,
+                      "Dice at full strength, to Dice at the strength that was chosen on cases which were neither "
+                      "trained on nor tested. In brackets: the mean share of what was learned that was kept.",
+                      zero_shot=False)
+    return table if table.records else None
+
+
 def forgetting_table(study: Study) -> Table | None:
     """Return how much Dice each method lost on the donor's own test cases; None if that was not measured."""
     def cell(runs: list[RunResult], shots: Shots) -> Cell | None:
-        losses = []
-        for run in runs:
-            before, after = case_means(run.donor_before), case_means(run.donor_cases)
-            losses.append({case: before[case] - after[case] for case in before.keys() & after.keys()})
-        mean = mean_over_cases([loss for loss in losses if loss])
-        return None if mean is None else (_mean(mean, digits=3, sign="+"), _numbers(mean))
+        mean, full = _forgotten(runs), _forgotten([run.at_full_strength for run in runs])
+        if mean is None or full is None:
+            return None
+        if not any(run.full_strength for run in runs):
+            return _mean(mean, digits=3, sign="+"), _numbers(mean)
+        return (f"{_mean(mean, digits=3, sign='+')}; all: {full.value:+.3f}",
+                _numbers(mean) | {"full_strength": full.value})
 
     table = _by_shots(study, "forgetting", "Dice lost on the donor's own data by number of training cases", cell,
                       "Dice of the untouched donor minus Dice after training, on the same cases of the donor's data; "
-                      "positive: something was forgotten. In brackets: 95 % bootstrap interval over these cases.",
-                      zero_shot=False)
+                      "positive: something was forgotten. In brackets: 95 % bootstrap interval over these cases. "
+                      "\"all\": with all that was learned, where less was kept.", zero_shot=False)
     return table if table.records else None
+
+
+def _forgotten(runs: Sequence[RunResult]) -> Mean | None:
+    """Return by how much the Dice on the donor's own cases fell."""
+    losses = []
+    for run in runs:
+        before, after = case_means(run.donor_before), case_means(run.donor_cases)
+        losses.append({case: before[case] - after[case] for case in before.keys() & after.keys()})
+    return mean_over_cases([loss for loss in losses if loss])
 
 
 def _by_shots(study: Study, name: str, title: str, cell: Callable[[list[RunResult], Shots], Cell | None], note: str, *,

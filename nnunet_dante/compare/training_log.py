@@ -38,11 +38,14 @@ def training_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         epochs = min(len(dice), len(ended))  # an epoch that only began does not count
         stages = tuple((int(first), tuple(map(str, groups))) for first, groups in dante.get("stages") or ())
         start = _mean_defined([*map(float, (dante.get("start_dice") or {}).values())])
+        kept = dante.get("strength") or {}
+        strengths = [(float(strength), float(dice)) for strength, dice in kept.get("curve") or ()]
     except (AttributeError, TypeError, ValueError) as error:
         raise ResultError(f"the checkpoint's record of its training is damaged ({error}); copy it again.") from error
     return {"curve": [_mean_defined(labels) for labels in dice[:epochs]],
             "seconds": [end - begin for begin, end in zip(begun, ended[:epochs])],
             "start_dice": None if math.isnan(start) else start, "stages": stages,
+            "strength": kept.get("value"), "strength_curve": strengths,
             "trained_parameters": dante.get("trainable_parameters"), "total_parameters": dante.get("total_parameters")}
 
 

@@ -77,15 +77,17 @@ def test_a_wrong_protocol_is_refused_by_name(written, text, message):
         read_protocol(written(text))
 
 
-def test_results_of_version_0_1_0_go_on(written):
-    """The digests were written by 0.1.0: other ones would make it refuse, or run again, what it had done."""
-    protocol = read_protocol(written("""
+@pytest.mark.parametrize(("strength", "same"), [("strength = 1", True), ("", False), ("strength = 0.5", False)])
+def test_results_of_version_0_1_0_go_on_where_all_that_was_learned_is_kept(written, strength, same):
+    """The digests were written by 0.1.0, which kept all: with any other strength its results may not be mixed in."""
+    protocol = read_protocol(written(f"""
 name = "p"
 tolerance_mm = 2
 mirroring = true
 [training]
 epochs = 50
 lr = 0.01
+{strength}
 [[experiments]]
 name = "Real shift"
 dataset = "Dataset901_Mine"
@@ -95,11 +97,11 @@ simulated = true
 [[methods]]
 name = "LoRA 4"
 trainer = "nnUNetTrainerLoRA"
-set = {rank = 4, ranks = {"decoder.*" = 2}, targets = ["encoder"], full_decoder = true}
+set = {{rank = 4, ranks = {{"decoder.*" = 2}}, targets = ["encoder"], full_decoder = true}}
 """))
     cases = {"train": ["a"], "val": ["v"], "test": ["t"]}
-    assert {run.id: settings_digest(run, protocol, cases) for run in runs(protocol)[:2]} == {
-        "real-shift__zero-shot__k000__s0": "c28ea64999e0c907", "real-shift__lora-4__k001__s0": "623a63a08544079b"}
+    assert ({run.id: settings_digest(run, protocol, cases) for run in runs(protocol)[:2]} == {
+        "real-shift__zero-shot__k000__s0": "c28ea64999e0c907", "real-shift__lora-4__k001__s0": "623a63a08544079b"}) is same
 
 
 def test_the_digest_changes_with_what_decides_a_result_and_not_with_paths(written):

@@ -89,6 +89,9 @@ def test_a_protocol_scores_every_run_records_failures_and_goes_on_where_it_was(p
     assert all(0 <= s["dice"] <= 1 for case in lora.cases.values() for s in case.values() if s["dice"] == s["dice"])
     assert len(lora.curve) == len(lora.seconds) == 2 and lora.iterations_per_epoch == 2
     assert 0 < lora.trained_parameters < lora.total_parameters and lora.adapter_mib > 0 and lora.peak_memory_mib is not None
+    assert lora.strength == max(sorted(lora.strength_curve), key=lambda point: point[1])[0]
+    assert set(lora.full_strength) == (set() if lora.strength == 1 else {"cases", "donor_cases"})
+    assert before.strength is None and not before.full_strength
     assert before.trained_parameters == 0 and before.curve == [] and before.start_dice is not None
     assert lora.donor_before == before.donor_cases != {}
     assert sorted(f.name for f in (out / "predictions" / "tiny-shift__lora__k001__s0").iterdir()) == sorted(

@@ -20,6 +20,7 @@ from nnunet_dante.compare.tables import (
     shots_table,
     significance_table,
     speed_table,
+    strength_table,
 )
 
 INF = math.inf
@@ -84,6 +85,18 @@ def test_what_was_forgotten_is_before_minus_after_on_the_same_cases():
     table = forgetting_table(one(result, synthetic.result("scratch", 2, 0)))
     assert table.rows == [["LoRA", "+0.100 [+0.100, +0.100]"]]
     assert forgetting_table(one(synthetic.result("scratch", 2, 0))) is None
+
+
+def test_what_was_kept_stands_beside_all_that_was_learned():
+    kept = {"cases": cases(0.8), "strength": 0.2, "full_strength": {"cases": cases(0.6), "donor_cases": cases(0.5)}}
+    donor = {"donor_before": cases(0.9), "donor_cases": cases(0.85)}
+    study = one(synthetic.result("LoRA", 2, 0, **kept, **donor),
+                synthetic.result("LoRA", 2, 1, cases=cases(0.7), strength=1.0, **donor), synthetic.result("scratch", 2, 0))
+    table = strength_table(study)
+    assert table.rows == [["LoRA", "0.700 to 0.800 (60%)"]]
+    assert table.records[0]["all"] == pytest.approx(0.7) and table.records[0]["draws"] == 2
+    assert forgetting_table(study).rows == [["LoRA", "+0.050 [+0.050, +0.050]; all: +0.225"]]
+    assert strength_table(one(synthetic.result("scratch", 2, 0))) is None
 
 
 def test_cost_is_the_median_over_runs_and_time_is_relative_to_the_partner_on_the_same_machine():
