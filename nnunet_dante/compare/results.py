@@ -17,7 +17,8 @@ CaseScores: TypeAlias = dict[str, dict[str, dict[str, float]]]
 """Case -> label -> {"dice", "hd95_mm", "surface_dice"}, of predictions on the voxel grid of the original image."""
 
 FORMAT = 1
-_NUMBERS = ("cases", "donor_cases", "donor_before", "full_strength", "curve", "seconds", "strength_curve")  # may hold nan and infinity
+# may hold nan and infinity:
+_NUMBERS = ("cases", "donor_cases", "donor_before", "full_strength", "curve", "seconds", "strength_curve")
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
