@@ -25,6 +25,7 @@ from torch import nn
 
 from ..adapters.strength import at_strength, interpolate, start_weights, trained_weights
 from ..errors import DanteError, StrengthError
+from ..files import read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..types import ReadOnlyStateDict, StateDict
 from .provenance import load_start_weights
@@ -32,7 +33,9 @@ from .provenance import load_start_weights
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 FINER = 0.1
 MAX_CASES = 8
+FEW = 4  # training cases; fewer than nnU-Net's five folds need
 START = "checkpoint_start.pth"
+_OTHER_CASES = "With other labelled cases: nnunet-dante strength FOLD_FOLDER --cases DIR"
 _Base: Any = object
 
 
@@ -160,10 +163,10 @@ class StrengthMixin(_Base):
         training, validation = self.do_split()
         unseen = sorted(set(validation) - set(training))
         if not unseen:
-            self.print_to_log_file("kept all that was learned: every case was trained on, so there is none to choose "
-                                   "on. With other labelled cases: nnunet-dante strength FOLD_FOLDER --cases DIR")
-            return 1.0, {"rule": "no unseen cases"}
+            return self._without_unseen_cases(start, training)
         cases = sorted(random.Random(0).sample(unseen, min(MAX_CASES, len(unseen))))
+        self.print_to_log_file(f"Choosing how much of what was learned to keep: {len(GRID) + 2} strengths at most, "
+                               f"each predicts {len(cases)} unseen cases ({', '.join(cases)})")
         began = time.monotonic()
         curve = search(self._scorer(start, trained, cases))
         facts = {"rule": "unseen cases", "cases": len(cases), "curve": [[s, d] for s, d in curve.items()],
@@ -175,11 +178,54 @@ class StrengthMixin(_Base):
         self.print_to_log_file(summary(strength, curve, len(cases)))
         return strength, facts
 
+    def _without_unseen_cases(self, start: ReadOnlyStateDict,
+                              training: Sequence[str]) -> tuple[float, dict[str, Any]]:
+        """Return the strength, and the facts of its choice, where every case was trained on.
+
+        The first of these rules that applies: the mean of what the folds of this data set chose on their unseen cases;
+        for few cases, what the start lacked on them before training, 1 - Dice; all.
+        """
+        folds = self._strengths_of_folds(training)
+        if folds:
+            strength = round(sum(folds.values()) / len(folds), 2)
+            self.print_to_log_file(f"kept {100 * strength:.0f} % of what was learned: the mean of what the folds chose "
+                                   f"on their unseen cases ({', '.join(f'{n}: {s:g}' for n, s in folds.items())})")
+            return strength, {"rule": "mean of the folds", "folds": folds}
+        if len(training) <= FEW:
+            dice = self._scorer(start, start, training)(0.0)
+            if dice == dice:
+                strength = round(1 - dice, 2)
+                self.print_to_log_file(
+                    f"kept {100 * strength:.0f} % of what was learned: all {len(training)} labelled cases were trained "
+                    f"on, so none is left to choose on. Before training the Dice on them was {dice:.3f}; what is kept "
+                    f"is what was lacking. {_OTHER_CASES}")
+                return strength, {"rule": "what the start lacked", "start_dice": dice}
+        self.print_to_log_file(f"kept all that was learned: every case was trained on, so there is none to choose on. "
+                               f"Train the folds first, and their choice is taken over. {_OTHER_CASES}")
+        return 1.0, {"rule": "no unseen cases"}
+
+    def _strengths_of_folds(self, training: Sequence[str]) -> dict[str, float]:
+        """Return fold -> strength of the trainings beside this one, if each case is unseen by one of them."""
+        splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if not splits.is_file():
+            return {}
+        start = (self.start_entry or {}).get("sha256")
+        strengths: dict[str, float] = {}
+        missing = set(training)
+        for number, split in enumerate(read_json(splits)):
+            final = Path(self.output_folder_base, f"fold_{number}", "checkpoint_final.pth")
+            if number == self.fold or not final.is_file():
+                continue
+            dante = load_checkpoint_safely(final).get("dante") or {}
+            kept = dante.get("strength") or {}
+            if kept.get("rule") == "unseen cases" and dante.get("start_weights") == start:
+                strengths[str(number)] = kept["value"]
+                missing -= set(split["val"]) - set(split["train"])
+        return {} if missing else strengths
+
     def _scorer(self, start: ReadOnlyStateDict, trained: ReadOnlyStateDict,
                 cases: Sequence[str]) -> Callable[[float], float]:
         """Return strength -> mean Dice over cases and labels of nnU-Net's prediction, without mirroring."""
-        self.print_to_log_file(f"Choosing how much of what was learned to keep: {len(GRID) + 2} strengths at most, "
-                               f"each predicts {len(cases)} unseen cases ({', '.join(cases)})")
         network = self._built()
         predictor = nnUNetPredictor(use_mirroring=False, device=self.device, allow_tqdm=False,
                                     perform_everything_on_device=self.device.type == "cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,3 +146,32 @@ def test_without_checkpoints_the_log_says_that_nothing_was_chosen(prepared, caps
     trainer.disable_checkpointing = True
     trainer.run_training()
     assert "kept all that was learned: without checkpoints" in capsys.readouterr().out
+
+
+def fold_all(prepared):
+    trainer = build(trainers.nnUNetTrainerFineTune, prepared, fold="all")
+    trainer.run_training()
+    return final(trainer)["dante"]["strength"]
+
+
+def test_a_training_on_all_cases_takes_the_mean_of_what_its_folds_chose(prepared, monkeypatch, capsys):
+    splits = json.loads((prepared.preprocessed / "splits_final.json").read_text())
+    for fold in range(len(splits)):
+        chosen = 0.2 if fold else 0.6
+        monkeypatch.setattr(module, "search", lambda _, best=chosen: {0.0: 0.1, best: 0.9, 1.0: 0.5})
+        build(trainers.nnUNetTrainerFineTune, prepared, fold=fold).run_training()
+    kept = fold_all(prepared)
+    mean = round((0.6 + 0.2 * (len(splits) - 1)) / len(splits), 2)
+    assert (kept["value"], kept["rule"]) == (mean, "mean of the folds")
+    assert f"kept {100 * mean:.0f} % of what was learned: the mean of what the folds chose" in capsys.readouterr().out
+    results = Path(build(trainers.nnUNetTrainerFineTune, prepared, fold="all").output_folder_base)
+    (results / "fold_0" / "checkpoint_final.pth").unlink()
+    assert fold_all(prepared)["rule"] != "mean of the folds", "the case that fold 0 alone had not seen is missing"
+
+
+@pytest.mark.parametrize(("few", "rule", "value"), [(99, "what the start lacked", 0.3), (1, "no unseen cases", 1.0)])
+def test_without_unseen_cases_and_folds_few_cases_keep_what_the_start_lacked(prepared, monkeypatch, few, rule, value):
+    monkeypatch.setattr(module, "FEW", few)
+    monkeypatch.setattr(trainers.nnUNetTrainerFineTune, "_dice", lambda *_: [0.9, 0.5])
+    kept = fold_all(prepared)
+    assert (kept["value"], kept["rule"]) == (value, rule)
