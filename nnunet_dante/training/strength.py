@@ -236,6 +236,7 @@ class StrengthMixin(_Base):
                                   folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage)
 
         def score(strength: float) -> float:
+            began = time.monotonic()
             network.load_state_dict(interpolate(start, trained, strength))
             dice = [d for case in cases[rank::ranks] for d in self._dice(predictor, data, case)]
             if self.is_ddp:  # a rank that only waited for the others would end in NCCL's timeout
@@ -243,7 +244,7 @@ class StrengthMixin(_Base):
                 dist.all_gather_object(of_ranks, dice)
                 dice = sum(of_ranks, [])
             mean = mean_dice(dice)
-            self.print_to_log_file(f"  strength {strength:.1f}: Dice {mean:.4f}")
+            self.print_to_log_file(f"  strength {strength:.1f}: Dice {mean:.4f}, {time.monotonic() - began:.1f} s")
             return mean
 
         return score
