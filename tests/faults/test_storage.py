@@ -12,10 +12,11 @@ import torch
 from killing import content, forked
 from running import build, train
 
+from nnunet_dante.adapters.strength import trained_weights
 from nnunet_dante.errors import DonorError, StorageError
 from nnunet_dante.files import write_text_atomically
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically
-from nnunet_dante.training import trainers
+from nnunet_dante.training import strength, trainers
 
 FULL = Path("/dev/full")  # every write into it fails with ENOSPC
 CLS = trainers.nnUNetTrainerLoRA
@@ -108,6 +109,27 @@ def test_an_adapter_that_cannot_be_written_is_written_by_c(prepared, monkeypatch
     assert (folder / "checkpoint_final.pth").is_file() and not (folder / "adapter.safetensors").exists()
     train(CLS, prepared, resume=True)
     assert (folder / "adapter.safetensors").is_file()
+
+
+def test_a_disk_that_fills_up_while_the_chosen_strength_is_written_loses_nothing_and_c_chooses_again(prepared, monkeypatch):
+    def search(_):
+        full_disk_for(Path(trainer.output_folder, "checkpoint_final.pth"))
+        return {0.0: 0.1, 0.4: 0.9, 1.0: 0.5}
+
+    trainer = build(CLS, prepared)
+    with monkeypatch.context() as patch:
+        patch.setattr(strength, "search", search)
+        with pytest.raises(StorageError, match="checkpoint_final.pth cannot be written.*With --c the training goes on"):
+            trainer.run_training()
+    final = Path(trainer.output_folder, "checkpoint_final.pth")
+    trained = load_checkpoint_safely(final)
+    assert "strength" not in trained["dante"], "all that was learned is there"
+    monkeypatch.setattr(strength, "search", lambda _: {0.0: 0.1, 0.4: 0.9, 1.0: 0.5})
+    build(CLS, prepared, resume=True).run_training()
+    chosen = load_checkpoint_safely(final)
+    assert chosen["dante"]["strength"]["value"] == 0.4
+    back = trained_weights(chosen)
+    assert all(torch.equal(back[key], tensor) for key, tensor in trained["network_weights"].items())
 
 
 def test_errors_of_nnunets_own_writing_name_the_folder(prepared, monkeypatch):
