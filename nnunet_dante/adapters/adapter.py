@@ -83,7 +83,7 @@ def apply(base_checkpoint: PathLike, adapter: PathLike, output: PathLike) -> Non
         AdapterError: the adapter is damaged, or was trained on another base.
     """
     base = load_checkpoint_safely(base_checkpoint)
-    weights = _weights(base, base_checkpoint)
+    weights = checkpoint_weights(base, base_checkpoint)
     metadata, tensors = read_adapter(adapter, base=base)
     if (found := weights_sha256(weights)) != metadata["base_sha256"]:
         wanted = metadata["base_sha256"]
@@ -144,7 +144,12 @@ def info(adapter: PathLike) -> str:
         f"  labels         {', '.join(init['dataset_json']['labels'])}"])
 
 
-def _weights(content: dict[str, Any], checkpoint: PathLike) -> StateDict:
+def checkpoint_weights(content: dict[str, Any], checkpoint: PathLike) -> StateDict:
+    """Return the weights of a checkpoint's content.
+
+    Raises:
+        AdapterError: it holds none.
+    """
     if not are_tensors(weights := content.get("network_weights")) or not weights:
         raise AdapterError(f"{Path(checkpoint).name} is damaged: it holds no network_weights. Copy the file again.")
     return weights
@@ -158,7 +163,7 @@ def _with_adapter(checkpoint: PathLike) -> tuple[dict[str, Any], dict[str, Any]]
         raise AdapterError(f"{Path(checkpoint).name} holds no adapter (method {dante.get('method', 'stock')}); "
                            f"adapters come from methods that train few numbers, such as nnUNetTrainerLoRA.")
     check(content, Stock, checkpoint)
-    weights = _weights(content, checkpoint)
+    weights = checkpoint_weights(content, checkpoint)
     whole = isinstance(adapter, dict) and are_updates(adapter.get("updates") or {}) and all(
         are_tensors(adapter.get(part)) for part in ("base", "factors"))
     if not whole or not set(adapter["base"]) <= set(weights):

@@ -24,8 +24,8 @@ from ..errors import AdapterError
 from ..models.checkpoint import load_checkpoint_safely, weights_sha256
 from ..peft.low_rank import capped_rank
 from ..types import PathLike, StateDict
-from .adapter import updated_weight
-from .file import are_tensors, read_adapter, write_adapter
+from .adapter import checkpoint_weights, updated_weight
+from .file import FORMAT, read_adapter, write_adapter
 
 
 def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[float] | None = None,
@@ -33,12 +33,12 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
     """Write the weighted sum of adapters that were trained on one base, and return what it is in a sentence.
 
     Args:
-        adapters: two or more adapter files.
+        adapters: two or more adapter files, or folders of Hugging Face PEFT.
         output: the adapter file to write.
         weights: one number for each adapter; by default 1 / n each, the average.
         base: checkpoint with the start weights of the trainings, as `nnunet-dante transfer` writes it. Needed where
-            the weights do not add up to 1, where adapters are of different kinds, for DoRA, and where stacked factors
-            would cost more than the weight itself; a message then asks for it.
+            the weights do not add up to 1, where adapters are of different kinds, for DoRA, for folders of PEFT, and
+            where stacked factors would cost more than the weight itself; a message then asks for it.
 
     Raises:
         AdapterError: the adapters were trained on different bases, the base is missing or another one, or the numbers
@@ -49,14 +49,18 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
     if len(paths) < 2 or len(shares) != len(paths) or not all(map(math.isfinite, shares)):
         raise AdapterError(f"{len(paths)} adapters and the weights {', '.join(f'{s:g}' for s in shares)} were given; "
                            "give at least two adapters, and one finite number for each.")
-    read = [read_adapter(path) for path in paths]
+    content = None if base is None else load_checkpoint_safely(base)
+    start = None if content is None else checkpoint_weights(content, str(base))
+    if folders := [path.name for path in paths if path.is_dir() and start is None]:
+        raise AdapterError(f"{folders[0]} is a folder of PEFT, whose layers get their names from the base: give "
+                           "--base with the start weights that `nnunet-dante transfer` wrote.")
+    read = [read_adapter(path, base=content) for path in paths]
     wanted = read[0][0]["base_sha256"]
     if other := [path for path, (metadata, _) in zip(paths, read) if metadata["base_sha256"] != wanted]:
         raise AdapterError(f"{other[0].name} was trained on another base than {paths[0].name}; updates of different "
                            "bases cannot be added. Give adapters of one donor, transferred to the same labels and "
                            "channels.")
-    start: Any = None if base is None else load_checkpoint_safely(base).get("network_weights")
-    if base is not None and not (are_tensors(start) and weights_sha256(start) == wanted):
+    if start is not None and weights_sha256(start) != wanted:
         raise AdapterError(f"{Path(str(base)).name} is not the base of these adapters (sha256 {wanted[:12]}...); give "
                            "the start weights of their trainings.")
     updates: dict[str, Any] = {}
@@ -70,12 +74,14 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
                 tensors |= {f"{name}.{factor}": tensor for factor, tensor in factors.items()}
             else:
                 tensors[name] = _in_full(parts, start)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # settings and shapes come from the files
+        except AdapterError:
+            raise
+        except Exception as error:  # whatever settings and shapes, which come from the files, raise
             raise AdapterError(f"the updates of {name} cannot be added ({type(error).__name__}: {error}); one of the "
                                "files is damaged: copy them again.") from error
     methods = [metadata["method"] for metadata, _ in read]
-    write_adapter({**read[0][0], "method": "merge", "options": {"methods": methods, "weights": shares},
-                   "updates": updates, "start_dice": None}, tensors, output)
+    write_adapter({**read[0][0], "format": FORMAT, "method": "merge", "updates": updates,
+                   "options": {"methods": methods, "weights": shares}, "start_dice": None}, tensors, output)
     parts_read = " + ".join(f"{share:g} x {path.name}" for share, path in zip(shares, paths))
     return (f"{Path(output).name}: {parts_read}; {len(updates)} weights as factors, {len(_full(tensors, updates))} in "
             "full")

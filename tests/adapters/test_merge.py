@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from running import train
+from safetensors.torch import save
 
 from nnunet_dante import DanteError
-from nnunet_dante.adapters.adapter import apply
+from nnunet_dante.adapters.adapter import apply, extract
 from nnunet_dante.adapters.file import read_adapter, write_adapter
 from nnunet_dante.adapters.merge import merge
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
@@ -94,7 +96,47 @@ def test_other_bases_and_numbers_are_refused_by_name(folder, tmp_path):
               base=tmp_path / "other.pth")
     for content in ({"network_weights": [1]}, {"x": 1}):
         torch.save(content, tmp_path / "other.pth")
-        with pytest.raises(DanteError, match="other.pth is not the base"):
+        with pytest.raises(DanteError, match="other.pth"):
             merge([folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"], tmp_path / "sum",
                   base=tmp_path / "other.pth")
     assert not (tmp_path / "sum").exists()
+
+
+def test_adapters_of_format_1_can_be_added(folder, tmp_path):
+    metadata, tensors = read_adapter(folder / "LoRA_a.safetensors")
+    settings = next(iter(metadata["updates"].values()))
+    old = {key: value for key, value in metadata.items() if key != "updates"} | {
+        "format": 1, **{key: settings[key] for key in ("rank", "alpha", "factorisation")}}
+    (tmp_path / "old").write_bytes(save(tensors, metadata={"nnunet_dante": json.dumps(old)}))
+    files = [folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"]
+    merge(files, tmp_path / "new_sum", base=folder / "start.pth")
+    merge([tmp_path / "old", files[1]], tmp_path / "old_sum", base=folder / "start.pth")
+    wanted = weights_with(folder, tmp_path / "new_sum", tmp_path)
+    for key, tensor in weights_with(folder, tmp_path / "old_sum", tmp_path).items():
+        torch.testing.assert_close(tensor, wanted[key])
+
+
+def test_folders_of_peft_are_added_under_the_names_of_the_base(folder, tmp_path):
+    for letter in "ab":
+        apply(folder / "start.pth", folder / f"LoRAFlat_{letter}.safetensors", tmp_path / f"{letter}.pth")
+        extract(tmp_path / f"{letter}.pth", tmp_path / letter, form="peft")
+    alone = [load_checkpoint_safely(tmp_path / f"{letter}.pth")["network_weights"] for letter in "ab"]
+    with pytest.raises(DanteError, match="a is a folder of PEFT"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "sum")
+    for first in (tmp_path / "a", folder / "LoRAFlat_a.safetensors"):
+        merge([first, tmp_path / "b"], tmp_path / "sum", base=folder / "start.pth")
+        for key, tensor in weights_with(folder, tmp_path / "sum", tmp_path).items():
+            torch.testing.assert_close(tensor, (alone[0][key] + alone[1][key]) / 2, rtol=1e-5, atol=1e-5)
+
+
+def test_damaged_settings_and_bases_end_in_an_error_of_this_package(folder, tmp_path):
+    metadata, tensors = read_adapter(folder / "LoRA_a.safetensors")
+    files = [tmp_path / "bad", folder / "LoRA_b.safetensors"]
+    write_adapter({**metadata, "updates": {name: {**settings, "rank": 0} for name, settings in
+                                           metadata["updates"].items()}}, tensors, files[0])
+    with pytest.raises(DanteError, match="cannot be added"):
+        merge(files, tmp_path / "sum", base=folder / "start.pth")
+    for content in ({}, {"network_weights": [1]}, {"network_weights": {"a": 1}}):
+        torch.save(content, tmp_path / "base.pth")
+        with pytest.raises(DanteError, match="base.pth is damaged"):
+            merge(files, tmp_path / "sum", base=tmp_path / "base.pth")
