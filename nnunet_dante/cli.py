@@ -83,7 +83,8 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
              **options) -> None:
     """Make a pretrained nnU-Net the start of a training.
 
-    SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, or a single checkpoint file.
+    SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, a single checkpoint file, or the name of a model
+    of TotalSegmentator, such as totalsegmentator:291. `nnunet-dante donors` lists what is on this machine.
     """
     from .models.overrides import parse_overrides
     from .transfers.transfer import transfer as run
@@ -186,7 +187,19 @@ def doctor() -> None:
 
 
 @main.command()
-@click.argument("path", type=_EXISTING)
+@click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def donors(folders: tuple[Path, ...]) -> None:
+    """List the models on this machine that can be donors.
+
+    It looks in nnUNet_results, in TotalSegmentator's folder of weights, and in FOLDERS.
+    """
+    from .command.donors import list_donors
+
+    click.echo(list_donors(folders))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
 def inspect(path: Path) -> None:
     """Show what a model file holds, without running code in it.
 
@@ -198,7 +211,7 @@ def inspect(path: Path) -> None:
 
 
 @main.command()
-@click.argument("model_folder", type=_EXISTING)
+@click.argument("model_folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="NAME.model, or the models folder of a Dafne client.")
 @click.option("-c", "--configuration", help="For example 2d; needed if MODEL_FOLDER holds several.")

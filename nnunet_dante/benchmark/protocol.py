@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from ..datasets.shots import Fold, Shots
 from ..errors import ConfigurationError
 from ..files import read_text
+from ..models.installed import find_donor
 from ..types import PathLike
 
 if sys.version_info >= (3, 11):
@@ -178,7 +179,7 @@ def _located(experiment: Experiment, path: Path) -> Experiment:
     places = {}
     for key in ("donor", "donor_test"):
         if value := getattr(experiment, key):
-            place = (path.parent / Path(value).expanduser()).resolve()
+            place = (path.parent / find_donor(value)).resolve()
             if not place.exists():
                 raise ConfigurationError(f"{path.name}: {key} of experiment {experiment.name!r} is {place}, which does "
                                          "not exist; a relative path starts at the folder of the protocol file.")

@@ -15,6 +15,7 @@ from ..errors import DafneError, DanteError, DonorError, UntrustedFileError
 from ..files import printable, read_json
 from ..models.archive import V1_ADVICE, find_models, is_archive, is_v1_content, is_v1_model, unpack
 from ..models.checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_of, weights_sha256
+from ..models.installed import find_donor
 from ..models.labels import channel_names, has_regions, head_names
 from ..models.torch_file import foreign_names
 from ..peft.added_modules import is_added
@@ -31,7 +32,7 @@ def inspect_path(path: PathLike) -> str:
         DonorError: there is nothing at `path`, or it is none of these. A file that would execute code is described
             as unsafe, not refused.
     """
-    path = Path(path).expanduser()
+    path = find_donor(path)
     try:
         return printable(_described(path))
     except DanteError:

@@ -14,6 +14,7 @@ import SimpleITK
 
 from ..errors import ConfigurationError
 from ..models.donor import Donor
+from ..models.installed import find_donor
 from ..models.labels import file_ending
 from ..types import PathLike
 from .images import Case
@@ -52,7 +53,7 @@ def training_orientation(donor: Donor, source: PathLike, *, codes: str | None = 
         return Orientation("LPS", f"{reader} reads files without orientation: taken as shown", as_shown=True)
     if reader == "NibabelIOWithReorient":
         return Orientation("RAS", f"{reader} turns every file")
-    for place, files in _examples(donor, Path(source)):
+    for place, files in _examples(donor, find_donor(source)):
         if found := Counter(filter(None, map(_codes_of, files))):
             (most, count), total = found.most_common(1)[0], sum(found.values())
             return Orientation(most, f"{count} of {total} files in {place}")

@@ -26,6 +26,7 @@ from .archive import (
     unpack,
 )
 from .checkpoint import file_sha256, load_checkpoint_safely, not_finite, weights_of
+from .installed import find_donor
 from .labels import plain_labels
 from .network import UnknownTrainerError, build_network, differences, network_aliases
 from .trusted_plans import check_donor, check_plans
@@ -78,6 +79,7 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
     Args:
         source: a model folder, a zip of `nnUNetv2_export_model_to_zip`, a bundle of MONAI, a folder or zip around one
             of these, or a checkpoint. One that holds weights alone needs plans.json and dataset.json beside it.
+            `totalsegmentator:291` is the model of that number in TotalSegmentator's folder of weights.
         configuration: chooses where the source holds several models, or where nothing says which one was trained.
         fold: None takes fold_all, else the lowest.
         checkpoint: name of the file with the weights.
@@ -89,7 +91,7 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
         UntrustedFileError: the checkpoint, or building the network of the plans, would execute code that is neither
             nnU-Net's nor torch's, and `trust` is False.
     """
-    path = Path(source).expanduser()
+    path = find_donor(source)
     path = path.resolve() if path.is_dir() else path
     if not path.exists():
         raise DonorError(f"SOURCE {path} does not exist; give an nnU-Net model folder (with plans.json and fold_*), "

@@ -44,7 +44,7 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     `if __name__ == "__main__":`.
 
     Args:
-        source: model folder, zip of `nnUNetv2_export_model_to_zip`, or checkpoint.
+        source: model folder, zip of `nnUNetv2_export_model_to_zip`, checkpoint, or `totalsegmentator:291`.
         dataset: number or name of your data set below nnUNet_raw.
         configuration: such as 3d_fullres; needed if the source holds several.
         fold: of the source; default: fold_all, else the lowest.
