@@ -62,15 +62,20 @@ def contents(checkpoint: PathLike) -> tuple[dict[str, Any], StateDict, StateDict
     factors, weights = dante["adapter"]["factors"], content["network_weights"]
     updates = dante["adapter"].get("updates") or updates_of_format_1(dante, factors)
     full = {name: weights[name] for name in dante["adapter"]["base"] if name not in updates}
-    init = content["init_args"]
+    init, strength = content["init_args"], dict(dante.get("strength") or {})
+    # Copies: integer tensors are the same ones at every strength above 0, and safetensors stores no tensor twice.
+    trained = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+               for k, v in (strength.pop("trained", None) or {}).items()}
     metadata = {"format": FORMAT, **{key: dante.get(key) for key in IDENTITY}, "updates": updates,
-                **{key: content[key] for key in STOCK if key in content},
+                **{key: content[key] for key in STOCK if key in content}, "strength": strength or None,
                 "init_args": {key: init[key] for key in ("plans", "configuration", "fold", "dataset_json")}}
     try:
         json.dumps(metadata)
     except (TypeError, ValueError) as error:  # a checkpoint can hold tensors anywhere
         raise AdapterError(f"{Path(checkpoint).name} is damaged: what it says of its training is no JSON ({error}). "
                            "Copy the file again.") from error
+    if strength:
+        metadata["strength"] = {**strength, "trained": trained}
     return metadata, {k: v.detach().cpu().contiguous() for k, v in {**factors, **full}.items()}, weights
 
 
@@ -93,15 +98,16 @@ def apply(base_checkpoint: PathLike, adapter: PathLike, output: PathLike) -> Non
     updates = metadata["updates"]
     factors = {k: v for k, v in tensors.items() if k.rpartition(".")[0] in updates}
     changed = {k: v for k, v in tensors.items() if k not in factors}
-    if unknown := sorted({*changed, *updates} - set(weights)):
+    trained = (metadata.get("strength") or {}).get("trained", {})
+    if unknown := sorted({*changed, *updates} - set(alias_sets(weights)) | trained.keys() - changed.keys()):
         raise AdapterError(f"{Path(adapter).name} changes {unknown[0]}, which {Path(base_checkpoint).name} does not "
-                           "hold; the file is damaged: copy it again.")
+                           "hold, or holds under another name; the file is damaged: copy it again.")
     changed |= {name: updated_weight(weights[name], name, settings, factors) for name, settings in updates.items()}
-    if odd := [k for k, v in changed.items() if v.shape != weights[k].shape or v.dtype != weights[k].dtype
-               ] or not_finite(changed.items()):
+    given = [*changed.items(), *trained.items()]
+    if odd := [k for k, v in given if v.shape != weights[k].shape or v.dtype != weights[k].dtype] or not_finite(given):
         raise AdapterError(f"{Path(adapter).name} gives {odd[0]} another shape or kind of numbers than its base, or "
                            "infinite ones; the file is damaged: copy it again.")
-    dante = {"format": 1, **{key: metadata[key] for key in IDENTITY},
+    dante = {"format": 1, **{key: metadata.get(key) for key in IDENTITY},
              "adapter": {"base": {name: weights[name] for name in changed}, "updates": updates, "factors": factors}}
     init_args = metadata["init_args"] | {"device": torch.device("cpu")}
     stock = {key: metadata[key] for key in STOCK if key in metadata}
@@ -131,8 +137,12 @@ def info(adapter: PathLike) -> str:
     metadata, tensors = read_adapter(adapter)
     updates = metadata["updates"]
     full = sum(name.rpartition(".")[0] not in updates for name in tensors)
-    options = [f"{key} {metadata['options'][key]}" for key in LOW_RANK if key in (metadata["options"] or {})]
-    donor, init = metadata.get("donor") or {}, metadata["init_args"]
+    given, donor, init = metadata["options"] or {}, metadata.get("donor") or {}, metadata["init_args"]
+    options = [f"{key} {given[key]}" for key in LOW_RANK if key in given]
+    strength = (metadata.get("strength") or {}).get("value", 1)
+    merged = isinstance(given.get("sources"), list)
+    sources = given["sources"] if merged else [
+        f"{init['plans']['dataset_name']}, {init['configuration']}, fold {init['fold']}"]
     return "\n".join([
         f"adapter of nnunet_dante {metadata['version']}, format {metadata['format']}, "
         f"{sum(t.nbytes for t in tensors.values()) / 2**20:.2f} MiB",
@@ -140,7 +150,8 @@ def info(adapter: PathLike) -> str:
         f"  holds          factors of {len(updates)} weights, {full} tensors trained in full",
         f"  base           weights sha256 {metadata['base_sha256']}",
         f"  donor          {donor.get('source', 'unknown')} (file sha256 {donor.get('sha256', 'unknown')})",
-        f"  trained on     {init['plans']['dataset_name']}, {init['configuration']}, fold {init['fold']}",
+        f"  strength       {strength:g}, where 1 is all that was learned",
+        f"  {'sum of    ' if merged else 'trained on'}     " + "\n                 ".join(map(str, sources)),
         f"  labels         {', '.join(init['dataset_json']['labels'])}"])
 
 
@@ -166,7 +177,9 @@ def _with_adapter(checkpoint: PathLike) -> tuple[dict[str, Any], dict[str, Any]]
     weights = checkpoint_weights(content, checkpoint)
     whole = isinstance(adapter, dict) and are_updates(adapter.get("updates") or {}) and all(
         are_tensors(adapter.get(part)) for part in ("base", "factors"))
-    if not whole or not set(adapter["base"]) <= set(weights):
+    strength = dante.get("strength") or {}
+    whole = whole and isinstance(strength, dict) and are_tensors(strength.get("trained") or {})
+    if not whole or not set(adapter["base"]) <= set(alias_sets(weights)):
         raise AdapterError(f"{Path(checkpoint).name} is damaged: its adapter cannot be used. Copy the file again.")
     return content, dante
 

@@ -6,15 +6,19 @@ makes it of its factors: kind "lora" (lora_A, lora_B), "dora" (these and magnitu
 the arguments of that class. Names are the stock keys, the first of each set of aliases. The base is identified by the
 hash of its weights (`weights_sha256`), not of its file. "sha256" there is over all else of the file, which has no
 checksum of its own; older files lack it. Format 1 knew kind "lora" alone, with one rank for all.
+
+"strength" is what the checkpoint says of the strength of its update. Where that is not 1, "<name>" is the tensor at
+this strength, and "trained:<name>" the same one at full strength, so that the strength can still be changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from safetensors import safe_open
@@ -28,7 +32,9 @@ from ..types import PathLike, ReadOnlyStateDict, StateDict
 
 FORMAT = 2
 LOW_RANK = ("rank", "alpha", "factorisation")
-_METADATA = "nnunet_dante"
+_METADATA, _TRAINED = "nnunet_dante", "trained:"
+_EXTRACT = ("Write the adapter from the checkpoint of its training: nnunet-dante adapter extract checkpoint_final.pth "
+            "-o adapter.safetensors")
 
 
 class _Plans(msgspec.Struct):
@@ -54,8 +60,15 @@ class Stock(msgspec.Struct, kw_only=True):
     inference_allowed_mirroring_axes: list[Literal[0, 1, 2]] | None | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Strength(msgspec.Struct):
+    """What a training's end says of the strength it keeps, as in a checkpoint; it may say more."""
+
+    value: Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+    trained: dict[str, Any] = {}
+
+
 class Header(Stock, kw_only=True):
-    """The metadata of an adapter file, format 2."""
+    """The metadata of an adapter file, format 2; tensors of its strength are stored beside the others."""
 
     version: Any
     method: str
@@ -65,6 +78,7 @@ class Header(Stock, kw_only=True):
     label_map: Any
     start_dice: Any
     updates: dict[str, dict[str, Any]]
+    strength: _Strength | None = None
 
 
 STOCK = tuple(field for field in Stock.__struct_fields__ if field != "init_args")
@@ -78,7 +92,10 @@ def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) 
         AdapterError: it could not be read again.
     """
     check(metadata, Header, path)
-    metadata = {**metadata, "sha256": _checksum(metadata, tensors)}
+    strength = dict(metadata.get("strength") or {})
+    tensors = tensors | {f"{_TRAINED}{name}": tensor for name, tensor in strength.pop("trained", {}).items()}
+    metadata = {**metadata, "strength": strength or None}
+    metadata["sha256"] = _checksum(metadata, tensors)
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={_METADATA: json.dumps(metadata)}))
 
@@ -93,13 +110,17 @@ def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple
     """
     path = Path(path)
     if path.is_dir():
-        from .hf_peft import read_folder
+        from .hf_peft import CONFIG, read_folder
 
+        if not (path / CONFIG).is_file():
+            raise AdapterError(f"{path.name} is no folder of PEFT: it holds no {CONFIG}. {_EXTRACT}")
         metadata, tensors = read_folder(path, base)
         check(metadata, Header, path)
         return metadata, tensors
     if not path.is_file():
         raise AdapterError(f"adapter {path} does not exist; give the adapter.safetensors of a training.")
+    if path.suffix in (".pth", ".pt"):
+        raise AdapterError(f"{path.name} is a checkpoint, no adapter. {_EXTRACT}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = parse_json((file.metadata() or {}).get(_METADATA, "null"))
@@ -117,8 +138,20 @@ def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple
     if metadata["format"] == 1:
         metadata |= {"updates": updates_of_format_1(metadata, tensors),
                      "options": {key: metadata.get(key) for key in LOW_RANK}}
+    trained = {name: tensors.pop(name) for name in [*tensors] if name.startswith(_TRAINED)}
+    if isinstance(strength := metadata.get("strength"), dict):
+        strength["trained"] = {name.removeprefix(_TRAINED): tensor for name, tensor in trained.items()}
     check(metadata, Header, path)
+    _refuse_two_strengths(metadata, path)
     return metadata, tensors
+
+
+def _refuse_two_strengths(metadata: dict[str, Any], path: Path) -> None:
+    value = (metadata.get("strength") or {}).get("value", 1)
+    for name, settings in metadata["updates"].items():
+        if (found := settings.get("strength", 1)) != value:
+            raise AdapterError(f"{path.name} is at strength {value!r}, and its update of {name} at {found!r}. "
+                               f"{_EXTRACT}")
 
 
 def _checksum(metadata: dict[str, Any], tensors: ReadOnlyStateDict) -> str:

@@ -63,7 +63,7 @@ def write_folder(folder: PathLike, metadata: Mapping[str, Any], tensors: ReadOnl
                            f"{', '.join(sorted(f'{kind} {form or str()}'.strip() for kind, form in kinds)) or 'none'}; "
                            f"train with nnUNetTrainerLoRAFlat, or write an adapter.safetensors.")
     config, content = _to_peft(metadata["updates"], tensors, weights, network)
-    kept = {key: value for key, value in metadata.items() if key not in ("updates", "sha256")}
+    kept = {key: value for key, value in metadata.items() if key not in ("updates", "sha256", "strength")}
     kept["tensors_sha256"] = weights_sha256(content)
     with atomic_path(Path(folder, WEIGHTS)) as temporary:
         temporary.write_bytes(save(content, metadata={"format": "pt", _METADATA: json.dumps(kept)}))

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AdapterError
-from ..models.checkpoint import load_checkpoint_safely, weights_sha256
+from ..errors import AdapterError, DanteError
+from ..models.checkpoint import load_checkpoint_safely, not_finite, weights_sha256
+from ..models.labels import head_names
 from ..peft.low_rank import capped_rank
 from ..types import PathLike, StateDict
 from .adapter import checkpoint_weights, updated_weight
 from .file import FORMAT, read_adapter, write_adapter
+from .hf_peft import CONFIG
 
 
 def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[float] | None = None,
@@ -41,26 +43,15 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
             where stacked factors would cost more than the weight itself; a message then asks for it.
 
     Raises:
-        AdapterError: the adapters were trained on different bases, the base is missing or another one, or the numbers
-            of weights and adapters differ.
+        AdapterError: the adapters were trained on different bases or labels, the base is missing or another one, the
+            numbers of weights and adapters differ, or the sum is not finite.
     """
     paths = [Path(path) for path in adapters]
-    shares = [1 / len(paths)] * len(paths) if weights is None else [float(w) for w in weights]
-    if len(paths) < 2 or len(shares) != len(paths) or not all(map(math.isfinite, shares)):
-        raise AdapterError(f"{len(paths)} adapters and the weights {', '.join(f'{s:g}' for s in shares)} were given; "
-                           "give at least two adapters, and one finite number for each.")
+    shares = _checked_shares(paths, weights)
     content = None if base is None else load_checkpoint_safely(base)
     start = None if content is None else checkpoint_weights(content, str(base))
-    if folders := [path.name for path in paths if path.is_dir() and start is None]:
-        raise AdapterError(f"{folders[0]} is a folder of PEFT, whose layers get their names from the base: give "
-                           "--base with the start weights that `nnunet-dante transfer` wrote.")
-    read = [read_adapter(path, base=content) for path in paths]
-    wanted = read[0][0]["base_sha256"]
-    if other := [path for path, (metadata, _) in zip(paths, read) if metadata["base_sha256"] != wanted]:
-        raise AdapterError(f"{other[0].name} was trained on another base than {paths[0].name}; updates of different "
-                           "bases cannot be added. Give adapters of one donor, transferred to the same labels and "
-                           "channels.")
-    if start is not None and weights_sha256(start) != wanted:
+    read = _read(paths, content)
+    if start is not None and weights_sha256(start) != (wanted := read[0][0]["base_sha256"]):
         raise AdapterError(f"{Path(str(base)).name} is not the base of these adapters (sha256 {wanted[:12]}...); give "
                            "the start weights of their trainings.")
     updates: dict[str, Any] = {}
@@ -79,12 +70,69 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
         except Exception as error:  # whatever settings and shapes, which come from the files, raise
             raise AdapterError(f"the updates of {name} cannot be added ({type(error).__name__}: {error}); one of the "
                                "files is damaged: copy them again.") from error
-    methods = [metadata["method"] for metadata, _ in read]
-    write_adapter({**read[0][0], "format": FORMAT, "method": "merge", "updates": updates,
-                   "options": {"methods": methods, "weights": shares}, "start_dice": None}, tensors, output)
-    parts_read = " + ".join(f"{share:g} x {path.name}" for share, path in zip(shares, paths))
-    return (f"{Path(output).name}: {parts_read}; {len(updates)} weights as factors, {len(_full(tensors, updates))} in "
-            "full")
+    if odd := not_finite(tensors.items()):
+        raise AdapterError(f"the sum of {odd[0]} is infinite or not a number: the weights {_listed(shares)} are too "
+                           "large, or one of the files is damaged.")
+    sources = [f"{share:g} x {path.name}: {_training(metadata)}"
+               for share, path, (metadata, _) in zip(shares, paths, read)]
+    options = {"methods": [metadata["method"] for metadata, _ in read], "weights": shares, "sources": sources}
+    write_adapter({**read[0][0], "format": FORMAT, "method": "merge", "updates": updates, "options": options,
+                   "strength": None, "start_dice": None}, tensors, output)
+    return (f"{Path(output).name}: {' + '.join(sources)}; {len(updates)} weights as factors, "
+            f"{len(_full(tensors, updates))} in full")
+
+
+def _checked_shares(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
+    """Return the weight of each adapter; by default they are averaged."""
+    if len(paths) < 2:
+        raise AdapterError(f"a sum needs at least two adapters, and {len(paths)} was given"
+                           f"{f' ({paths[0].name})' if paths else ''}; give two or more files adapter.safetensors.")
+    shares = [1 / len(paths)] * len(paths) if weights is None else [float(weight) for weight in weights]
+    if len(shares) != len(paths) or not all(map(math.isfinite, shares)):
+        raise AdapterError(f"{len(paths)} adapters and the weights {_listed(shares)} were given; give one finite "
+                           "number for each adapter.")
+    if not any(shares):
+        raise AdapterError(f"the weights are {_listed(shares)}, which adds nothing to the base; give at least one that "
+                           "is not 0.")
+    return shares
+
+
+def _listed(shares: Sequence[float]) -> str:
+    return ", ".join(f"{share:g}" for share in shares)
+
+
+def _read(paths: Sequence[Path], base: dict[str, Any] | None) -> list[tuple[dict[str, Any], StateDict]]:
+    """Return metadata and tensors of each adapter, after a check that their updates can be added."""
+    read = []
+    for path in paths:
+        if base is None and (path / CONFIG).is_file():
+            raise AdapterError(f"{path.name} is a folder of PEFT, whose layers get their names from the base: give "
+                               "--base with the start weights that `nnunet-dante transfer` wrote.")
+        read.append(read_adapter(path, base=base))
+        (first, _), (metadata, _) = read[0], read[-1]
+        if metadata["base_sha256"] != first["base_sha256"]:
+            raise AdapterError(f"{path} was trained on another base than {paths[0]}; updates of different bases cannot "
+                               "be added. Give adapters of one donor, transferred to the same labels and channels.")
+        if (here := _names(metadata, path)) != (there := _names(first, paths[0])):
+            raise AdapterError(f"{path} was trained for the labels {', '.join(here)}, {paths[0]} for "
+                               f"{', '.join(there)}; the sum would give the voxels of one label the name of another. "
+                               "Give adapters with the same labels in the same order.")
+    return read
+
+
+def _names(metadata: dict[str, Any], path: Path) -> tuple[str, ...]:
+    try:
+        return head_names(metadata["init_args"]["dataset_json"])
+    except DanteError as error:
+        raise AdapterError(f"{path} is damaged: {error}") from error
+
+
+def _training(metadata: dict[str, Any]) -> str:
+    """Return in words which training an adapter is of."""
+    init = metadata["init_args"]
+    value = (metadata.get("strength") or {}).get("value", 1)
+    return (f"{metadata['method']}, {init['plans']['dataset_name']}, fold {init['fold']}"
+            f"{'' if value == 1 else f', strength {value:g}'}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +179,8 @@ def _stacked(parts: list[_Part]) -> tuple[dict[str, Any], StateDict] | None:
     shape = (a.shape[-2], b.shape[-1], *a.shape[:-2])  # all that the cost of a weight in full depends on
     if capped_rank(shape, rank, factorisation=factorisation) < rank:
         return None
+    if not (a @ b).isfinite().all():
+        raise ValueError("their sum is infinite")
     return ({"kind": "lora", "rank": rank, "alpha": float(rank), "factorisation": factorisation,
              "rank_stabilised": False}, {"lora_A": a.contiguous(), "lora_B": b.contiguous()})
 

@@ -10,13 +10,16 @@ factors give again (LoRA, DoRA, ConvAdapter) is not stored twice; tensors that w
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import StrengthError
+from ..files import read_json, write_text_atomically
 from ..models.checkpoint import alias_sets, unique_tensors, weights_sha256
 from ..peft.update import interpolated
 from ..types import ReadOnlyStateDict, StateDict
@@ -38,9 +41,9 @@ def interpolate(start: ReadOnlyStateDict, trained: ReadOnlyStateDict, strength: 
         strength: 0 returns `start`, 1 returns `trained`, both bit for bit; above 1 extrapolates.
 
     Raises:
-        StrengthError: the strength is negative or not finite, or keys or shapes differ.
+        StrengthError: the strength is negative or no finite float32, or keys or shapes differ.
     """
-    if not (math.isfinite(strength) and strength >= 0):
+    if not 0 <= strength <= torch.finfo(torch.float32).max:
         raise StrengthError(f"strength is {strength!r}; give 0 for the start, 1 for all that was learned, "
                             "or a number between.")
     if wrong := sorted(start.keys() ^ trained.keys()) or [k for k in start if start[k].shape != trained[k].shape]:
@@ -106,6 +109,37 @@ def at_strength(checkpoint: Mapping[str, Any], strength: float, *, start: ReadOn
                                      if name not in updates and not torch.equal(tensor, start[name])}
     dante["strength"] = {**(facts or {}), "value": float(strength), "trained": full}
     return {**checkpoint, "network_weights": interpolate(start, trained, strength), "dante": dante}
+
+
+def note_strength(fold: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write into nnU-Net's summary of a validation at which strength its masks were predicted, if it does not say so.
+
+    fold: folder fold_X. checkpoint: content of the checkpoint that predicted the masks.
+    """
+    file = fold / "validation" / "summary.json"
+    with suppress(OSError, ValueError, TypeError):  # without a summary that can be read, nothing is known of the masks
+        content = {"dante": {"strength": _value(checkpoint)}} | read_json(file)
+        write_text_atomically(json.dumps(content, indent=4), file)
+
+
+def stale_masks(fold: Path, checkpoint: Mapping[str, Any]) -> str:
+    """Return a sentence if the validation masks of a fold are of another strength than its checkpoint; "" if not.
+
+    Masks whose summary does not say at which strength they were predicted are taken for those of the checkpoint.
+    """
+    try:
+        said = read_json(fold / "validation" / "summary.json")["dante"]["strength"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if said == (now := _value(checkpoint)):
+        return ""
+    then, now = (f"at strength {value}" if value is not None else "before the strength was chosen"
+                 for value in (said, now))
+    return f"The validation masks were predicted {then}, checkpoint_final.pth is {now}."
+
+
+def _value(checkpoint: Mapping[str, Any]) -> float | None:
+    return ((checkpoint.get("dante") or {}).get("strength") or {}).get("value")
 
 
 def _at(settings: Mapping[str, Any], strength: float) -> dict[str, Any]:

@@ -144,6 +144,7 @@ def describe(path: PathLike) -> str:
     lines += [
         f"  written by nnunet-dante {settings['version']} from {origin['donor']['source']}, "
         f"{origin['configuration']} of {origin['donor']['dataset']}",
+        *_kept(origin["donor"]),
         *([f"  network of {trainer}, which nnU-Net needs to find"] if (trainer := origin["trainer"]) != "nnUNetTrainer"
           else []),
         f"  {settings['dimension']}D, contrasts: {', '.join(settings['channels'])}; labels: {_labels(settings)}",
@@ -157,6 +158,12 @@ def describe(path: PathLike) -> str:
     if content.get("is_delta"):
         lines.append("  holds the difference between two models; Dafne can add it to its base")
     return "\n".join(lines)
+
+
+def _kept(donor: dict[str, Any]) -> list[str]:
+    """Return lines about the strength of the exported training and the adapters that were summed up in it."""
+    lines = [f"  strength {donor['strength']}, where 1 is all that its training learned"] if "strength" in donor else []
+    return [*lines, *(f"  sum of {source}" for source in donor.get("sum_of", ()))]
 
 
 def _labels(settings: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from ..types import PathLike, StateDict
 from .sources import settings_of
 
 TYPE = "DynamicTorchModel"
+_PICKLE = b"\x80"  # how a pickle of any protocol above 1 begins
 
 
 class _Reader(BoundedUnpickler):
@@ -76,6 +77,10 @@ def read(path: PathLike) -> tuple[dict[str, Any], tuple[str, ...]]:
     path = Path(path)
     if not path.is_file():
         raise DafneError(f"{path} does not exist; give a .model file of Dafne.")
+    with path.open("rb") as stream:
+        if stream.read(1) != _PICKLE:
+            raise DafneError(f"{path.name} is no .model file of Dafne; give one that `nnunet-dante export` or Dafne "
+                             "wrote. `nnunet-dante inspect` says what other files hold.")
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             reader = _Reader(mapped, len(mapped))  # mapped, a claimed length allocates no more than there is

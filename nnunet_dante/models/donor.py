@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,8 +43,9 @@ class Donor:
     weights: full stock state dict, float32, with the network's own aliases. mirroring_axes: spatial axes along which
     images were mirrored, () for none, None if the checkpoint does not say. network_trainer: the nnU-Net trainer that
     builds this network ("nnUNetTrainer" unless the trainer replaces the architecture of the plans). started_from:
-    provenance of the donor that a transfer started this model from, if one did. trust: the plans may name code of any
-    package, as the user said.
+    provenance of the donor that a transfer started this model from, if one did. kept: the strength of the update that
+    its training made ("strength"), and of which adapters it is the sum ("sum_of"), if the checkpoint says so. trust:
+    the plans may name code of any package, as the user said.
     """
 
     source: str
@@ -58,6 +60,7 @@ class Donor:
     sha256: str
     network_trainer: str = "nnUNetTrainer"
     started_from: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
     trust: bool = False
 
     @property
@@ -65,11 +68,11 @@ class Donor:
         """The data set the donor was trained on."""
         return str(self.plans.get("dataset_name", "unknown"))
 
-    def provenance(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, Any]:
         """Return who the donor is, without weights or paths of this machine, for plans and checkpoints."""
         return {"source": self.source, "sha256": self.sha256, "trainer": self.trainer_name,
                 "configuration": self.configuration, "dataset": self.dataset_name, "fold": self.fold,
-                "checkpoint": self.checkpoint_name}
+                "checkpoint": self.checkpoint_name, **self.kept}
 
 
 def open_donor(source: PathLike, *, configuration: str | None = None, fold: int | str | None = None,
@@ -173,7 +176,7 @@ def _donor(files: _Files, configuration: str | None, trust: bool) -> Donor:
                  weights=state, mirroring_axes=_mirroring_axes(content, name), trainer_name=trainer,
                  fold=str(init.get("fold", fold.removeprefix("fold_") if fold.startswith("fold_") else _UNKNOWN)),
                  checkpoint_name=name, sha256=file_sha256(files.weights), network_trainer=builder,
-                 started_from=_started_from(plans, content), trust=trust)
+                 started_from=_started_from(plans, content), kept=_kept(content), trust=trust)
 
 
 def _content(files: _Files, trust: bool) -> dict[str, Any]:
@@ -231,6 +234,15 @@ def _started_from(plans: Plans, content: dict[str, Any]) -> dict[str, str]:
     return known if isinstance(known, dict) and "sha256" in known else {}
 
 
+def _kept(content: dict[str, Any]) -> dict[str, Any]:
+    """Return "strength" and "sum_of" (see `Donor.kept`), without what this package would not have written."""
+    block = content["dante"] if isinstance(content.get("dante"), dict) else {}
+    strength, options = (block[key] if isinstance(block.get(key), dict) else {} for key in ("strength", "options"))
+    value, sources = strength.get("value"), options.get("sources")
+    return {**({"strength": value} if isinstance(value, float) and 0 <= value < math.inf else {}),
+            **({"sum_of": sources} if isinstance(sources, list) and all(isinstance(s, str) for s in sources) else {})}
+
+
 def _mirroring_axes(content: dict[str, Any], name: str) -> tuple[int, ...] | None:
     """Return the axes; nnU-Net writes None for a training without mirroring, and a missing entry says nothing."""
     if (key := "inference_allowed_mirroring_axes") not in content:
@@ -263,9 +275,10 @@ def _matched(weights: StateDict, plans: Plans, dataset_json: DatasetJson, config
             problems.append(str(error))
             if found and isinstance(error, UnknownTrainerError):
                 raise DonorError(
-                    f"{name} was trained by {trainer!r}, which is not installed and builds its own network: "
-                    f"the weights do not fit the network of the plans (first difference: {found[0]}). {error} If "
-                    f"{trainer!r} does use the network of the plans, these plans belong to another model.") from error
+                    f"{name} was trained by {trainer!r}, which is not installed, and its weights do not fit the "
+                    f"network of the plans (first difference: {found[0]}). If this trainer builds a network of its "
+                    "own, copy its Python file into nnunetv2/training/nnUNetTrainer, where nnU-Net is installed. If "
+                    "it does not, these plans belong to another model.") from error
             continue
         expected, aliases = network.state_dict(), network_aliases(network)
         complete = _with_aliases(weights, aliases)

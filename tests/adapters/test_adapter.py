@@ -11,21 +11,23 @@ import torch
 from running import train
 from safetensors.torch import save_file
 
-from nnunet_dante.adapters.adapter import apply, extract, info, remove
-from nnunet_dante.adapters.file import read_adapter
+from nnunet_dante.adapters.adapter import apply, extract, info, remove, replaced
+from nnunet_dante.adapters.file import read_adapter, write_adapter
+from nnunet_dante.adapters.strength import at_strength, start_weights
 from nnunet_dante.errors import AdapterError
-from nnunet_dante.models.checkpoint import load_checkpoint_safely
+from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically
 from nnunet_dante.training import trainers
 
 
 @pytest.fixture(scope="module")
 def trained(prepared_once, tmp_path_factory) -> Path:
-    """A folder with checkpoint_final.pth, adapter.safetensors and start.pth."""
+    """A folder with checkpoint_final.pth, all that was learned in it, adapter.safetensors and start.pth."""
     with pytest.MonkeyPatch.context() as patch:
         trainer = train(trainers.nnUNetTrainerLoRADecoder, prepared_once.activate(patch))
     folder = tmp_path_factory.mktemp("trained")
-    for name in ("checkpoint_final.pth", "adapter.safetensors"):
-        shutil.copy(Path(trainer.output_folder, name), folder)
+    final = load_checkpoint_safely(Path(trainer.output_folder, "checkpoint_final.pth"))
+    save_atomically(at_strength(final, 1), folder / "checkpoint_final.pth")
+    extract(folder / "checkpoint_final.pth", folder / "adapter.safetensors")
     shutil.copy(prepared_once.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth", folder / "start.pth")
     return folder
 
@@ -55,6 +57,35 @@ def test_removing_restores_the_base_bit_for_bit(trained, tmp_path, source):
     assert same(tmp_path / "base.pth", trained / "start.pth")
     apply(tmp_path / "base.pth", trained / "adapter.safetensors", tmp_path / "again.pth")
     assert same(tmp_path / "again.pth", trained / "checkpoint_final.pth")
+
+
+@pytest.mark.parametrize("strength", [0, 0.5, 1, 1.5])
+@pytest.mark.parametrize("factors", [True, False])
+def test_the_strength_of_a_checkpoint_made_of_an_adapter_can_be_changed_exactly(trained, tmp_path, strength, factors):
+    content = load_checkpoint_safely(trained / "checkpoint_final.pth")
+    start = start_weights(content)
+    if not factors:  # as of BitFit
+        adapter = content["dante"]["adapter"]
+        base = {name: tensor for name, tensor in adapter["base"].items() if name not in adapter["updates"]}
+        content["network_weights"] = replaced(start, {name: content["network_weights"][name] for name in base})
+        content["dante"]["adapter"] = {"base": base, "updates": {}, "factors": {}}
+    save_atomically(at_strength(content, strength, start=start), tmp_path / "at.pth")
+    extract(tmp_path / "at.pth", tmp_path / "a.safetensors")
+    apply(trained / "start.pth", tmp_path / "a.safetensors", tmp_path / "applied.pth")
+    assert same(tmp_path / "applied.pth", tmp_path / "at.pth")
+    applied = load_checkpoint_safely(tmp_path / "applied.pth")
+    for other in (0.25, 1, 0, strength):
+        applied, expected = at_strength(applied, other), at_strength(content, other, start=start)["network_weights"]
+        assert all(torch.equal(applied["network_weights"][key], expected[key]) for key in expected)
+    assert f"strength       {strength:g}, where 1 is all that was learned" in info(tmp_path / "a.safetensors")
+
+
+def test_an_adapter_that_says_two_strengths_is_refused(trained, tmp_path):
+    metadata, tensors = read_adapter(trained / "adapter.safetensors")
+    updates = {name: {**settings, "strength": 0.5} for name, settings in metadata["updates"].items()}
+    write_adapter({**metadata, "updates": updates, "strength": {"value": 0.25}}, tensors, tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match="a.safetensors is at strength 0.25, and its update of .* at 0.5.*extract"):
+        apply(trained / "start.pth", tmp_path / "a.safetensors", tmp_path / "merged.pth")
 
 
 def test_extracting_twice_gives_the_same_file(trained, tmp_path):
@@ -104,6 +135,9 @@ def test_a_changed_number_or_word_is_noticed(trained, tmp_path):
     (lambda m, t: t.update({"decoder.seg_layers.0.bias": torch.zeros(9)}), "another shape"),
     (lambda m, t: t["decoder.seg_layers.0.bias"].fill_(float("nan")), "infinite"),
     (lambda m, t: t.update(unknown=torch.zeros(1)), "changes unknown"),
+    (lambda m, t: t.update({"decoder.encoder.stages.0.0.convs.0.norm.bias": torch.zeros(4)}), "under another name"),
+    (lambda m, t: (m.update(strength={"value": 1.0}), t.update({"trained:unknown": torch.zeros(1)})), "changes unknown"),
+    (lambda m, t: m.update(strength={"value": float("nan")}), "damaged: .*strength"),
     (lambda m, t: m.pop("init_args"), "damaged: .*init_args"), (lambda m, t: m.update(method=3), "damaged: .*method"),
     (lambda m, t: m.update(inference_allowed_mirroring_axes=[[0]]), "damaged: .*inference_allowed_mirroring_axes")])
 def test_a_damaged_adapter_is_refused_and_nothing_is_written(trained, tmp_path, change, match):
@@ -153,6 +187,10 @@ def test_files_that_hold_no_adapter_are_refused(trained, tmp_path):
         info(tmp_path / "cut")
     with pytest.raises(AdapterError, match="does not exist"):
         info(tmp_path / "missing")
+    with pytest.raises(AdapterError, match="checkpoint_final.pth is a checkpoint, no adapter.*adapter extract"):
+        apply(trained / "start.pth", trained / "checkpoint_final.pth", tmp_path / "merged.pth")
+    with pytest.raises(AdapterError, match="is no folder of PEFT.*adapter extract"):
+        info(trained)
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
     with pytest.raises(AdapterError, match="none of nnunet_dante's"):
         info(tmp_path / "foreign")

@@ -11,10 +11,11 @@ from running import train
 from safetensors.torch import save
 
 from nnunet_dante import DanteError
-from nnunet_dante.adapters.adapter import apply, extract
+from nnunet_dante.adapters.adapter import apply, extract, info
 from nnunet_dante.adapters.file import read_adapter, write_adapter
 from nnunet_dante.adapters.merge import merge
-from nnunet_dante.models.checkpoint import load_checkpoint_safely
+from nnunet_dante.adapters.strength import at_strength
+from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically
 from nnunet_dante.training import trainers
 
 
@@ -24,9 +25,12 @@ def folder(prepared_once, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     with pytest.MonkeyPatch.context() as patch:
         prepared = prepared_once.activate(patch)
-        for name in ("LoRA", "LoRAFlat", "DoRA", "ConvAdapter"):
+        for name in ("LoRA", "LoRAFlat", "DoRA", "ConvAdapter", "BitFit"):
             trainer = train(getattr(trainers, f"nnUNetTrainer{name}"), prepared)
-            metadata, tensors = read_adapter(Path(trainer.output_folder, "adapter.safetensors"))
+            final = Path(trainer.output_folder, "checkpoint_final.pth")
+            save_atomically(at_strength(load_checkpoint_safely(final), 1), final)
+            extract(final, folder / "whole")
+            metadata, tensors = read_adapter(folder / "whole")
             generator = torch.Generator().manual_seed(1)
             for letter in "ab":
                 write_adapter(metadata, tensors, folder / f"{name}_{letter}.safetensors")
@@ -84,10 +88,18 @@ def test_the_average_of_tensors_trained_in_full_needs_no_base(folder, tmp_path):
 def test_other_bases_and_numbers_are_refused_by_name(folder, tmp_path):
     metadata, tensors = read_adapter(folder / "LoRA_b.safetensors")
     write_adapter({**metadata, "base_sha256": "0" * 64}, tensors, tmp_path / "stranger.safetensors")
-    with pytest.raises(DanteError, match=r"stranger.safetensors was trained on another base than LoRA_a.safetensors"):
+    with pytest.raises(DanteError, match=r"stranger.safetensors was trained on another base than .*LoRA_a.safetensors"):
         merge([folder / "LoRA_a.safetensors", tmp_path / "stranger.safetensors"], tmp_path / "sum")
-    with pytest.raises(DanteError, match="at least two adapters"):
+    with pytest.raises(DanteError, match=r"at least two adapters, and 1 was given \(LoRA_a.safetensors\)"):
         merge([folder / "LoRA_a.safetensors"], tmp_path / "sum")
+    for weights, said in (((0, 0), "weights are 0, 0, which adds nothing"), ((float("nan"), 1), "weights nan, 1 were"),
+                          ((1e300, 1), "is infinite or not a number: the weights 1e")):
+        with pytest.raises(DanteError, match=said):
+            merge([folder / "BitFit_a.safetensors", folder / "BitFit_b.safetensors"], tmp_path / "sum", weights=weights,
+                  base=folder / "start.pth")
+    for odd in (folder, folder / "start.pth"):
+        with pytest.raises(DanteError, match=f"{odd.name} is (a checkpoint|no folder of PEFT).*adapter extract"):
+            merge([folder / "LoRA_a.safetensors", odd], tmp_path / "sum")
     with pytest.raises(DanteError, match="one finite number for each"):
         merge([folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"], tmp_path / "sum", weights=(1, 1, 1))
     torch.save({"network_weights": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
@@ -100,6 +112,37 @@ def test_other_bases_and_numbers_are_refused_by_name(folder, tmp_path):
             merge([folder / "LoRA_a.safetensors", folder / "LoRA_b.safetensors"], tmp_path / "sum",
                   base=tmp_path / "other.pth")
     assert not (tmp_path / "sum").exists()
+
+
+def test_other_labels_are_refused_by_name(folder, tmp_path):
+    metadata, tensors = read_adapter(folder / "LoRA_b.safetensors")
+    init = metadata["init_args"]
+    labels = {"liver" if name == "organ" else name: value for name, value in init["dataset_json"]["labels"].items()}
+    write_adapter({**metadata, "init_args": {**init, "dataset_json": {**init["dataset_json"], "labels": labels}}},
+                  tensors, tmp_path / "liver.safetensors")
+    with pytest.raises(DanteError, match="liver.safetensors was trained for the labels background, lesion, liver, vessel"):
+        merge([folder / "LoRA_a.safetensors", tmp_path / "liver.safetensors"], tmp_path / "sum")
+
+
+def test_adapters_at_other_strengths_add_what_they_keep_and_the_sum_names_its_summands(folder, tmp_path):
+    start = load_checkpoint_safely(folder / "start.pth")["network_weights"]
+    files, expected = [], {key: tensor.double() for key, tensor in start.items()}
+    for letter, strength in (("a", 0.5), ("b", 0.25)):
+        apply(folder / "start.pth", folder / f"LoRAFlat_{letter}.safetensors", tmp_path / "applied.pth")
+        kept = at_strength(load_checkpoint_safely(tmp_path / "applied.pth"), strength)
+        torch.save(kept, tmp_path / "kept.pth")
+        files.append(tmp_path / f"{letter}.safetensors")
+        extract(tmp_path / "kept.pth", files[-1])
+        expected = {key: tensor + (kept["network_weights"][key].double() - start[key]) / 2
+                    for key, tensor in expected.items()}
+    said = merge(files, tmp_path / "sum", base=folder / "start.pth")
+    assert "0.5 x a.safetensors: LoRA, Dataset901_Tiny, fold 0, strength 0.5 + 0.5 x b.safetensors: LoRA" in said
+    summed = weights_with(folder, tmp_path / "sum", tmp_path)
+    for key, tensor in summed.items():
+        torch.testing.assert_close(tensor.double(), expected[key], rtol=1e-5, atol=1e-5)
+    assert "sum of         0.5 x a.safetensors" in info(tmp_path / "sum") and "strength       1," in info(tmp_path / "sum")
+    at_1 = at_strength(load_checkpoint_safely(tmp_path / "applied.pth"), 1)["network_weights"]
+    assert all(torch.equal(at_1[key], tensor) for key, tensor in summed.items())
 
 
 def test_adapters_of_format_1_can_be_added(folder, tmp_path):

@@ -46,6 +46,24 @@ def test_there_and_back_is_the_same_model(tmp_path, options):
     assert report.checkpoint.parent.name == f"fold_{before.fold}"
 
 
+def test_the_description_says_the_strength_and_the_adapters_of_a_sum(tmp_path):
+    folder = tiny.write_model_folder(tmp_path / "donor")
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    for n, (dante, said) in enumerate((
+            ({"strength": {"value": 0.4}}, "strength 0.4, where 1 is all"),
+            ({"options": {"sources": ["0.5 x a", "0.5 x b"]}}, "sum of 0.5 x a\n  sum of 0.5 x b"))):
+        torch.save(content | {"dante": dante}, file)
+        text = inspect_path(export_model(folder, tmp_path / f"Liver{n}.model").model)
+        assert said in text and text.count("strength") == len(dante.get("strength", ()))
+
+
+def test_files_that_are_no_pickles_are_told_from_damaged_ones(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\x10" + bytes(7) + b'{"a": {}}       ')
+    with pytest.raises(DafneError, match="x.safetensors is no .model file of Dafne; give one"):
+        import_model(tmp_path / "x.safetensors", tmp_path / "back")
+
+
 def test_stock_nnunet_predicts_with_the_imported_folder(exported, tmp_path):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
