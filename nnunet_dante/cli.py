@@ -305,7 +305,8 @@ def import_(model: Path, output: Path) -> None:
               "default: what the training found on its validation cases.")
 @click.option("--set", "strength", type=click.FloatRange(0), help="Set this strength instead of choosing one: 0 is the "
               "start, 1 all that was learned.")
-@click.option("--curve", "plot", type=_FILE, help="PNG file for a plot of Dice over strength.")
+@click.option("--curve", "plot", type=_FILE, help="PNG file for a plot of Dice over strength; given alone, nothing "
+              "else is written.")
 def strength(fold_folder: Path, cases: Path | None, strength: float | None, plot: Path | None) -> None:
     """Choose how much of what was learned a finished training keeps: the strength with the highest Dice.
 

@@ -83,6 +83,9 @@ def _text(lines: Iterator[str]) -> str:
 def _models(path: Path, root: Path) -> Iterator[str]:
     """Describe the models in a folder or zip, whose plans.json and dataset.json lie below `root`."""
     models = find_models(path)
+    if not models and path.resolve().name.startswith("fold_") and (path.resolve().parent / "plans.json").is_file():
+        raise DonorError(f"{path.resolve().name} is one fold of a model; give the folder above it, "
+                         f"{path.resolve().parent}, or a checkpoint in it.")
     if not models:
         raise DonorError(f"{path.resolve().name} holds no plans.json, so it holds no nnU-Net model "
                          "(TRAINER__PLANS__CONFIGURATION).")

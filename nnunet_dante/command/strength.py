@@ -12,13 +12,21 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from ..adapters.adapter import extract
-from ..adapters.strength import at_strength, interpolate, start_weights, trained_weights
+from ..adapters.strength import (
+    at_strength,
+    interpolate,
+    note_strength,
+    stale_masks,
+    start_weights,
+    trained_weights,
+)
 from ..datasets.images import image_files
 from ..errors import DanteError, StrengthError
 from ..files import atomic_path, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.network import build_network
-from ..training.strength import best_strength, dice_of_labels, load_start, mean_dice, search, summary
+from ..training.launch import train_command
+from ..training.strength import best_strength, dice_of_labels, load_start, mean_dice, search, summary, unseen_cases
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 
 _FINAL, _ADAPTER = "checkpoint_final.pth", "adapter.safetensors"
@@ -26,7 +34,7 @@ _FINAL, _ADAPTER = "checkpoint_final.pth", "adapter.safetensors"
 
 def set_strength(fold: PathLike, strength: float | None = None, *, cases: PathLike | None = None,
                  plot: PathLike | None = None) -> str:
-    """Put a finished training at another strength and return a sentence about it; nothing of the training is lost.
+    """Put a finished training at another strength and return what to tell the user; nothing of the training is lost.
 
     Args:
         fold: folder fold_X of a training that this package's trainers have finished.
@@ -34,7 +42,8 @@ def set_strength(fold: PathLike, strength: float | None = None, *, cases: PathLi
             the highest mean Dice.
         cases: folder with imagesTr and labelsTr of labelled cases that were not trained on. By default what the
             training found on its validation cases holds; if it did not choose, they are predicted now.
-        plot: PNG file for the curve of Dice over strength.
+        plot: PNG file for the curve of Dice over strength. Given alone, it is drawn of what is known, and nothing else
+            is written.
 
     Raises:
         StrengthError: there is no finished training of this package, its start weights are gone, or no cases are found.
@@ -49,29 +58,52 @@ def set_strength(fold: PathLike, strength: float | None = None, *, cases: PathLi
         raise StrengthError(f"{final} is not of a training with one of nnunet-dante's trainers, so what it started "
                             "from is unknown.")
     try:
+        if plot is not None and strength is None and cases is None:
+            return _drawn(checkpoint["dante"].get("strength") or {}, plot)
         changed, said = _changed(Path(fold), checkpoint, strength, cases)
-    except DanteError:
+    except (DanteError, torch.OutOfMemoryError):
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StrengthError(f"{final} is damaged: what it says of its training cannot be used ({type(error).__name__}: "
                             f"{error}). Copy it again.") from error
     if plot is not None:
         draw_curve(changed["dante"]["strength"], plot)
+    note_strength(Path(fold), checkpoint)  # before the masks become those of another strength
     save_atomically(changed, final)
     if changed["dante"].get("adapter"):
         extract(final, final.with_name(_ADAPTER))
+    if stale := stale_masks(Path(fold), changed):
+        said += f"\n{stale} Predict them again: {_validation_command(Path(fold).resolve(), changed)}"
     return said
+
+
+def _validation_command(fold: Path, checkpoint: Mapping[str, Any]) -> str:
+    init = checkpoint["init_args"]
+    trainer, _, rest = fold.parent.name.partition("__")  # TRAINER__PLANS__CONFIGURATION
+    return train_command(init["plans"]["dataset_name"], init["configuration"], fold.name.removeprefix("fold_"),
+                         plans=rest.partition("__")[0], trainer=trainer) + " --val"
+
+
+def _drawn(facts: Mapping[str, Any], plot: PathLike) -> str:
+    """Draw the curve that a checkpoint knows, and return how much it keeps."""
+    draw_curve(facts, plot)
+    strength, curve = facts["value"], {float(s): float(dice) for s, dice in facts["curve"]}
+    return summary(strength, curve, facts["cases"]) if strength in curve else _kept(strength)
+
+
+def _kept(strength: float) -> str:
+    return f"{_FINAL} keeps {100 * strength:.0f} % of what was learned."
 
 
 def _changed(fold: Path, checkpoint: Mapping[str, Any], strength: float | None,
              cases: PathLike | None) -> tuple[dict[str, Any], str]:
     """Return the checkpoint at the strength that is given or chosen, and a sentence about it."""
     start = start_weights(checkpoint) or _start_state(fold, checkpoint)
-    facts = {k: v for k, v in checkpoint["dante"].get("strength", {}).items() if k not in ("value", "trained")}
+    facts = {k: v for k, v in (checkpoint["dante"].get("strength") or {}).items() if k not in ("value", "trained")}
     training = facts.get("training", facts)  # what the training itself found, whatever was chosen since
     if strength is not None:
         facts = {**training, "rule": "given", "training": training}
-        said = f"{_FINAL} keeps {100 * strength:.0f} % of what was learned."
+        said = _kept(strength)
     else:
         if cases is not None:
             facts = {**_chosen(fold, checkpoint, start, cases), "training": training}
@@ -103,17 +135,19 @@ def draw_curve(facts: Mapping[str, Any], file: PathLike) -> None:
     """
     if not (curve := facts.get("curve")):
         raise StrengthError("there is no curve to plot: the strength was given, not chosen. Choose it: nnunet-dante "
-                            "strength FOLD_FOLDER --curve FILE.png")
+                            "strength FOLD_FOLDER")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*curve), marker="o", color="tab:blue")
-    axes.axvline(facts["value"], color="tab:orange", linestyle="--")
-    axes.annotate(f"kept: {100 * facts['value']:.0f} %", (facts["value"], axes.get_ylim()[0]), xytext=(4, 4),
-                  textcoords="offset points", color="tab:orange")
+    kept = facts["value"]
+    axes.axvline(kept, color="tab:orange", linestyle="--")
+    left = kept > sum(axes.get_xlim()) / 2  # of the line, so that the words stay inside the axes
+    axes.annotate(f"kept: {100 * kept:.0f} %", (kept, axes.get_ylim()[0]), xytext=(-4 if left else 4, 4),
+                  textcoords="offset points", color="tab:orange", ha="right" if left else "left")
     axes.set(xlabel="strength (0: start weights, 1: all that was learned)",
-             ylabel=f"mean Dice, {facts['cases']} unseen cases")
+             ylabel=f"mean Dice, {unseen_cases(facts['cases'])}")
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

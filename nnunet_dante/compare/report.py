@@ -121,7 +121,7 @@ def write_report(sources: Sequence[Source], out: Path, *, title: str = "", befor
                           "fold folders of nnU-Net.")
     write_results([source.result for source in sources], out / "results.json")
     sources = [replace(source, result=result) for source, result in zip(sources, results)]
-    blocks, tables = [*before, *_failures(compared)], {}
+    blocks, tables = [*before, *_failures(compared), *_warnings(compared)], {}
     for study in compared:
         part = _study_blocks(study, [s for s in sources if s.result.experiment == study.name], out)
         blocks += part
@@ -166,6 +166,12 @@ def _failures(compared: Sequence[Study]) -> list[Block]:
     return [Heading(f"Runs with an error: {len(failed)}"), Text("They count nowhere below."),
             Listing([f"{study.name}, {run.method}, {run.shots} training cases, seed {run.seed}: {run.error}"
                      for study, run in failed])]
+
+
+def _warnings(compared: Sequence[Study]) -> list[Block]:
+    said = [f"{study.name}, {run.method}, {run.shots} training cases, seed {run.seed}: {run.warning}"
+            for study in compared for run in study.runs if run.warning]
+    return [Heading("Warnings"), Listing(said)] if said else []
 
 
 def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:

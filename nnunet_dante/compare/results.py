@@ -40,7 +40,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     seconds: duration of each epoch.
     stages: (first epoch, names of the trained parameter groups) of each stage; () if unknown.
     adapter_mib: size of the adapter file, in MiB. peak_memory_mib: peak memory of the training, in MiB.
-    error: what went wrong; "" if nothing did.
+    warning: what a reader of the scores must know; "" if nothing. error: what went wrong; "" if nothing did.
     """
 
     experiment: str
@@ -69,6 +69,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     iterations_per_epoch: int | None = None
     machine: str = ""
     date: str = ""
+    warning: str = ""
     error: str = ""
     format: int = FORMAT
 

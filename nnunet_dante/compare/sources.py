@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ..adapters.strength import stale_masks
 from ..datasets.images import is_cut, segmentation_reader
 from ..errors import DanteError, ResultError
 from ..files import read_json
@@ -138,7 +139,7 @@ def _read_fold(folder: Path, tolerance_mm: float) -> Source:
     dataset_json, plans = (_json(folder.parent / name) for name in ("dataset.json", "plans.json"))
     files = CaseFiles(dataset=plans.get("dataset_name") or folder.parent.parent.name, content=dataset_json)
     checkpoint = load_checkpoint_safely(folder / "checkpoint_final.pth")
-    donor = (checkpoint.get("dante") or {}).get("donor") or {}
+    donor, stale = (checkpoint.get("dante") or {}).get("donor") or {}, stale_masks(folder, checkpoint)
     adapter, debug = folder / "adapter.safetensors", folder / "debug.json"
     facts = _json(debug) if debug.is_file() else {}
     iterations = str(facts.get("num_iterations_per_epoch", ""))
@@ -150,6 +151,7 @@ def _read_fold(folder: Path, tolerance_mm: float) -> Source:
         adapter_mib=adapter.stat().st_size / 2**20 if adapter.is_file() else None,
         iterations_per_epoch=int(iterations) if iterations.isdigit() else None,
         machine=str(facts.get("gpu_name") or facts.get("device") or ""),
+        warning=f"{stale} Predict them again: run the training's command with --val." if stale else "",
         date=date.fromtimestamp((folder / "checkpoint_final.pth").stat().st_mtime).isoformat())
     result = msgspec.convert(msgspec.structs.asdict(result), RunResult)  # the files may hold anything
     return Source(result=result, masks=folder / "validation", files=files)

@@ -98,6 +98,10 @@ class Method:
             raise ConfigurationError(f"{type(self).__name__} starts from random weights, and l2_sp={self.l2_sp!r}, "
                                      f"ewc={self.ewc!r} would hold it there; leave both 0.")
 
+    def __str__(self) -> str:
+        """Return the method with its options, as a user writes them."""
+        return repr(self).replace("strength=None", "strength=auto")
+
     @classmethod
     def limits(cls) -> dict[str, Limit]:
         """Return option -> allowed values, of this method and of its bases."""

@@ -150,7 +150,8 @@ def _of_kind(name: str, value: Any, kind: type) -> Any:
 
 
 def _wrong(name: str, value: Any, kind: type) -> ConfigurationError:
-    return ConfigurationError(f"Override {name} is {value!r}; it must be {_KINDS[kind]}.")
+    return ConfigurationError(f"Override {name} is {value!r}; it must be {_KINDS[kind]}"
+                              f"{' or the word auto' if name == _AUTO[0] else ''}.")
 
 
 def _kind(hint: Any) -> Any:

@@ -23,7 +23,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
 from torch import nn
 
-from ..adapters.strength import at_strength, interpolate, start_weights, trained_weights
+from ..adapters.strength import at_strength, interpolate, note_strength, start_weights, trained_weights
 from ..errors import DanteError, StrengthError
 from ..files import read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
@@ -58,8 +58,13 @@ def summary(strength: float, curve: Mapping[float, float], cases: int) -> str:
     """Return in one sentence what was kept, and what keeping all or nothing would have given."""
     kept = "nothing" if strength == 0 else "all" if strength == 1 else f"{100 * strength:.0f} %"
     others = [f"{name} {curve[other]:.3f}" for other, name in ((1, "all of it"), (0, "none")) if other != strength]
-    return (f"kept {kept} of what was learned: Dice {curve[strength]:.3f} on {cases} unseen case{'s' * (cases > 1)}; "
+    return (f"kept {kept} of what was learned: Dice {curve[strength]:.3f} on {unseen_cases(cases)}; "
             f"{', '.join(others)}.")
+
+
+def unseen_cases(number: int) -> str:
+    """Return the number of cases in words."""
+    return f"{number} unseen case{'' if number == 1 else 's'}"
 
 
 def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelManager) -> list[float]:
@@ -117,7 +122,7 @@ class StrengthMixin(_Base):
 
     run_method: Any
     output_folder: str
-    resumed_strength: Mapping[str, Any] | None = None  # of a finished training that is continued
+    kept_strength: Mapping[str, Any] | None = None  # what the checkpoint of a finished training says of its strength
 
     def keep_start(self) -> None:
         """Keep the weights that -pretrained_weights gave: the strength at the end is counted from them."""
@@ -147,6 +152,13 @@ class StrengthMixin(_Base):
         if self.local_rank == 0:
             save_atomically(checkpoint, final)
         self.bare_network.load_state_dict(checkpoint["network_weights"])
+        self.kept_strength = checkpoint["dante"]["strength"]
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate as nnU-Net does, and note beside the scores at which strength the masks were predicted."""
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0:
+            note_strength(Path(self.output_folder), {"dante": {"strength": self.kept_strength}})
 
     def start_state(self) -> StateDict:
         """Return the weights before the training, on the CPU as those of a checkpoint; raises as `load_start`."""
@@ -155,7 +167,7 @@ class StrengthMixin(_Base):
 
     def _strength(self, start: ReadOnlyStateDict, trained: ReadOnlyStateDict) -> tuple[float, dict[str, Any]]:
         """Return the strength to keep, and the facts of its choice for the checkpoint; the same on all ranks."""
-        if (before := self.resumed_strength) is not None:
+        if (before := self.kept_strength) is not None:
             return before["value"], {key: fact for key, fact in before.items() if key not in ("value", "trained")}
         if (given := self.run_method.strength) is not None:
             self.print_to_log_file(f"strength {given:g}, as the options say")
@@ -166,7 +178,9 @@ class StrengthMixin(_Base):
             return self._without_unseen_cases(start, training)
         cases = sorted(random.Random(0).sample(unseen, min(MAX_CASES, len(unseen))))
         self.print_to_log_file(f"Choosing how much of what was learned to keep: {len(GRID) + 2} strengths at most, "
-                               f"each predicts {len(cases)} unseen cases ({', '.join(cases)})")
+                               f"each predicts {unseen_cases(len(cases))} ({', '.join(cases)}) without mirroring. "
+                               "nnU-Net's Mean Validation Dice further below is with mirroring and of all validation "
+                               "cases, so it can differ.")
         began = time.monotonic()
         curve = search(self._scorer(start, trained, cases))
         facts = {"rule": "unseen cases", "cases": len(cases), "curve": [[s, d] for s, d in curve.items()],

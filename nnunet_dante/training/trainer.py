@@ -103,9 +103,10 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
         self.initial_lr, self.weight_decay = self.run_method.lr, self.run_method.weight_decay
         self.save_every = 10
         used = {k: v for k, v in overrides.items() if k in self.run_method.known_overrides() | {*self.steps}}
-        if overrides:
-            self.print_to_log_file("Overrides in the plans:", used, "Not options of this trainer, ignored:",
-                                   {k: v for k, v in overrides.items() if k not in used})
+        if used:
+            self.print_to_log_file("Overrides in the plans:", used)
+        if ignored := {k: v for k, v in overrides.items() if k not in used}:
+            self.print_to_log_file("Overrides in the plans that are no options of this trainer, ignored:", ignored)
         super().initialize()
 
     @property
@@ -282,7 +283,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
                        factors=adapter["factors"])
         self.start_dice, self.start_source = dante.get("start_dice", {}), dante.get("start_source", "unknown")
         self.resume_random_state, self.resumed_penalty = dante.get("random_state"), dante.get("penalty")
-        self.resumed_strength = dante.get("strength")
+        self.kept_strength = dante.get("strength")
         self.keep_best()
 
     def on_train_end(self) -> None:

@@ -86,6 +86,11 @@ def test_what_is_none_of_these_is_refused(tmp_path):
             inspect_path(tmp_path / name)
 
 
+def test_a_fold_folder_says_to_give_the_folder_above(folder):
+    with pytest.raises(DonorError, match="fold_0 is one fold of a model; give the folder above it"):
+        inspect_path(folder / "fold_0")
+
+
 def test_a_network_with_added_modules_says_that_it_is_not_stock_and_what_it_needs(folder):
     assert "NOT a stock network" not in inspect_path(folder / "fold_0" / "checkpoint_final.pth")
     tiny.add_modules(folder, "nnUNetTrainerSpatialAdapter")

@@ -125,6 +125,13 @@ def test_a_run_that_failed_has_no_pictures_but_is_listed(root):
     assert len(read_results(root / "report" / "results.json")) == 2
 
 
+def test_what_a_reader_must_know_of_the_masks_stands_before_the_scores(root):
+    write_results([synthetic.result("LoRA", 2, 0, warning="The masks are old."), synthetic.result("head", 2, 0)],
+                  root / "runs.json")
+    text = compare([root / "runs.json"], root / "report").read_text()
+    assert "## Warnings" in text and "LoRA, 2 training cases, seed 0: The masks are old." in text.split("Distances")[0]
+
+
 def test_a_folder_that_is_neither_says_what_is_wanted(root):
     with pytest.raises(ResultError, match="no finished fold.*runs/"):
         compare([root], root / "report")

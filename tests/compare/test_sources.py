@@ -153,6 +153,17 @@ def test_cases_that_dataset_json_lists_are_found_where_it_says(root):
         files.image("case_9")
 
 
+def test_masks_of_another_strength_than_the_checkpoint_are_said(root):
+    folder = folds.write_fold(root, "nnUNetTrainerLoRA")
+    content = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    content["dante"]["strength"] = {"value": 0.4, "trained": {}}
+    torch.save(content, folder / "checkpoint_final.pth")
+    for noted, said in (({}, False), ({"dante": {"strength": 0.4}}, False), ({"dante": {"strength": 0.7}}, True),
+                        ({"dante": {"strength": None}}, True), ([1], False)):
+        (folder / "validation" / "summary.json").write_text(json.dumps(noted))
+        assert ("is at strength 0.4" in read_fold(folder).warning) == said
+
+
 def test_labels_written_as_text_are_scored_as_numbers(root):
     folder = folds.write_fold(root, "nnUNetTrainerLoRA")
     expected = read_fold(folder).cases

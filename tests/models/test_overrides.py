@@ -52,6 +52,7 @@ def test_texts_become_values_of_the_options_kind(text, value):
     (["l2sp=1"], "'l2sp' is unknown; allowed are .*, l2_sp,"), (["l2_sp"], "is not KEY=VALUE"),
     (["=3"], "'' is unknown"), (["l2_sp=1", "l2_sp=2"], "sets a key for the second time"),
     (["l2_sp=strong"], "l2_sp is 'strong'; it must be a number"), (["l2_sp="], "it must be a number"),
+    (["strength=hello"], "strength is 'hello'; it must be a number or the word auto"),
     (["l2_sp=nan"], "it must be a number"), (["l2_sp=-1"], "l2_sp is -1.0; give 0"),
     (["stop_patience=2.5"], "stop_patience is '2.5'; it must be a whole number"),
     (["encoder=1"], "encoder is '1'; it must be true or false"), (["size_margin=1"], "size_margin is 1.0; give a share"),

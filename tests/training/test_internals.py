@@ -29,6 +29,7 @@ PARAMETERS = {
     "on_train_epoch_end": ["self", "train_outputs"],
     "on_train_epoch_start": ["self"],
     "on_train_start": ["self"],
+    "perform_actual_validation": ["self", "save_probabilities"],
     "run_training": ["self"],
     "save_checkpoint": ["self", "filename"],
     "train_step": ["self", "batch"],

@@ -153,6 +153,12 @@ def test_checkpoint_names_the_trainer_whose_network_it_is():
     assert Deeper.__new__(Deeper).stock_trainer_name == "nnUNet_Primus_S_Trainer"
 
 
+def test_the_log_shows_the_options_as_a_user_writes_them(prepared, capsys):
+    build(trainers.nnUNetTrainerLoRA, prepared).initialize()
+    said = capsys.readouterr().out
+    assert "strength=auto" in said and "Overrides in the plans: {'epochs': 3" in said and "ignored" not in said
+
+
 def test_new_channels_that_a_method_cannot_learn_are_called_out(prepared, capsys):
     plans = json.loads((prepared.preprocessed / "nnUNetDantePlans.json").read_text())
     plans["dante"]["start_weights"]["3d_fullres"]["channel_map"] = {"MRI": None}
