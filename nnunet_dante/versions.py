@@ -2,7 +2,7 @@
 
 Versions that are known to fail are refused: they are outside the ranges of pyproject.toml, which are read from the
 metadata of the installed package. A version of nnU-Net that is newer than the tested ones is used with a warning. This
-module must work where the others do not, so it imports neither torch nor nnU-Net.
+module must work where the others do not, so importing it imports neither torch nor nnU-Net.
 """
 
 from __future__ import annotations
@@ -78,6 +78,28 @@ def refuse_unsupported() -> None:
         raise UnsupportedVersionError(f"{'; '.join(found[name] for name in wrong)}. {remedy(wrong)}")
     if sentence := untested():
         warnings.warn(sentence, stacklevel=2)
+
+
+def torchvision_version() -> str:
+    """Return the version of torchvision, after importing it: one that was built for another torch cannot be imported.
+
+    Raises:
+        UnsupportedVersionError: it cannot be imported; names the command that installs the one that fits.
+    """
+    import torch
+
+    try:
+        import torchvision
+    except Exception as error:  # a wrong pair ends in RuntimeError, ImportError, AttributeError or OSError, by version
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "torchvision"
+        cause = "torchvision is not installed" if missing else "This torchvision was built for another torch"
+        release = torch.__version__.split(".")  # torchvision 0.(n + 15) belongs to torch 2.n
+        raise UnsupportedVersionError(
+            f"{type(error).__name__}: {error}. {cause}. nnU-Net imports it (through timm) before it looks for external "
+            f"trainers, so no trainer of this package would be found. Install the one that belongs to torch "
+            f'{torch.__version__}: pip install --force-reinstall --no-deps "torchvision==0.{int(release[1]) + 15}.*", '
+            f"with the --index-url that you installed torch with, if any") from error
+    return str(torchvision.__version__)
 
 
 def remedy(wrong: list[str]) -> str:

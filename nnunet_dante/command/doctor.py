@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import UnsupportedVersionError
 from ..training.launch import VARIABLE, search_path, trainers_folder
-from ..versions import PACKAGE, installed, remedy, supported, unsupported, untested
+from ..versions import PACKAGE, installed, remedy, supported, torchvision_version, unsupported, untested
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Check:
 def diagnose() -> Iterator[Check]:
     """Yield the checks in order; a check that raises has failed, and its message says why."""
     checks: list[tuple[str, Callable[[], str]]] = [
-        ("versions", _versions), ("torchvision", _torchvision), ("device", _device),
+        ("versions", _versions), ("torchvision", lambda: f"{torchvision_version()} imports"), ("device", _device),
         *((name, lambda name=name: _folder(name)) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")),
         ("trainer search", _trainer_search), ("gradient audit", _audit)]
     for name, check in checks:
@@ -44,23 +44,6 @@ def _versions() -> str:
     if note := untested():
         seen += f"; note: {note}"
     return seen if supported() else f"{seen}; {PACKAGE} has no metadata to check them by: install it with pip"
-
-
-def _torchvision() -> str:
-    import torch
-
-    try:
-        import torchvision
-    except Exception as error:  # a wrong pair ends in RuntimeError, ImportError, AttributeError or OSError, by version
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "torchvision"
-        cause = "torchvision is not installed" if missing else "This torchvision was built for another torch"
-        release = torch.__version__.split(".")  # torchvision 0.(n + 15) belongs to torch 2.n
-        raise RuntimeError(
-            f"{type(error).__name__}: {error}. {cause}. nnU-Net imports it (through timm) before it looks for external "
-            f"trainers, so no trainer of this package would be found. Install the one that belongs to torch "
-            f'{torch.__version__}: pip install --force-reinstall --no-deps "torchvision==0.{int(release[1]) + 15}.*", '
-            f"with the --index-url that you installed torch with, if any") from error
-    return f"{torchvision.__version__} imports"
 
 
 def _device() -> str:

@@ -46,6 +46,7 @@ def model_id(donor: Donor, settings: Mapping[str, Any], *, base: PathLike | None
         return str(came_back["model_id"]), "that of the .model file it was imported from"
     ancestor = donor.started_from
     root = ancestor.get("sha256", donor.sha256)
-    whose = (f"all models that start from {ancestor['source']} have it" if ancestor
-             else "a new one; models that start from this one will have it, too")
+    same = "the same labels, channels, spacing, orientation and normalisation"
+    whose = (f"all models that start from {ancestor['source']} and have {same} have it" if ancestor
+             else f"a new one; models that start from this one and have {same} will have it, too")
     return str(uuid.uuid5(_NAMESPACE, root + structure)), whose

@@ -100,9 +100,8 @@ def trainer_class(name: str) -> Any:
     found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
     if found is None:
         raise UnknownTrainerError(
-            f"Trainer {name!r} is none of nnU-Net's own, so its network is unknown. Supported are those trainers, "
-            f"{', '.join(ADDING_TRAINERS)}, and trainers that use the network of the plans; others must be installed "
-            "below nnunetv2/training/nnUNetTrainer, as the packages do that bring their own copy of nnU-Net.")
+            f"Trainer {name!r} is none of nnU-Net's own, so the network that it builds is unknown. Copy its Python "
+            f"file into {folder}.")
     return found
 
 

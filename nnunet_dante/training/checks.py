@@ -19,8 +19,10 @@ from ..errors import ConfigurationError
 from ..files import read_json
 from ..models.overrides import SEARCH_PATH
 from ..models.settings import read_dante_block
+from ..versions import torchvision_version
 
 DEFAULT_PLANS = "nnUNetPlans"
+_PREFIX = "nnUNetTrainer"
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -83,16 +85,24 @@ def _trainer(name: str) -> Any:
 
     from . import trainers
 
-    if isinstance(found := getattr(trainers, name, None), type):
+    if name.startswith(_PREFIX) and isinstance(found := getattr(trainers, name, None), type):
+        if found.__module__ == trainers.__name__:  # nnU-Net finds its own ones before it needs torchvision
+            torchvision_version()
         return found
     try:
         return recursive_find_trainer_class_by_name(name)
-    except RuntimeError:
-        known = {n for n in vars(trainers) if n.startswith("nnUNetTrainer")} | set(_classes_of_nnunet())
-        near = get_close_matches(name, known, n=3, cutoff=0.5)
-        meant = f"Did you mean {' or '.join(near)}? " if near else ""
+    except (RuntimeError, AssertionError):  # no such class, or one that is no trainer
+        known = {n for n in vars(trainers) if n.startswith(_PREFIX)} | set(_classes_of_nnunet())
+        by_word = {_word(trainer): trainer for trainer in sorted(known)}
+        near = [_word(name)] if _word(name) in by_word else get_close_matches(_word(name), by_word, cutoff=0.5)
+        meant = f"Did you mean {' or '.join(by_word[word] for word in near)}? " if near else ""
         raise ConfigurationError(f"There is no trainer {name!r}. {meant}Your own trainers are searched in the "
                                  f"folders of nnUNet_extTrainer, {os.environ[SEARCH_PATH]}.") from None
+
+
+def _word(trainer: str) -> str:
+    """Return what tells a trainer from the others, whether or not its letters are capital."""
+    return trainer.lower().removeprefix(_PREFIX.lower())
 
 
 def _classes_of_nnunet() -> Iterable[str]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nnunet_dante.command import doctor
+from nnunet_dante.errors import UnsupportedVersionError
 
 
 def test_a_version_outside_the_range_fails_the_check_and_the_others_still_run(monkeypatch):
@@ -43,8 +44,8 @@ def test_it_recognises_a_torchvision_of_another_torch_and_names_the_one_that_fit
 
 def test_a_missing_torchvision_is_not_taken_for_one_of_another_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(RuntimeError, match="torchvision is not installed.*pip install"):
-        doctor._torchvision()
+    with pytest.raises(UnsupportedVersionError, match="torchvision is not installed.*pip install"):
+        doctor.torchvision_version()
 
 
 def test_it_says_what_to_do_about_folders(monkeypatch, tmp_path):

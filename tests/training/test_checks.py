@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import tiny
 from click.testing import CliRunner
 
 from nnunet_dante.cli import main
-from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.errors import ConfigurationError, UnsupportedVersionError
 from nnunet_dante.training import launch
 from nnunet_dante.training.checks import check_arguments
 
@@ -46,6 +47,9 @@ def test_what_can_start_is_not_refused(prepared):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"tr": "nnUNetTrainerLora"}, "no trainer 'nnUNetTrainerLora'. Did you mean nnUNetTrainerLoRA"),
     ({"tr": "nnUNetTrainer_5epoch"}, "Did you mean nnUNetTrainer_5epochs"),
+    ({"tr": "nnUnetTrainerLoRA"}, r"Did you mean nnUNetTrainerLoRA\?"), ({"tr": "LoRA"}, r"mean nnUNetTrainerLoRA\?"),
+    ({"tr": "nnUNetTrainerFinetuning"}, "Did you mean nnUNetTrainerFineTune"),
+    ({"tr": "nnUNetTrainerGradualUnfreeze"}, "Did you mean nnUNetTrainerGradualUnfreezing"),
     ({"p": "nnUNetDantPlans"}, "has no plans 'nnUNetDantPlans'; it has: nnUNetDantePlans. .*transfer MODEL"),
     ({"p": None}, "has no plans 'nnUNetPlans'; it has: nnUNetDantePlans"),
     ({"configuration": "2d", "tr": "nnUNetTrainer"}, "hold no configuration '2d'; they hold 3d_fullres"),
@@ -67,6 +71,13 @@ def test_a_machine_without_gpu_is_told_the_device(prepared, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     refused(given(device=None), "no CUDA GPU .* add -device cpu")
+
+
+def test_a_torchvision_of_another_torch_is_named_before_nnunet_finds_no_trainer(prepared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UnsupportedVersionError, match=r"torchvision.*no trainer of this package.*pip install"):
+        check_arguments(GOOD)
+    check_arguments(given(tr="nnUNetTrainer"))
 
 
 @pytest.mark.parametrize("name", ["nnUNet_preprocessed", "nnUNet_results"])
