@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 
 from nnunet_dante.adapters import adapter
+from nnunet_dante.adapters.merge import merge
 from nnunet_dante.benchmark.protocol import planned_runs, read_protocol
 from nnunet_dante.benchmark.run import _shots
 from nnunet_dante.command.inspect import inspect_path
+from nnunet_dante.command.strength import set_strength
 from nnunet_dante.compare.results import read_results
 from nnunet_dante.compare.sources import read_fold
 from nnunet_dante.compare.training_log import training_facts
@@ -58,6 +61,20 @@ def _read_adapter(place: Place) -> str:
     adapter.info(path)
     adapter.apply(place.samples / "checkpoint.pth", path, place.out / "merged.pth")
     return digest(load_checkpoint_safely(place.out / "merged.pth"))
+
+
+def _read_merge(place: Place) -> str:
+    adapters = place.case / "adapter.safetensors", place.samples / "adapter.safetensors"
+    merge(adapters, place.out / "sum.safetensors", base=place.samples / "checkpoint.pth")
+    return digest(adapter.read_adapter(place.out / "sum.safetensors"))
+
+
+def _read_strength(place: Place) -> str:
+    fold = place.case / "nnUNetTrainerLoRA__nnUNetPlans__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    final = Path(shutil.copy(place.case / "trained.pth", fold / "checkpoint_final.pth"))
+    set_strength(fold, 0.25)
+    return digest(load_checkpoint_safely(final))
 
 
 def _read_trained(place: Place) -> str:
@@ -171,6 +188,9 @@ READERS = (
            attacks=lambda place: hostile.model_texts(place, "dataset.json")),
     Reader(name="adapter, bytes", make=hostile.in_bytes("adapter.safetensors"), read=_read_adapter, exact=True),
     Reader(name="adapter, content", make=hostile.adapter_content, read=_read_adapter, attacks=hostile.adapter_texts),
+    Reader(name="adapter merge", make=hostile.adapter_content, read=_read_merge, attacks=hostile.adapter_texts),
+    Reader(name="strength of a checkpoint", make=hostile.in_content("trained.pth"), read=_read_strength,
+           attacks=hostile.checkpoint_attacks("trained.pth")),
     Reader(name="PEFT folder", make=hostile.peft, read=_read_peft, attacks=hostile.peft_attacks),
     Reader(name="Dafne model, bytes", make=hostile.in_bytes("Liver.model"), read=_read_dafne),
     Reader(name="Dafne model, content", make=hostile.dafne_content, read=_read_dafne, attacks=hostile.dafne_attacks),

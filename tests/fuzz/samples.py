@@ -13,6 +13,7 @@ import tiny
 import torch
 
 from nnunet_dante.adapters.adapter import apply
+from nnunet_dante.adapters.strength import at_strength
 from nnunet_dante.compare.results import RunResult, write_result
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically, unique_tensors, weights_sha256
@@ -66,7 +67,7 @@ def write_samples(root: Path) -> None:
 
 
 def _write_adapter(root: Path) -> None:
-    """adapter.safetensors of the checkpoint, and trained.pth that it was extracted from."""
+    """trained.pth, half of whose update is kept, and its adapter.safetensors; the whole update as a folder of PEFT."""
     from nnunet_dante.adapters.adapter import extract
 
     content = load_checkpoint_safely(root / "checkpoint.pth")
@@ -87,6 +88,11 @@ def _write_adapter(root: Path) -> None:
     extract(root / "trained.pth", root / "adapter.safetensors")
     extract(root / "trained.pth", root / "peft", form="peft")
     apply(root / "checkpoint.pth", root / "adapter.safetensors", root / "trained.pth")
+    content = load_checkpoint_safely(root / "trained.pth")
+    content["network_weights"][head] = content["network_weights"][head] + 1  # trained in full
+    save_atomically(at_strength(content, 0.5, facts={"rule": "unseen cases", "cases": 1, "curve": [[0.0, 0.1], [0.5, 0.2]]}),
+                    root / "trained.pth")
+    extract(root / "trained.pth", root / "adapter.safetensors")
 
 
 def _write_target(root: Path) -> None:
