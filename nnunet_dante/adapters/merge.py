@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AdapterError, DanteError
+from ..errors import AdapterError
 from ..models.checkpoint import load_checkpoint_safely, not_finite, weights_sha256
 from ..models.labels import head_names
 from ..peft.low_rank import capped_rank
@@ -54,7 +54,23 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
     if start is not None and weights_sha256(start) != (wanted := read[0][0]["base_sha256"]):
         raise AdapterError(f"{Path(str(base)).name} is not the base of these adapters (sha256 {wanted[:12]}...); give "
                            "the start weights of their trainings.")
-    updates: dict[str, Any] = {}
+    updates, tensors = _summed(shares, read, start)
+    if odd := not_finite(tensors.items()):
+        raise AdapterError(f"the sum of {odd[0]} is infinite or not a number: the weights {_listed(shares)} are too "
+                           "large, or one of the files is damaged.")
+    sources = [f"{share:g} x {path.name}: {_training(metadata)}"
+               for share, path, (metadata, _) in zip(shares, paths, read)]
+    options = {"methods": [metadata["method"] for metadata, _ in read], "weights": shares, "sources": sources}
+    write_adapter({**read[0][0], "format": FORMAT, "method": "merge", "updates": updates, "options": options,
+                   "strength": None, "start_dice": None}, tensors, output)
+    return (f"{Path(output).name}: {' + '.join(sources)}; {len(updates)} weights as factors, "
+            f"{len(_full(tensors, updates))} in full")
+
+
+def _summed(shares: Sequence[float], read: Sequence[tuple[dict[str, Any], StateDict]],
+            start: StateDict | None) -> tuple[dict[str, dict[str, Any]], StateDict]:
+    """Return the settings of the sum's updates, and all of its tensors."""
+    updates: dict[str, dict[str, Any]] = {}
     tensors: StateDict = {}
     for name in sorted({name for metadata, found in read for name in _changed(metadata, found)}):
         parts = [_Part(share, metadata["updates"].get(name), found, name)
@@ -70,16 +86,7 @@ def merge(adapters: Sequence[PathLike], output: PathLike, *, weights: Sequence[f
         except Exception as error:  # whatever settings and shapes, which come from the files, raise
             raise AdapterError(f"the updates of {name} cannot be added ({type(error).__name__}: {error}); one of the "
                                "files is damaged: copy them again.") from error
-    if odd := not_finite(tensors.items()):
-        raise AdapterError(f"the sum of {odd[0]} is infinite or not a number: the weights {_listed(shares)} are too "
-                           "large, or one of the files is damaged.")
-    sources = [f"{share:g} x {path.name}: {_training(metadata)}"
-               for share, path, (metadata, _) in zip(shares, paths, read)]
-    options = {"methods": [metadata["method"] for metadata, _ in read], "weights": shares, "sources": sources}
-    write_adapter({**read[0][0], "format": FORMAT, "method": "merge", "updates": updates, "options": options,
-                   "strength": None, "start_dice": None}, tensors, output)
-    return (f"{Path(output).name}: {' + '.join(sources)}; {len(updates)} weights as factors, "
-            f"{len(_full(tensors, updates))} in full")
+    return updates, tensors
 
 
 def _checked_shares(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
@@ -123,8 +130,8 @@ def _read(paths: Sequence[Path], base: dict[str, Any] | None) -> list[tuple[dict
 def _names(metadata: dict[str, Any], path: Path) -> tuple[str, ...]:
     try:
         return head_names(metadata["init_args"]["dataset_json"])
-    except DanteError as error:
-        raise AdapterError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # whatever labels that are none raise
+        raise AdapterError(f"{path} is damaged: its labels cannot be read ({error}). Copy it again.") from error
 
 
 def _training(metadata: dict[str, Any]) -> str:
