@@ -92,6 +92,7 @@ def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) 
         AdapterError: it could not be read again.
     """
     check(metadata, Header, path)
+    _refuse_two_strengths(metadata, path)
     strength = dict(metadata.get("strength") or {})
     tensors = tensors | {f"{_TRAINED}{name}": tensor for name, tensor in strength.pop("trained", {}).items()}
     metadata = {**metadata, "strength": strength or None}

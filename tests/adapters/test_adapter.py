@@ -83,8 +83,10 @@ def test_the_strength_of_a_checkpoint_made_of_an_adapter_can_be_changed_exactly(
 def test_an_adapter_that_says_two_strengths_is_refused(trained, tmp_path):
     metadata, tensors = read_adapter(trained / "adapter.safetensors")
     updates = {name: {**settings, "strength": 0.5} for name, settings in metadata["updates"].items()}
-    write_adapter({**metadata, "updates": updates, "strength": {"value": 0.25}}, tensors, tmp_path / "a.safetensors")
     with pytest.raises(AdapterError, match="a.safetensors is at strength 0.25, and its update of .* at 0.5.*extract"):
+        write_adapter({**metadata, "updates": updates, "strength": {"value": 0.25}}, tensors, tmp_path / "a.safetensors")
+    rewritten(trained / "adapter.safetensors", tmp_path / "a.safetensors", lambda m, t: m.update(strength={"value": 0.25}))
+    with pytest.raises(AdapterError, match="a.safetensors is at strength 0.25, and its update of .* at 1.*extract"):
         apply(trained / "start.pth", tmp_path / "a.safetensors", tmp_path / "merged.pth")
 
 
