@@ -147,11 +147,11 @@ def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple
     return metadata, tensors
 
 
-def _refuse_two_strengths(metadata: dict[str, Any], path: Path) -> None:
+def _refuse_two_strengths(metadata: dict[str, Any], path: PathLike) -> None:
     value = (metadata.get("strength") or {}).get("value", 1)
     for name, settings in metadata["updates"].items():
         if (found := settings.get("strength", 1)) != value:
-            raise AdapterError(f"{path.name} is at strength {value!r}, and its update of {name} at {found!r}. "
+            raise AdapterError(f"{Path(path).name} is at strength {value!r}, and its update of {name} at {found!r}. "
                                f"{_EXTRACT}")
 
 

@@ -133,9 +133,9 @@ def stale_masks(fold: Path, checkpoint: Mapping[str, Any]) -> str:
         return ""
     if said == (now := _value(checkpoint)):
         return ""
-    then, now = (f"at strength {value}" if value is not None else "before the strength was chosen"
-                 for value in (said, now))
-    return f"The validation masks were predicted {then}, checkpoint_final.pth is {now}."
+    then = "before the strength was chosen" if said is None else f"at strength {said}"
+    return (f"The validation masks were predicted {then}, checkpoint_final.pth is at "
+            f"{'full strength' if now is None else f'strength {now}'}.")
 
 
 def _value(checkpoint: Mapping[str, Any]) -> float | None:
