@@ -62,12 +62,13 @@ def contents(checkpoint: PathLike) -> tuple[dict[str, Any], StateDict, StateDict
     factors, weights = dante["adapter"]["factors"], content["network_weights"]
     updates = dante["adapter"].get("updates") or updates_of_format_1(dante, factors)
     full = {name: weights[name] for name in dante["adapter"]["base"] if name not in updates}
-    init, strength = content["init_args"], dict(dante.get("strength") or {})
+    init, strength = content["init_args"], dante.get("strength") or {}
     # Copies: integer tensors are the same ones at every strength above 0, and safetensors stores no tensor twice.
     trained = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-               for k, v in (strength.pop("trained", None) or {}).items()}
+               for k, v in (strength.get("trained") or {}).items()}
     metadata = {"format": FORMAT, **{key: dante.get(key) for key in IDENTITY}, "updates": updates,
-                **{key: content[key] for key in STOCK if key in content}, "strength": strength or None,
+                **{key: content[key] for key in STOCK if key in content},
+                "strength": {"value": strength.get("value")} if strength else None,  # not how long its choice took
                 "init_args": {key: init[key] for key in ("plans", "configuration", "fold", "dataset_json")}}
     try:
         json.dumps(metadata)
@@ -75,7 +76,7 @@ def contents(checkpoint: PathLike) -> tuple[dict[str, Any], StateDict, StateDict
         raise AdapterError(f"{Path(checkpoint).name} is damaged: what it says of its training is no JSON ({error}). "
                            "Copy the file again.") from error
     if strength:
-        metadata["strength"] = {**strength, "trained": trained}
+        metadata["strength"]["trained"] = trained
     return metadata, {k: v.detach().cpu().contiguous() for k, v in {**factors, **full}.items()}, weights
 
 

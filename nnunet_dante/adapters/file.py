@@ -7,8 +7,8 @@ the arguments of that class. Names are the stock keys, the first of each set of 
 hash of its weights (`weights_sha256`), not of its file. "sha256" there is over all else of the file, which has no
 checksum of its own; older files lack it. Format 1 knew kind "lora" alone, with one rank for all.
 
-"strength" is what the checkpoint says of the strength of its update. Where that is not 1, "<name>" is the tensor at
-this strength, and "trained:<name>" the same one at full strength, so that the strength can still be changed.
+"strength" has the strength of the update as its "value". Where that is not 1, "<name>" is the tensor at this strength,
+and "trained:<name>" the same one at full strength, so that the strength can still be changed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Stock(msgspec.Struct, kw_only=True):
 
 
 class _Strength(msgspec.Struct):
-    """What a training's end says of the strength it keeps, as in a checkpoint; it may say more."""
+    """The strength of an update, and its tensors at full strength that factors do not give."""
 
     value: Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
     trained: dict[str, Any] = {}
