@@ -60,8 +60,10 @@ def demo(out: Path, data: Path | None) -> None:
 @click.option("-p", "--plans-name", default="nnUNetDantePlans", show_default=True, help="Name of the plans to write.")
 @click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of SOURCE.")
 @click.option("--batch-size", type=click.IntRange(1), help="Replaces the donor's batch size.")
-@click.option("--intensity", type=click.Choice(["donor", "target"]), default="donor", show_default=True,
-              help="Whose intensity statistics are used to normalise CT.")
+@click.option("--geometry", type=click.Choice(["donor", "target"]), default="donor", show_default=True,
+              help="Whose spacing and patch size are used; target: as nnU-Net plans them for your data.")
+@click.option("--intensity", type=click.Choice(["donor", "target"]),
+              help="Whose intensity statistics are used to normalise CT. Default: as --geometry.")
 @click.option("--invert", multiple=True, metavar="CHANNEL",
               help="A channel in which bright and dark are exchanged compared with the donor's images; repeatable.")
 @click.option("--mirroring", type=click.Choice(["donor", "none", "all"]), default="donor", show_default=True,

@@ -51,8 +51,8 @@ def threads_for_pools(monkeypatch) -> None:
 
 
 def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str = "PlainConvUNet", labels=None,
-            values=(2, 1, 3), donor_options=None, overrides=None, **options) -> Prepared:
-    """Write a donor and a raw data set (`donor_options`, `options`: of tiny.py), transfer, and preprocess."""
+            values=(2, 1, 3), donor_options=None, overrides=None, transfer_options=None, **options) -> Prepared:
+    """Write a donor and a raw data set (`donor_options`, `options`: of tiny.py; `transfer_options`), transfer, and preprocess."""
     from nnunet_dante.transfers.transfer import transfer
 
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def prepare(root: Path, *, configuration: str = "3d_fullres", architecture: str 
         donor = tiny.write_model_folder(root / "nnUNet_results", configuration=configuration, architecture=architecture,
                                         **(donor_options or {}))
         dataset = tiny.write_raw_dataset(root / "nnUNet_raw", labels=labels or TARGET_LABELS, values=values, **options)
-        transfer(donor, dataset, preprocess=True, num_processes=1,
+        transfer(donor, dataset, preprocess=True, num_processes=1, **(transfer_options or {}),
                  overrides={"epochs": 3, "iterations": 2, "val_iterations": 1, "rank": 2, "alpha": 4.0} | (overrides or {}))
     return Prepared(root, dataset, donor)
 

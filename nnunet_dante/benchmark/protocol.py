@@ -42,6 +42,7 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         have the donor's numbering.
     simulated: the images are simulated; every table and plot says so.
     invert: channels whose bright and dark are exchanged against the donor's images, as in `nnunet-dante transfer`.
+    geometry: whose spacing and patch size, donor's or target's, as in `nnunet-dante transfer`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     donor_test: str | None = None
     simulated: bool = False
     invert: tuple[str, ...] = ()
+    geometry: Literal["donor", "target"] = "donor"
 
     @property
     def plans_name(self) -> str:
@@ -222,13 +224,14 @@ def _wanted(protocol: Protocol, fold: Fold) -> bool:
 def settings_digest(run: PlannedRun, protocol: Protocol, cases: Mapping[str, Any]) -> str:
     """Return a hash of everything that decides a run's result, paths left out; `cases`: train, val and test.
 
-    A run that keeps all that was learned has the hash that 0.1.0 wrote, which knew no other.
+    A run that keeps all that was learned, at the donor's geometry, has the hash that 0.1.0 wrote, which knew no other.
     """
     def without(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
         return {key: value for key, value in entry.items() if key not in names}
 
     strength = {**protocol.training, **run.method.set}.get("strength", "auto")
-    content = {"experiment": without(msgspec.structs.asdict(run.experiment), "donor", "donor_test"),
+    content = {"experiment": without(msgspec.structs.asdict(run.experiment), "donor", "donor_test",
+                                     *(["geometry"] if run.experiment.geometry == "donor" else [])),
                "method": msgspec.structs.asdict(run.method) | {"set": without(run.method.set, "strength")},
                "cases": cases, "seed": run.seed, "training": without(protocol.training, "strength"),
                "tolerance_mm": protocol.tolerance_mm, "mirroring": protocol.mirroring,

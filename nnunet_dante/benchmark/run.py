@@ -136,7 +136,8 @@ def _prepare(experiment: Experiment, test: Sequence[str]) -> _Prepared:
     if not _is_prepared(experiment, donor, target):
         tqdm.write(f"{experiment.name}: transfer {donor.source} to {target.name} and preprocess", file=sys.stderr)
         transfer(experiment.donor, experiment.dataset, configuration=experiment.configuration, preprocess=True,
-                 plans_name=experiment.plans_name, invert=experiment.invert, num_processes=1)
+                 plans_name=experiment.plans_name, invert=experiment.invert, geometry=experiment.geometry,
+                 num_processes=1)
     return _Prepared(
         configuration=donor.configuration, preprocessed=target.preprocessed, donor_test=_donor_test(experiment, donor),
         untrained=next_trainer(donor, otherwise="nnUNetTrainerHeadOnly"),
@@ -150,7 +151,8 @@ def _is_prepared(experiment: Experiment, donor: Donor, target: Target) -> bool:
         return False
     plans = read_json(file)
     start = read_dante_block(plans)["start_weights"].get(donor.configuration, {})
-    if start.get("donor") != donor.provenance() or start.get("inverted_channels", []) != [*experiment.invert]:
+    if (start.get("donor"), start.get("inverted_channels", []), start.get("geometry", "donor")) != (
+            donor.provenance(), [*experiment.invert], experiment.geometry):
         return False
     data = target.preprocessed / PlansManager(plans).get_configuration(donor.configuration).data_identifier
     return all((data / f"{case}.pkl").is_file() for case in target.cases)  # the last file that nnU-Net writes of a case

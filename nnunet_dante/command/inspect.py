@@ -15,6 +15,7 @@ from ..errors import DafneError, DanteError, DonorError, UntrustedFileError
 from ..files import printable, read_json
 from ..models.archive import V1_ADVICE, find_models, is_archive, is_v1_content, is_v1_model, unpack
 from ..models.checkpoint import file_sha256, load_checkpoint_safely, unique_tensors, weights_of, weights_sha256
+from ..models.encoder import adaptation_plan
 from ..models.installed import find_donor
 from ..models.labels import channel_names, has_regions, head_names
 from ..models.torch_file import foreign_names
@@ -157,6 +158,9 @@ def _checkpoint(path: Path) -> Iterator[str]:
         raise DonorError(f"{path.name} holds no network_weights, only {sorted(map(str, content))[:8]}; it is no "
                          "nnU-Net checkpoint.")
     yield f"  {_kind(weights, init, block)}"
+    if (plan := adaptation_plan(content, path.name)) is not None:
+        yield (f"  encoder of a training with nnssl ({plan.architecture_plans.arch_class_name}), without a decoder "
+               "that segments: `nnunet-dante transfer` makes it the start of a training")
     if weights is not None:
         unique = unique_tensors(weights)
         yield (f"  weights: {sum(t.numel() for t in unique.values()):,} numbers in {len(unique)} tensors "

@@ -78,6 +78,8 @@ class Method:
         "stop_patience": COUNT_OR_OFF,
         "strength": Limit("auto, or a number of at least 0", lambda v: v is None or _is_number(v) and v >= 0)}
 
+    needs_decoder: ClassVar[bool] = False  # whether the method makes no sense with a decoder that starts at random
+
     epochs: int = 100
     lr: float = 1e-3
     weight_decay: float = 1e-4
@@ -130,6 +132,20 @@ class Method:
         """Return the method with those of `overrides` that it knows; the block in the plans serves all trainers."""
         known = self.known_overrides()
         return dataclasses.replace(self, **{k: v for k, v in overrides.items() if k in known})
+
+    def for_new_decoder(self) -> Method:
+        """Return the method for start weights that are an encoder alone, so that the decoder starts at random.
+
+        The whole decoder is then trained from the first epoch on, by the option full_decoder of methods that have one.
+
+        Raises:
+            ConfigurationError: the method trains too little for that.
+        """
+        if self.needs_decoder:
+            raise ConfigurationError(f"{type(self).__name__} trains no whole decoder, but the donor is an encoder "
+                                     "without one: the decoder would stay random. Use nnUNetTrainerFineTune, "
+                                     "nnUNetTrainerLoRA, nnUNetTrainerGradualUnfreezing or nnUNetTrainerDecoderOnly.")
+        return dataclasses.replace(self, **({"full_decoder": True} if "full_decoder" in self.known_overrides() else {}))
 
     def adapt(self, network: nn.Module) -> None:
         """Add to `network`, in place, what the method trains besides the network's own weights; here nothing."""

@@ -150,7 +150,8 @@ class DoRA(LoRA):
 class LPFT(LoRA):
     """Only the heads first, then LoRA, so that new heads do not distort good features (LP-FT, Kumar 2022, 2202.10054).
 
-    head_share: share of the epochs in which only the heads are trained; the backward pass then ends at the features.
+    head_share: share of the epochs in which only the heads are trained (with full_decoder, heads and decoder); the
+    backward pass then ends at the features.
     """
 
     LIMITS = {"head_share": SHARE_BELOW_1}
@@ -162,7 +163,9 @@ class LPFT(LoRA):
         plan = super().plan(network)
         names = tuple(group.name for group in plan.groups)
         switch = min(math.ceil(self.head_share * self.epochs), self.epochs - 1)
-        stages = (Stage(0, names[:1]), Stage(switch, names)) if switch else (Stage(0, names),)
+        full = ("head", "decoder") if self.full_decoder else ("head",)
+        first = tuple(name for name in names if name.startswith(full))
+        stages = (Stage(0, first), Stage(switch, names)) if switch else (Stage(0, names),)
         return dataclasses.replace(plan, schedule=Schedule(stages))
 
 

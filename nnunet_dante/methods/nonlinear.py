@@ -15,6 +15,8 @@ from .plan import TrainingPlan, constant_plan, heads_and
 
 @dataclass(frozen=True, kw_only=True)
 class _WithAddedModules(Method):
+    needs_decoder: ClassVar[bool] = True
+
     weight_decay: float = 0.0
 
     def plan(self, network: nn.Module) -> TrainingPlan:

@@ -52,8 +52,8 @@ def constant(names: Sequence[str]) -> Schedule:
 
 
 def gradual_unfreezing(names: Sequence[str], *, epochs: int, direction: str = "output_first", max_stages: int = 7,
-                       open_by: float = 0.5) -> Schedule:
-    """Return the schedule that trains the head from epoch 0 and opens the other groups one after the other.
+                       open_by: float = 0.5, first: int = 1) -> Schedule:
+    """Return the schedule that trains the first groups from epoch 0 and opens the other groups one after the other.
 
     The stages are equally long, and all groups are open from epoch `open_by * epochs` on. Stages that would begin in
     the same epoch become one.
@@ -65,8 +65,9 @@ def gradual_unfreezing(names: Sequence[str], *, epochs: int, direction: str = "o
             opens the encoder's image side first and the decoder's output last (Amiri 2020).
         max_stages: most stages; neighbouring groups share one where there are more groups.
         open_by: share of the epochs after which everything is open.
+        first: number of groups that are trained from epoch 0 on; 1 is the head.
     """
-    head, rest = list(names[:1]), list(names[1:])
+    head, rest = list(names[:first]), list(names[first:])
     if direction == "input_first":
         rest.reverse()
     openings = min(max_stages - 1, len(rest))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -22,17 +22,20 @@ class FineTune(Method):
     """Train all weights, slower towards the input.
 
     The factor of the learning rate falls linearly from 1 at the head to `input_lr_scale` at the input (Dante: 0.1).
+    full_decoder: the factor is 1 in the whole decoder, and falls in the encoder alone.
     """
 
-    LIMITS = {"input_lr_scale": POSITIVE}
+    LIMITS = {"input_lr_scale": POSITIVE, "full_decoder": FLAG}
 
     input_lr_scale: float = 0.1
+    full_decoder: bool = False
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return one stage, with a factor of the learning rate for each group."""
         groups = trained_groups(network)
-        step = (1 - self.input_lr_scale) / max(1, len(groups) - 1)
-        return TrainingPlan(groups=groups, lr_scales=tuple(1 - i * step for i in range(len(groups))),
+        full = len(without_encoder(groups)) if self.full_decoder else 1
+        step = (1 - self.input_lr_scale) / max(1, len(groups) - full)
+        return TrainingPlan(groups=groups, lr_scales=tuple(1 - max(0, i + 1 - full) * step for i in range(len(groups))),
                             schedule=constant([g.name for g in groups]))
 
 
@@ -48,6 +51,8 @@ class DecoderOnly(Method):
 @dataclass(frozen=True, kw_only=True)
 class HeadOnly(ParameterEfficient):
     """Train only the segmentation heads: FSEFT's linear probe, with its learning rate."""
+
+    needs_decoder: ClassVar[bool] = True
 
     lr: float = 1e-2
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .base import COUNT, SHARE, Method, one_of
+from .base import COUNT, FLAG, SHARE, Method, one_of
 from .groups import Group
-from .plan import TrainingPlan, trained_groups
+from .plan import TrainingPlan, trained_groups, without_encoder
 from .schedule import DIRECTIONS, Schedule, Stage, dante_fractions, gradual_unfreezing
 
 
@@ -24,19 +24,22 @@ class GradualUnfreezing(Method):
             encoder. "input_first": head, encoder from the input inwards, bottleneck, decoder.
         max_stages: most stages.
         open_by: share of the epochs after which everything is open.
+        full_decoder: the whole decoder is open from the first epoch on, and only the encoder opens in stages.
     """
 
-    LIMITS = {"direction": one_of(*DIRECTIONS), "max_stages": COUNT, "open_by": SHARE}
+    LIMITS = {"direction": one_of(*DIRECTIONS), "max_stages": COUNT, "open_by": SHARE, "full_decoder": FLAG}
 
     direction: str = "output_first"
     max_stages: int = 7
     open_by: float = 0.5
+    full_decoder: bool = False
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return at most `max_stages` stages over all groups."""
         groups = trained_groups(network)
         schedule = gradual_unfreezing([g.name for g in groups], epochs=self.epochs, direction=self.direction,
-                                      max_stages=self.max_stages, open_by=self.open_by)
+                                      max_stages=self.max_stages, open_by=self.open_by,
+                                      first=len(without_encoder(groups)) if self.full_decoder else 1)
         return TrainingPlan(groups=groups, lr_scales=(1.0,) * len(groups), schedule=schedule)
 
 
@@ -48,16 +51,19 @@ class DanteGradualUnfreezing(Method):
     but are always trained. Source: dante-trainer 1.0.3b3, arXiv 2605.03602.
 
     fraction: share of the blocks that is frozen at first. It is not a share of the weights: half of the blocks of a
-    default network hold nearly three quarters of its weights.
+    default network hold nearly three quarters of its weights. full_decoder: blocks of the decoder are always trained.
     """
 
-    LIMITS = {"fraction": SHARE}
+    LIMITS = {"fraction": SHARE, "full_decoder": FLAG}
 
     fraction: float = 0.5
+    full_decoder: bool = False
 
     def plan(self, network: nn.Module) -> TrainingPlan:
         """Return one group per stage: the blocks that open together."""
-        blocks = _blocks(network)
+        decoder = {id(p) for group in without_encoder(trained_groups(network)) for _, p in group.parameters
+                   } if self.full_decoder else set()
+        blocks = [(always or any(id(p) in decoder for _, p in own), own) for always, own in _blocks(network)]
         first_open = len(blocks)
         names: list[str] = []
         groups, stages = [], []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,19 @@ from .archive import (
     is_v1_model,
     unpack,
 )
-from .checkpoint import file_sha256, load_checkpoint_safely, not_finite, weights_of
+from .checkpoint import file_sha256, load_checkpoint_safely, weights_of
+from .encoder import (
+    ADAPTATION_PLAN,
+    ENCODER,
+    adaptation_plan,
+    encoder_dataset,
+    encoder_weights,
+    image_kernel,
+    nnssl_plans,
+)
 from .installed import find_donor
 from .labels import plain_labels
-from .network import UnknownTrainerError, build_network, differences, network_aliases
+from .network import UnknownTrainerError, aliased, build_network, differences, network_aliases, with_aliases
 from .trusted_plans import check_donor, check_plans
 
 _UNKNOWN = "unknown"
@@ -46,6 +56,10 @@ class Donor:
     provenance of the donor that a transfer started this model from, if one did. kept: the strength of the update that
     its training made ("strength"), and of which adapters it is the sum ("sum_of"), if the checkpoint says so. trust:
     the plans may name code of any package, as the user said.
+
+    encoder_only: there is no decoder, and weights holds the encoder alone; then no label is known. own_spacing: False
+    where nothing says at which spacing such an encoder was trained; plans and configuration are empty where nothing
+    says its architecture.
     """
 
     source: str
@@ -62,6 +76,8 @@ class Donor:
     started_from: Mapping[str, str] = field(default_factory=dict)
     kept: Mapping[str, Any] = field(default_factory=dict)
     trust: bool = False
+    encoder_only: bool = False
+    own_spacing: bool = True
 
     @property
     def dataset_name(self) -> str:
@@ -76,7 +92,7 @@ class Donor:
 
 
 def open_donor(source: PathLike, *, configuration: str | None = None, fold: int | str | None = None,
-               checkpoint: str = DEFAULT_CHECKPOINT, trust: bool = False) -> Donor:
+               checkpoint: str = DEFAULT_CHECKPOINT, trust: bool = False, partial: bool = False) -> Donor:
     """Read whatever says plans, labels and weights of an nnU-Net completely, and check that they fit each other.
 
     Args:
@@ -87,6 +103,7 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
         fold: None takes fold_all, else the lowest.
         checkpoint: name of the file with the weights.
         trust: read files that execute code. Use it only if you know their author.
+        partial: also accept a checkpoint that holds an encoder and no decoder, such as those of nnssl.
 
     Raises:
         DonorError: nothing usable there, or plans and weights disagree.
@@ -103,15 +120,18 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
         raise DonorError(f"{path.name}: {V1_ADVICE}")
     if path.is_file() and not is_archive(path):
         folder = next((f for f in (path.parent, path.parent.parent) if (f / "plans.json").is_file()), path.parent)
-        return _donor(_Files(path, folder, folder.name, path.name, bare=True), configuration, trust)
+        return _donor(_Files(path, folder, folder.name, path.name, bare=True), configuration, trust,
+                      partial)
     model = _model(path, configuration)
     weights = model.choose_weights(fold, checkpoint)
     if path.is_dir():
-        return _donor(_Files(path / weights, path / model.folder, model.name, path.name), configuration, trust)
+        return _donor(_Files(path / weights, path / model.folder, model.name, path.name), configuration, trust,
+                      partial)
     with tempfile.TemporaryDirectory() as temporary:
         unpack(path, Path(temporary), also=(weights, model.folder / BUNDLE_FACTS))
         root = Path(temporary)
-        return _donor(_Files(root / weights, root / model.folder, model.name, path.name), configuration, trust)
+        return _donor(_Files(root / weights, root / model.folder, model.name, path.name), configuration, trust,
+                      partial)
 
 
 def _model(source: Path, configuration: str | None) -> Model:
@@ -157,26 +177,61 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _donor(files: _Files, configuration: str | None, trust: bool) -> Donor:
+def _donor(files: _Files, configuration: str | None, trust: bool, partial: bool) -> Donor:
     name, content = files.weights.name, _content(files, trust)
+    weights = _stock_keys(content["network_weights"])
+    if encoder_only := (encoder := encoder_weights(weights, content, name)) is not None:
+        if not partial:
+            raise DonorError(f"{name} holds an encoder and no decoder, so it segments nothing yet. `nnunet-dante "
+                             "transfer` makes it the start of a training.")
+        weights = encoder
     init = content["init_args"] if isinstance(content.get("init_args"), dict) else {}
-    plans, dataset_json = _plans_and_labels(files, init)
-    check_plans(plans, trust=trust)
+    if ADAPTATION_PLAN in content:
+        init = {}  # nnssl's own
+    plans, dataset_json, own_spacing = (_encoder_plans(files, init, content, encoder) if encoder is not None
+                                        else (*_plans_and_labels(files, init), True))
     parts, fold = files.name.split("__"), files.weights.parent.name
+    trainer = str(content.get("trainer_name") or (parts[0] if len(parts) == 3 else _UNKNOWN))
+    donor = Donor(source=files.source, plans=plans, dataset_json=dataset_json, configuration="", weights=weights,
+                  mirroring_axes=_mirroring_axes(content, name), trainer_name=trainer, checkpoint_name=name,
+                  fold=str(init.get("fold", fold.removeprefix("fold_") if fold.startswith("fold_") else _UNKNOWN)),
+                  sha256=file_sha256(files.weights), trust=trust, encoder_only=encoder_only, own_spacing=own_spacing)
+    if encoder_only and not plans:
+        return donor
+    check_plans(plans, trust=trust)
     configured = init.get("configuration", parts[-1] if parts[-1] in plans["configurations"] else None)
     if None not in (configuration, configured) and configuration != configured:
         raise DonorError(f"{name} was trained for configuration {configured!r}; -c asks for {configuration!r}. "
                          "A network cannot change its configuration: leave -c out, or choose another model.")
     known = configured if configured is not None else configuration
-    trainer = str(content.get("trainer_name") or (parts[0] if len(parts) == 3 else _UNKNOWN))
     trained_for, state, builder = _fitting(
-        _stock_keys(content["network_weights"]), plans, dataset_json,
-        list(plans["configurations"]) if known is None else [str(known)], trainer, name, trust)
-    return Donor(source=files.source, plans=plans, dataset_json=plain_labels(dataset_json), configuration=trained_for,
-                 weights=state, mirroring_axes=_mirroring_axes(content, name), trainer_name=trainer,
-                 fold=str(init.get("fold", fold.removeprefix("fold_") if fold.startswith("fold_") else _UNKNOWN)),
-                 checkpoint_name=name, sha256=file_sha256(files.weights), network_trainer=builder,
-                 started_from=_started_from(plans, content), kept=_kept(content), trust=trust)
+        donor, list(plans["configurations"]) if known is None else [str(known)])
+    return replace(donor, dataset_json=plain_labels(dataset_json), configuration=trained_for, weights=state,
+                   network_trainer=builder, started_from=_started_from(plans, content), kept=_kept(content))
+
+
+def _encoder_plans(files: _Files, init: dict[str, Any], content: dict[str, Any],
+                   encoder: StateDict) -> tuple[Plans, DatasetJson, bool]:
+    """Return plans, dataset.json and whether their spacing is the donor's; empty plans where nothing says them."""
+    name = files.weights.name
+    if (plan := adaptation_plan(content, name)) is not None:
+        dataset_json = encoder_dataset(plan.pretrain_num_input_channels)
+        plans, known = nnssl_plans(plan, name)
+        return plans, dataset_json, known
+    if {"plans", "dataset_json"} <= set(init) or (files.folder / "plans.json").is_file():
+        return *_plans_and_labels(files, init), True
+    return {}, encoder_dataset(image_kernel(encoder, name).shape[1]), False
+
+
+def fit_encoder(donor: Donor, plans: Plans) -> Donor:
+    """Return a donor that is an encoder with plans, of one configuration, whose network has this encoder.
+
+    Raises:
+        DonorError: the encoder of the plans has other layers or shapes.
+    """
+    (configuration,) = plans["configurations"]
+    weights, _ = _matched(replace(donor, plans=plans), configuration)
+    return replace(donor, plans=plans, configuration=configuration, weights=weights)
 
 
 def _content(files: _Files, trust: bool) -> dict[str, Any]:
@@ -206,21 +261,20 @@ def _plans_and_labels(files: _Files, init: dict[str, Any]) -> tuple[Plans, Datas
     return found[0], found[1]
 
 
-def _fitting(weights: StateDict, plans: Plans, dataset_json: DatasetJson, candidates: list[str], trainer: str,
-             name: str, trust: bool) -> tuple[str, StateDict, str]:
+def _fitting(donor: Donor, candidates: list[str]) -> tuple[str, StateDict, str]:
     """Return the one configuration whose network the weights fit, the weights in it, and the trainer that builds it."""
     fitting, problems = dict[str, tuple[StateDict, str]](), list[DanteError]()
     for candidate in candidates:
         try:
-            check_donor(plans, dataset_json, candidate, trust=trust)
-            fitting[candidate] = _matched(weights, plans, dataset_json, candidate, trainer, name, trust)
+            check_donor(donor.plans, donor.dataset_json, candidate, trust=donor.trust)
+            fitting[candidate] = _matched(donor, candidate)
         except (DonorError, ConfigurationError) as error:
             problems.append(error)
     if not fitting:
         raise problems[0]
     if len(fitting) > 1:
-        raise DonorError(f"Nothing says for which configuration {name} was trained, and its weights fit "
-                         f"{', '.join(fitting)}. Choose with -c.")
+        raise DonorError(f"Nothing says for which configuration {donor.checkpoint_name} was trained, and its weights "
+                         f"fit {', '.join(fitting)}. Choose with -c.")
     ((configuration, (state, builder)),) = fitting.items()
     return configuration, state, builder
 
@@ -260,17 +314,19 @@ def _stock_keys(weights: dict[str, Tensor]) -> StateDict:
     return weights
 
 
-def _matched(weights: StateDict, plans: Plans, dataset_json: DatasetJson, configuration: str, trainer: str,
-             name: str, trust: bool) -> tuple[StateDict, str]:
-    """Put the weights into the network they belong to; the plans' own network is tried before the trainer's.
+def _matched(donor: Donor, configuration: str) -> tuple[StateDict, str]:
+    """Put the weights into the network, or encoder, they belong to; the plans' own is tried before the trainer's.
 
     It is built without memory, so plans that describe a larger one than the weights cannot fill the machine.
     """
     problems, found = list[str](), list[str]()
-    for builder in dict.fromkeys(("nnUNetTrainer", trainer if trainer != _UNKNOWN else "nnUNetTrainer")):
+    name, trainer = donor.checkpoint_name, donor.trainer_name
+    for builder in dict.fromkeys(("nnUNetTrainer", "nnUNetTrainer" if donor.encoder_only or trainer == _UNKNOWN
+                                  else trainer)):
         try:
-            with torch.device("cpu" if trust else "meta"):  # own architectures may need real numbers to be built
-                network = build_network(plans, dataset_json, configuration, trainer_name=builder, trust=trust)
+            with torch.device("cpu" if donor.trust else "meta"):  # own architectures may need real numbers
+                network = build_network(donor.plans, donor.dataset_json, configuration, trainer_name=builder,
+                                        trust=donor.trust)
         except ConfigurationError as error:
             problems.append(str(error))
             if found and isinstance(error, UnknownTrainerError):
@@ -281,32 +337,14 @@ def _matched(weights: StateDict, plans: Plans, dataset_json: DatasetJson, config
                     "it does not, these plans belong to another model.") from error
             continue
         expected, aliases = network.state_dict(), network_aliases(network)
-        complete = _with_aliases(weights, aliases)
+        if donor.encoder_only:
+            aliases = {key: names for key, names in aliases.items() if key.startswith(ENCODER)}
+            names = set(chain(*aliases.values()))
+            expected = {key: tensor for key, tensor in expected.items() if key in names}
+        complete = with_aliases(donor.weights, aliases)
         if not (found := differences(complete, expected)):
-            return _aliased(complete, aliases, expected, name), builder
+            return aliased(complete, aliases, expected, name), builder
         problems += found
     raise DonorError(f"{name} and its plans disagree ({len(problems)} differences; first: {'; '.join(problems[:3])}). "
-                     f"Plans: {plans.get('plans_name')!r}, configuration {configuration!r}, trainer {trainer!r}. "
+                     f"Plans: {donor.plans.get('plans_name')!r}, configuration {configuration!r}, trainer {trainer!r}. "
                      "Use the plans.json and dataset.json that belong to this checkpoint.")
-
-
-def _with_aliases(weights: StateDict, aliases: dict[str, tuple[str, ...]]) -> StateDict:
-    """Return the weights under all names of each tensor; slimmed checkpoints may keep only one."""
-    complete = dict(weights)
-    for names in aliases.values():
-        if given := [name for name in names if name in weights]:
-            complete |= {name: weights[given[0]] for name in names if name not in weights}
-    return complete
-
-
-def _aliased(weights: StateDict, aliases: dict[str, tuple[str, ...]], expected: StateDict, name: str) -> StateDict:
-    state, tensors = StateDict(), {key: weights[key].to(expected[key].dtype).contiguous() for key in aliases}
-    if bad := not_finite(tensors.items()):
-        raise DonorError(f"{name} holds NaN or infinite numbers in {bad[0]}; the training it comes from diverged.")
-    for key, tensor in tensors.items():
-        others = aliases[key]
-        if unequal := [k for k in others if not torch.equal(weights[k].to(tensor.dtype), tensor)]:
-            raise DonorError(f"{name} gives one weight of the network two values: {key} and {unequal[0]} differ. The "
-                             "file was edited by a tool that does not know that these are the same; get the original.")
-        state |= dict.fromkeys(others, tensor)
-    return {key: state[key] for key in expected}

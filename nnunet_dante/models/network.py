@@ -18,10 +18,11 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DonorError
 from ..methods.groups import head_modules
 from ..methods.nonlinear import ADDING_TRAINERS
-from ..types import DatasetJson, Plans, ReadOnlyStateDict
+from ..types import DatasetJson, Plans, ReadOnlyStateDict, StateDict
+from .checkpoint import not_finite
 from .labels import channel_names
 from .trusted_plans import check_plans
 
@@ -111,6 +112,34 @@ def network_aliases(network: nn.Module) -> dict[str, tuple[str, ...]]:
     for key, tensor in network.state_dict(keep_vars=True).items():
         sets.setdefault(id(tensor), []).append(key)
     return {keys[0]: tuple(keys) for keys in sets.values()}
+
+
+def with_aliases(weights: StateDict, aliases: dict[str, tuple[str, ...]]) -> StateDict:
+    """Return the weights under all names of each tensor; slimmed checkpoints may keep only one."""
+    complete = dict(weights)
+    for names in aliases.values():
+        if given := [name for name in names if name in weights]:
+            complete |= {name: weights[given[0]] for name in names if name not in weights}
+    return complete
+
+
+def aliased(weights: StateDict, aliases: dict[str, tuple[str, ...]], expected: ReadOnlyStateDict,
+            name: str) -> StateDict:
+    """Return the weights in the types of `expected`, each tensor once under all of its names.
+
+    Raises:
+        DonorError: a tensor holds NaN, or has two values; `name` is the file's, for the message.
+    """
+    state, tensors = StateDict(), {key: weights[key].to(expected[key].dtype).contiguous() for key in aliases}
+    if bad := not_finite(tensors.items()):
+        raise DonorError(f"{name} holds NaN or infinite numbers in {bad[0]}; the training it comes from diverged.")
+    for key, tensor in tensors.items():
+        others = aliases[key]
+        if unequal := [k for k in others if not torch.equal(weights[k].to(tensor.dtype), tensor)]:
+            raise DonorError(f"{name} gives one weight of the network two values: {key} and {unequal[0]} differ. The "
+                             "file was edited by a tool that does not know that these are the same; get the original.")
+        state |= dict.fromkeys(others, tensor)
+    return {key: state[key] for key in expected}
 
 
 def differences(weights: ReadOnlyStateDict, expected: Mapping[str, Tensor]) -> list[str]:

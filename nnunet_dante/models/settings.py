@@ -32,6 +32,8 @@ class StartWeights(msgspec.Struct):
     channel_map: dict[str, str | None] = {}
     inverted_channels: list[str] = []
     mirroring_axes: list[Literal[0, 1, 2]] | None = None  # None: unknown
+    geometry: Literal["donor", "target"] = "donor"  # whose spacing and patch size
+    encoder_only: bool = False  # the donor had no decoder, so that the decoder in the file is random
     network_trainer: str = "nnUNetTrainer"
 
 

@@ -91,6 +91,10 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
         overrides = block.get("overrides", {})
         self.run_method = self.method.with_overrides(overrides)
         self.start_entry: dict | None = block.get("start_weights", {}).get(self.configuration_name)
+        if (self.start_entry or {}).get("encoder_only") and self.run_method.uses_start_weights:
+            self.run_method = self.run_method.for_new_decoder()
+            self.print_to_log_file("The donor is an encoder: the decoder starts at random, and all of it is trained "
+                                   "from the first epoch on.")
         self.start_source = "random"
         self.base: StateDict = {}
         self.base_sha256 = ""

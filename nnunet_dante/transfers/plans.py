@@ -13,9 +13,10 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 from ..errors import ConfigurationError
 from ..models.settings import read_dante_block, with_overrides
 from ..types import Plans
+from .geometry import DonorGeometry
 from .match import NameMatch
 
-__all__ = ["ChannelPlan", "PlansReport", "merge_plans", "read_dante_block", "retarget_plans"]
+__all__ = ["ChannelPlan", "PlansReport", "describe_plans", "merge_plans", "read_dante_block", "retarget_plans"]
 
 _INTENSITY = "foreground_intensity_properties_per_channel"
 _OLD_INTENSITY = "foreground_intensity_properties_by_modality"
@@ -39,7 +40,8 @@ class PlansReport:
     """What the target looks like through the donor's configuration; axes in the donor's transposed order.
 
     spacing_ratio: target median spacing / spacing of the plans; above 1 images are upsampled and look smoother than
-    what the donor has seen, below 1 detail is lost. median_shape: voxels after resampling.
+    what the donor has seen, below 1 detail is lost. median_shape: voxels after resampling. donor: what the donor was
+    trained at, where these plans have the target's own geometry.
     """
 
     channels: tuple[ChannelPlan, ...]
@@ -48,6 +50,7 @@ class PlansReport:
     spacing_ratio: tuple[float, ...]
     patch_size: tuple[int, ...]
     median_shape: tuple[int, ...]
+    donor: DonorGeometry | None = None
 
 
 def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, dataset_name: str, reader: str,
@@ -78,7 +81,8 @@ def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, d
     _retarget_configurations(plans, names, channels, fingerprint)
     if batch_size is not None:
         plans["configurations"][configuration]["batch_size"] = int(batch_size)
-    return plans, _report(plans, configuration, channels, has_statistics=_intensity_source(donor_plans, intensity))
+    return plans, describe_plans(plans, configuration, channels,
+                                 has_statistics=_intensity_source(donor_plans, intensity))
 
 
 def _chain(configurations: dict[str, Any], wanted: str) -> list[str]:
@@ -146,7 +150,17 @@ def _median_shape(plans: Plans, spacing: Sequence[float], fingerprint: dict[str,
     return [float(n) for n in np.median(np.round(shapes * spacings / np.asarray(spacing, float)), 0)]
 
 
-def _report(plans: Plans, configuration: str, channels: NameMatch, *, has_statistics: bool) -> PlansReport:
+def describe_plans(plans: Plans, configuration: str, channels: NameMatch, *, has_statistics: bool,
+                   own_schemes: bool = False, donor: DonorGeometry | None = None) -> PlansReport:
+    """Return what plans mean for the target.
+
+    Args:
+        plans, configuration: for the target.
+        channels: which channels the donor knows.
+        has_statistics: known channels have the donor's intensity statistics.
+        own_schemes: all channels have the target's normalisation schemes.
+        donor: what the donor was trained at, where the plans have another geometry.
+    """
     def get(key: str) -> Any:
         return _resolved(plans, configuration, key)
 
@@ -154,13 +168,13 @@ def _report(plans: Plans, configuration: str, channels: NameMatch, *, has_statis
     target = np.asarray(plans["original_median_spacing_after_transp"], float)[-len(spacing):]
     return PlansReport(
         channels=tuple(ChannelPlan(name=name, scheme=scheme, use_mask=mask,
-                                   scheme_from="target" if i is None else "donor",
+                                   scheme_from="target" if i is None or own_schemes else "donor",
                                    statistics_from="donor" if i is not None and has_statistics else "target")
                        for name, i, scheme, mask in zip(
                            channels.target, channels.source, get("normalization_schemes"), get("use_mask_for_norm"))),
         plans_spacing_mm=tuple(spacing.tolist()), target_spacing_mm=tuple(target.tolist()),
         spacing_ratio=tuple((target / spacing).tolist()), patch_size=tuple(int(n) for n in get("patch_size")),
-        median_shape=tuple(int(n) for n in get("median_image_size_in_voxels")))
+        median_shape=tuple(int(n) for n in get("median_image_size_in_voxels")), donor=donor)
 
 
 def merge_plans(existing: Plans, new: Plans, *, configuration: str) -> Plans:

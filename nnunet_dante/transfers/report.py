@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from .. import __version__
 from ..training.launch import train_command
+from .geometry import DonorGeometry
 from .match import NameReport
 from .plans import PlansReport
 
@@ -19,7 +20,8 @@ MIN_COVERAGE = 0.1
 class TransferReport:
     """What `transfer` did. `str(report)` is the text that is printed; `to_json()` the same as data.
 
-    weights_copied: share of the target network's numbers that come from the donor unchanged.
+    weights_copied: share of the target network's numbers that come from the donor unchanged. encoder_only: the donor
+    has no decoder, so the target's is random.
     preprocess: the command, or "" if the data are ready. fold: the first fold that can be trained, "all" for one case.
     """
 
@@ -42,6 +44,7 @@ class TransferReport:
     mirroring_axes: tuple[int, ...] | None
     mirroring: str
     weights_copied: float
+    encoder_only: bool
     reinitialised: tuple[str, ...]
     cases: int
     split: str
@@ -58,7 +61,8 @@ class TransferReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What may make fine-tuning work badly, one sentence each."""
-        return (*self.notes, *_plans_warnings(self.plans), *_name_warnings(self))
+        names = _encoder_warnings() if self.encoder_only else _name_warnings(self)
+        return (*self.notes, *_plans_warnings(self.plans), *names)
 
     def __str__(self) -> str:
         return "\n".join([*self._head(), *_names("labels", self.labels), *_names("channels", self.channels),
@@ -73,7 +77,8 @@ class TransferReport:
                             f"{donor['checkpoint']})")
         yield _row("", f"sha256 {donor['sha256']}")
         yield _row("weights", f"{self.weights_copied:.2%} copied unchanged"
-                   + (f"; new at random: {', '.join(self.reinitialised)}" if self.reinitialised else ""))
+                   + (f"; new at random: {', '.join(self.reinitialised)}" if self.reinitialised else "")
+                   + ("; the donor is an encoder, so the whole decoder is random" if self.encoder_only else ""))
         yield _row("head", self.label_kind)
 
     def _plans(self) -> Iterator[str]:
@@ -82,10 +87,13 @@ class TransferReport:
             yield _row("intensity", f"{channel.name}: {channel.scheme} ({channel.scheme_from}'s)"
                        + (", inside the nonzero mask" if channel.use_mask else "")
                        + (f", {channel.statistics_from}'s statistics" if channel.scheme == "CTNormalization" else ""))
-        yield _row("spacing", f"{_numbers(plans.plans_spacing_mm)} mm (donor); target median "
+        whose = "target's own" if plans.donor else "donor"
+        yield _row("spacing", f"{_numbers(plans.plans_spacing_mm)} mm ({whose}); target median "
                               f"{_numbers(plans.target_spacing_mm)} mm; ratio {_numbers(plans.spacing_ratio)}")
         yield _row("patch", f"{_numbers(plans.patch_size)} voxels, batch {self.batch_size}; median image after "
                             f"resampling {_numbers(plans.median_shape)}")
+        if plans.donor:
+            yield from _changes(plans, plans.donor)
         yield _row("mirroring", self.mirroring)
         yield _row("reader", self.reader)
         yield _row("stored as", self.orientation)
@@ -120,9 +128,46 @@ def _names(kind: str, names: NameReport) -> Iterator[str]:
         yield _row("", f"dropped: {', '.join(names.dropped)}")
 
 
+def _millimetres(voxels: Sequence[int], spacing_mm: Sequence[float]) -> str:
+    return f"{_numbers([n * mm for n, mm in zip(voxels, spacing_mm)])} mm"
+
+
+def _changes(plans: PlansReport, donor: DonorGeometry) -> Iterator[str]:
+    """What the target's own geometry changes for the network, against what the donor learned with."""
+    field, kernel, theirs = "", "", "nothing says at which spacing the donor was trained"
+    if donor.spacing_mm:
+        field, kernel = (f" (donor: {_millimetres(n, donor.spacing_mm)})" for n in (donor.patch_size, donor.kernel))
+        theirs = (f"the donor: spacing {_numbers(donor.spacing_mm)} mm, patch {_numbers(donor.patch_size)}, batch "
+                  f"{donor.batch_size}")
+    yield _row("", f"chosen by nnU-Net's {donor.planner} for the donor's network; {theirs}")
+    yield _row("sees", f"a patch shows {_millimetres(plans.patch_size, plans.plans_spacing_mm)}{field}; the first "
+                       f"kernel covers {_millimetres(donor.kernel, plans.plans_spacing_mm)}{kernel}")
+
+
+def _coarse_axis(spacing_mm: Sequence[float]) -> int | None:
+    """Return the axis along which voxels are clearly larger than along all others, or None."""
+    axis = max(range(len(spacing_mm)), key=lambda i: spacing_mm[i])
+    others = max(mm for i, mm in enumerate(spacing_mm) if i != axis)
+    return axis if spacing_mm[axis] > MAX_SPACING_RATIO * others else None
+
+
+def _geometry_warnings(plans: PlansReport, donor: DonorGeometry) -> Iterator[str]:
+    size = [theirs / mine for theirs, mine in zip(donor.spacing_mm, plans.plans_spacing_mm)]
+    if any(not 1 / MAX_SPACING_RATIO <= s <= MAX_SPACING_RATIO for s in size):
+        yield (f"structures are {_numbers(size)} times as large in voxels as the donor saw them: its weights fit less "
+               "well than at its own spacing (--geometry donor), and more has to be trained")
+    mine, theirs = _coarse_axis(plans.plans_spacing_mm), _coarse_axis(donor.spacing_mm)
+    if mine is not None and mine != theirs:
+        yield (f"your images are coarse along axis {mine} of the plans, and the donor's "
+               + ("along none" if theirs is None else f"along axis {theirs}")
+               + ": its kernels and strides stay as they are")
+
+
 def _plans_warnings(plans: PlansReport) -> Iterator[str]:
+    if plans.donor and plans.donor.spacing_mm:
+        yield from _geometry_warnings(plans, plans.donor)
     far = [r for r in plans.spacing_ratio if not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO]
-    if far:
+    if far and not plans.donor:
         yield (f"the target's spacing is {_numbers(plans.spacing_ratio)} times the donor's: images are resampled to "
                "the donor's, so large ratios mean blur (above 1) or lost detail (below 1)")
     if any(p > n for p, n in zip(plans.patch_size, plans.median_shape)):
@@ -133,6 +178,12 @@ def _plans_warnings(plans: PlansReport) -> Iterator[str]:
         coverage *= min(1.0, patch / max(size, 1))
     if coverage < MIN_COVERAGE:
         yield f"the patch covers {coverage:.1%} of the median image: little context, many patches per case"
+
+
+def _encoder_warnings() -> Iterator[str]:
+    yield ("the decoder is random: it segments nothing before training, and needs more steps than a donor's. Every "
+           "method trains it in full from the first epoch on; those that train less of it (HeadOnly, LoRADecoder, "
+           "SpatialAdapter, AdaptFormer) are refused")
 
 
 def _name_warnings(report: TransferReport) -> Iterator[str]:

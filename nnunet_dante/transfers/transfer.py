@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from ..models.overrides import checked_overrides
 from ..models.settings import new_dante_block, read_dante_block
 from ..peft.added_modules import is_added
 from ..types import PathLike, Plans, StateDict
+from .geometry import own_geometry, planned_encoder
 from .match import Match, NameReport, match_data_sets
 from .mirroring import chosen_axes, describe_axes, side_axis, side_warnings
-from .plans import PlansReport, merge_plans, retarget_plans
+from .plans import PlansReport, describe_plans, merge_plans, retarget_plans
 from .preprocess import preprocess as run_preprocessing
 from .preprocess import preprocess_command, stale_data
 from .report import TransferReport
@@ -35,23 +37,28 @@ from .surgery import head_surgery, invert_channels, stem_surgery
 
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
              plans_name: str = "nnUNetDantePlans", checkpoint: str = "checkpoint_final.pth",
-             batch_size: int | None = None, intensity: str = "donor", invert: Sequence[str] = (),
-             mirroring: str = "donor", preprocess: bool = False, overrides: Mapping[str, Any] | None = None,
-             trust: bool = False, num_processes: int | None = None) -> TransferReport:
+             batch_size: int | None = None, geometry: str = "donor", intensity: str | None = None,
+             invert: Sequence[str] = (), mirroring: str = "donor", preprocess: bool = False,
+             overrides: Mapping[str, Any] | None = None, trust: bool = False,
+             num_processes: int | None = None) -> TransferReport:
     """Write plans, dataset.json, fingerprint, start weights and a report for `dataset` into nnUNet_preprocessed.
 
     The fingerprint and the preprocessing start processes, so a script that calls this needs
     `if __name__ == "__main__":`.
 
     Args:
-        source: model folder, zip of `nnUNetv2_export_model_to_zip`, checkpoint, or `totalsegmentator:291`.
+        source: model folder, zip of `nnUNetv2_export_model_to_zip`, checkpoint (also one that holds an encoder alone,
+            such as nnssl's), or `totalsegmentator:291`.
         dataset: number or name of your data set below nnUNet_raw.
         configuration: such as 3d_fullres; needed if the source holds several.
         fold: of the source; default: fold_all, else the lowest.
         checkpoint: file name of the checkpoint in the fold's folder.
         plans_name: name of the plans to write.
-        batch_size: instead of the donor's.
-        intensity: whose statistics CT normalisation uses, "donor" or "target".
+        batch_size: instead of the donor's, or of that which nnU-Net's planner chooses.
+        geometry: "donor" resamples your images to the donor's spacing and takes its patch size. "target" takes
+            spacing, patch and batch size that nnU-Net's planner chooses for your data and the donor's network.
+        intensity: whose statistics CT normalisation uses, "donor" or "target"; default: as `geometry`. With the
+            target's geometry, its normalisation schemes are taken as well.
         invert: channels whose bright and dark are exchanged against the donor's images.
         mirroring: along which axes trainings mirror their images, "donor" (as the donor's training did), "none" or
             "all".
@@ -66,15 +73,22 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
             except perhaps the target's fingerprint.
     """
     given = checked_overrides(overrides or {})
+    if geometry not in ("donor", "target"):
+        raise ConfigurationError(f"geometry is {geometry!r}; choose 'donor' or 'target'.")
+    intensity = intensity or geometry
     target = open_target(dataset)
-    split, _ = target.split()
-    donor = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
+    target.split()  # refuses a damaged one
+    donor = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust,
+                       partial=True)
+    if donor.encoder_only:
+        donor = _with_plans(donor, target, geometry, num_processes)
     plans, plans_report, weights, facts = fit(
-        donor, target, plans_name=_checked_name(plans_name), batch_size=batch_size, intensity=intensity,
-        invert=invert, num_processes=num_processes)
+        donor, target, plans_name=_checked_name(plans_name), batch_size=batch_size, geometry=geometry,
+        intensity=intensity, invert=invert, num_processes=num_processes)
     axes = chosen_axes(mirroring, donor.mirroring_axes, dimension=len(plans_report.patch_size))
     entry = {"file": f"{plans_name}_{donor.configuration}_start.pth", "donor": donor.provenance(),
-             **facts.pop("maps"), "inverted_channels": list(invert),
+             **facts.pop("maps"), "inverted_channels": list(invert), "geometry": geometry,
+             "encoder_only": donor.encoder_only,
              "mirroring_axes": None if axes is None else list(axes), "network_trainer": donor.network_trainer}
     file = target.preprocessed / f"{plans_name}.json"
     existing = _existing_plans(file)
@@ -90,14 +104,15 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
              *side_note(donor, target, plans, axes), *(() if preprocess else stale))
     # Everything is checked: from here on files are written, and the plans, which name the others, last.
     sha256 = _write(target, file, plans, donor.configuration, weights, entry)
-    target.write_split()
+    split = target.write_split()
     report = TransferReport(
         donor=donor.provenance(), dataset=target.name, configuration=donor.configuration, plans_name=plans_name,
         plans_file=file.name, start_weights=str(entry["file"]), start_weights_sha256=sha256, plans=plans_report,
         intensity=intensity, reader=plans["image_reader_writer"], orientation=orientation, cases=len(target.cases),
         split=split, batch_size=config.batch_size, mirroring_axes=axes,
         mirroring=describe_axes(mirroring, donor.mirroring_axes, axes),
-        overrides=read_dante_block(plans)["overrides"], trainer=next_trainer(donor),
+        overrides=read_dante_block(plans)["overrides"], encoder_only=donor.encoder_only,
+        trainer="nnUNetTrainerFineTune" if donor.encoder_only else next_trainer(donor),
         fold="all" if len(target.cases) == 1 else "0", preprocess="" if preprocess else command, notes=notes, **facts)
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
         write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
@@ -107,22 +122,50 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
 
 
 def fit(donor: Donor, target: Target, *, plans_name: str = "nnUNetDantePlans", batch_size: int | None = None,
-        intensity: str = "donor", invert: Sequence[str] = (), num_processes: int | None = None,
-        ) -> tuple[Plans, PlansReport, StateDict, dict[str, Any]]:
+        geometry: str = "donor", intensity: str = "donor", invert: Sequence[str] = (),
+        num_processes: int | None = None) -> tuple[Plans, PlansReport, StateDict, dict[str, Any]]:
     """Return plans and start weights of `donor` for `target` with their reports; only the fingerprint is written.
 
     Raises:
         TransferError, ConfigurationError: as `transfer`.
     """
     names = match_data_sets(target.dataset_json, donor.dataset_json, cascaded=is_cascaded(donor))
+    if donor.encoder_only:
+        names = replace(names, labels=replace(names.labels, donor=(), donor_regions=names.labels.target_regions))
     plans, plans_report = retarget_plans(
         donor.plans, configuration=donor.configuration, plans_name=plans_name, dataset_name=target.name,
         reader=target.reader(str(donor.plans.get("image_reader_writer"))), channels=names.channels,
         intensity=intensity, batch_size=batch_size, fingerprint=target.fingerprint(num_processes=num_processes))
     _check_dimensions(donor, plans, target)
+    if geometry == "target":
+        plans, plans_report = _own_geometry(donor, target, plans, plans_report, names, intensity, batch_size)
     weights, facts = _operate(donor, target, plans, names, _inverted(invert, plans_report))
     facts["maps"] = {"label_map": names.labels.by_name(), "channel_map": names.channels.by_name()}
     return plans, plans_report, weights, facts
+
+
+def _with_plans(donor: Donor, target: Target, geometry: str, num_processes: int | None) -> Donor:
+    """Return an encoder with plans, which nnU-Net makes for the target where the checkpoint says no architecture."""
+    if geometry == "donor" and not donor.own_spacing:
+        raise TransferError(f"{donor.checkpoint_name} holds an encoder, and nothing says at which spacing it was "
+                            "trained. Use --geometry target.")
+    if donor.plans:
+        return donor
+    target.fingerprint(num_processes=num_processes)
+    return planned_encoder(donor, target)
+
+
+def _own_geometry(donor: Donor, target: Target, plans: Plans, report: PlansReport, names: Match, intensity: str,
+                  batch_size: int | None) -> tuple[Plans, PlansReport]:
+    own = intensity == "target"
+    plans, before = own_geometry(plans, donor.configuration, target, normalisation=own,
+                                 trainer_name=donor.network_trainer, trust=donor.trust)
+    if not donor.own_spacing:
+        before = replace(before, spacing_mm=(), patch_size=())
+    if batch_size is not None:
+        plans["configurations"][donor.configuration]["batch_size"] = int(batch_size)
+    return plans, describe_plans(plans, donor.configuration, names.channels, own_schemes=own, donor=before,
+                                 has_statistics=any(c.statistics_from == "donor" for c in report.channels))
 
 
 def is_cascaded(donor: Donor) -> bool:
@@ -201,7 +244,10 @@ def _operate(donor: Donor, target: Target, plans: Plans, names: Match,
         torch.random.default_generator.manual_seed(0)
         network = build_network(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer,
                                 trust=donor.trust)
-    weights, labels = head_surgery(donor.weights, heads=head_rows(network), labels=names.labels)
+    if donor.encoder_only:
+        weights, labels = network.state_dict() | donor.weights, names.labels.report("random, as the whole decoder")
+    else:
+        weights, labels = head_surgery(donor.weights, heads=head_rows(network), labels=names.labels)
     stems = stem_weights(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer,
                          trust=donor.trust)
     weights, channels, previous = stem_surgery(weights, stems=stems, channels=names.channels,
@@ -231,7 +277,8 @@ def _share_copied(donor: StateDict, weights: StateDict, reinitialised: tuple[str
     copied = total = 0
     for key, tensor in unique_tensors(weights).items():
         total += tensor.numel()
-        old = donor[key]
+        if (old := donor.get(key)) is None:  # of the decoder, where the donor is an encoder alone
+            continue
         if tensor is old or (tensor.shape == old.shape and torch.equal(tensor, old)):
             copied += tensor.numel()
         elif key not in reinitialised:  # rows or channels moved by name, in the first or the second dimension
