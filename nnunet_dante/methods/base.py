@@ -145,7 +145,7 @@ class Method:
             raise ConfigurationError(f"{type(self).__name__} trains no whole decoder, but the donor is an encoder "
                                      "without one: the decoder would stay random. Use nnUNetTrainerFineTune, "
                                      "nnUNetTrainerLoRA, nnUNetTrainerGradualUnfreezing or nnUNetTrainerDecoderOnly.")
-        return dataclasses.replace(self, **({"full_decoder": True} if "full_decoder" in self.known_overrides() else {}))
+        return self.with_overrides({"full_decoder": True})
 
     def adapt(self, network: nn.Module) -> None:
         """Add to `network`, in place, what the method trains besides the network's own weights; here nothing."""

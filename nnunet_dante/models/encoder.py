@@ -105,7 +105,8 @@ def nnssl_plans(plan: AdaptationPlan, name: str) -> tuple[Plans, bool]:
         configurations, dict) else {}
     channels = plan.pretrain_num_input_channels
     schemes = said.get("normalization_schemes")
-    spacing, patch = said.get("spacing"), plan.recommended_downstream_patchsize or said.get("patch_size")
+    spacing: Any = said.get("spacing")
+    patch: Any = plan.recommended_downstream_patchsize or said.get("patch_size")
     known = all(isinstance(given, (list, tuple)) and len(given) == 3 for given in (spacing, patch))
     return encoder_plans(
         {"network_class_name": _NETWORKS[kind], "arch_kwargs": dict(arguments), "_kw_requires_import": _IMPORTED},

@@ -91,7 +91,7 @@ def _models(root: Path) -> Iterator[Installed]:
     except DonorError as error:  # only a model of nnU-Net v1
         yield Installed(donor=str(root), name=root.name, problem=str(error))
         return
-    numbers = [number[1].lstrip("0") if (number := re.match(r"Dataset(\d+)_[^/]*/", f"{model.folder}/")) else ""
+    numbers = [match[1].lstrip("0") if (match := re.match(r"Dataset(\d+)_[^/]*/", f"{model.folder}/")) else ""
                for model in found]
     named = root == totalsegmentator_folder().absolute()
     for model, number in zip(found, numbers):
