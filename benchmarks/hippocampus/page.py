@@ -16,7 +16,8 @@ from nnunet_dante.compare.training_log import fewer, median, peak, reached
 REPOSITORY = Path(__file__).parents[2]
 KEPT = REPOSITORY / "benchmarks" / "results" / "hippocampus"
 SHOWN = {"scratch": ("from scratch", "0.35"), "full": ("full fine-tuning", "#d55e00"),  # method: name, colour
-         "LoRA": ("LoRA", "#009e73"), "head": ("heads only", "#0072b2")}
+         "LoRA": ("LoRA", "#009e73"), "GU": ("gradual unfreezing", "#0072b2")}
+CHOSEN = ("full", "decoder", "LoRA", "GU")  # methods of strength.toml that choose how much they keep
 UNTRAINED = "#b0578f"
 TITLES = {"acquisition shift": "Mild shift: keep the donor", "task shift": "New labels: fine-tune",
           "virtual scanner": "Inverted contrast (simulated)"}
@@ -58,6 +59,41 @@ def _name_lines(axis, x: float, ends: list[tuple[float, str, str]], *, gap: floa
             heights[low], heights[high] = heights[low] - push, heights[high] + push
     for height, (_, name, colour) in zip(heights, ends):
         axis.text(x, height, name, color=colour, va="center", fontsize=9)
+
+
+def strength_rows(study: Study) -> Iterator[str]:
+    """Per number of cases: the donor, scratch, and each method with all that it learned and with what it kept."""
+    for shots in study.shots:
+        cells = [f"{mean.value:.3f}" for name in ("zero-shot", "scratch")
+                 if (mean := mean_score(study.of(name, shots)))]
+        for method in CHOSEN:
+            every, kept = all_and_kept(study, method, shots)
+            share = median([100 * run.strength for run in study.of(method, shots) if run.strength is not None])
+            cells.append(f"{every:.3f} to {kept:.3f} ({share:.0f} %)")
+        yield f"| {_name(study)}, {study.shots_name(shots)} | {study.expected_draws(shots)} | {' | '.join(cells)} |"
+
+
+def all_and_kept(study: Study, method: str, shots: Shots) -> tuple[float, float]:
+    """Return the Dice with all that was learned, and with what was kept of it."""
+    runs = study.of(method, shots)
+    every, kept = mean_score([run.at_full_strength for run in runs]), mean_score(runs)
+    assert every and kept, f"{study.name} has no {method} with {shots} cases"
+    return every.value, kept.value
+
+
+def strength_aims(found: list[Study]) -> Iterator[str]:
+    """Per method: against the untrained donor, against all that was learned, against scratch; worst row and mean."""
+    for method in CHOSEN:
+        donors, gains, above = [], [], []
+        for study in found:
+            for shots in study.shots:
+                every, kept = all_and_kept(study, method, shots)
+                gains.append(kept - every)
+                above.append(_difference(study, shots, method, "scratch"))
+                if study.name == "acquisition shift":
+                    donors.append(_difference(study, shots, method, "zero-shot"))
+        yield (f"| {method} | {min(donors):+.3f} | {_range(gains)} | {sum(a > 0 for a in above)} of {len(above)}, "
+               f"smallest {min(above):+.3f} |")
 
 
 def short_rows(found: list[Study]) -> Iterator[str]:
@@ -132,17 +168,29 @@ def head(*names: str) -> str:
     return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
 
 
+def read(*names: str) -> list[Study]:
+    """Return the experiments of kept protocols."""
+    results = [run for name in names for run in read_results(KEPT / name / "runs.json")]
+    return sorted(studies(results), key=lambda study: ORDER.index(study.name))
+
+
 def main() -> None:
-    results = [run for file in sorted(KEPT.glob("*/runs.json")) if file.parent.name not in ("search", "schedules")
-               for run in read_results(file)]
-    found = sorted(studies(results), key=lambda study: ORDER.index(study.name))
+    chosen, found = read("strength"), read("protocol", "inverted")
+    figure(chosen, REPOSITORY / "docs" / "images" / "few_shot.png")
+    kept = [head("shift, training cases", "draws", "donor", "scratch", *(f"{m}: all to kept" for m in CHOSEN)),
+            *(row for study in chosen for row in strength_rows(study))]
+    aims = [head("method", "mild shift: against the donor, worst row", "kept against all, all rows", "above scratch"),
+            *strength_aims(chosen)]
     complete = [study for study in found if study.of("scratch")]
-    figure(complete, REPOSITORY / "docs" / "images" / "few_shot.png")
-    lines = ["# All results of the hippocampus benchmark", "", "Written by `page.py`; docs/few-shot.md explains them."]
-    for chosen in (complete, [study for study in found if study not in complete]):
-        methods = sorted(chosen[0].methods, key=METHODS.index)
+    lines = ["# All results of the hippocampus benchmark", "", "Written by `page.py`; docs/few-shot.md explains them.",
+             "", "## As trainings end: how much is kept is chosen on unseen cases", "", *kept, "",
+             "Dice on 13 test cases with all that was learned, and with what was kept of it; in brackets the share "
+             "kept, median over the draws.", "", *aims, "", "## All methods, with all that they learned", "",
+             "Trained with version 0.1.0, which kept all."]
+    for part in (complete, [study for study in found if study not in complete]):
+        methods = sorted(part[0].methods, key=METHODS.index)
         lines += ["", head("Dice on 13 test cases: shift, training cases", "draws", *methods),
-                  *(row for study in chosen for row in dice_rows(study, methods))]
+                  *(row for study in part for row in dice_rows(study, methods))]
     trained = METHODS[1:]
     lines += ["", head("epochs to 85 % of scratch's peak (fewer)", *trained),
               *(row for study in complete for row in speed_rows(study, trained)), "",
@@ -154,6 +202,7 @@ def main() -> None:
               "Fewer epochs: median over all runs. Dice over full fine-tuning's: mean over shifts and numbers of "
               "cases, smallest and largest in brackets. Above scratch: of the 15 rows of the first table."]
     (KEPT / "tables.md").write_text("\n".join(lines) + "\n")
+    print("\n".join([*kept, "", *aims, ""]))
     print(head("method", *(f"{study.name}, 1 / 4 / 16 cases" for study in complete)))
     print("\n".join(short_rows(complete)))
 
