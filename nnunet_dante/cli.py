@@ -101,6 +101,34 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
     click.echo(str(report))
 
 
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@click.option("-o", "--out", type=_FOLDER, required=True, help="Folder for everything that is written.")
+@click.option("-n", "--name", help="Name of the data set, such as Dataset123_Mine. Default: that of SOURCE.")
+@click.option("-c", "--configuration", help="For example 3d_fullres; needed if MODEL holds several.")
+@click.option("-tr", "--trainer", help="Instead of the trainer that is advised.")
+@click.option("--budget", default="60min", show_default=True, metavar="TIME",
+              help="For all trainings together: 90min, 2h.")
+@click.option("--baseline", is_flag=True, help="Also train from scratch, to compare; takes half of the budget.")
+@click.option("--groups", type=_FILE, help="Which cases are of one patient; as for `shots`.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the training; repeatable.")
+@click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
+@click.option("--trust", is_flag=True,
+              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
+def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str, ...], **options) -> None:
+    """Adapt MODEL to the labelled images in SOURCE: data, advice, trainings, scores, report and model in one command.
+
+    SOURCE is a data set in nnU-Net's format. Stopped at any moment, the same command goes on.
+    """
+    from .adaptation.budget import minutes
+    from .adaptation.run import adapt as run
+    from .models.overrides import parse_overrides
+
+    click.echo(str(run(model, source, out, budget_minutes=minutes(budget), overrides=parse_overrides(settings),
+                       **options)))
+
+
 @main.command(context_settings={"allow_extra_args": True})
 @click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
 @click.option("-k", "--shots", multiple=True, required=True, metavar="K,K,...",

@@ -20,7 +20,7 @@ LEVELS = (  # a room may import from those before its own level, and from its ne
     ("methods",),
     ("models",),
     ("training", "transfers", "adapters", "datasets"),
-    ("ui", "adapt", "federation", "demo", "benchmark", "advise", "command", "dafne", "compare"),
+    ("ui", "adaptation", "federation", "demo", "benchmark", "advise", "command", "dafne", "compare"),
     ("cli_adapter",),
     ("cli",),
 )

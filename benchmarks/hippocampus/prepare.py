@@ -23,7 +23,7 @@ import nibabel
 import numpy as np
 from scanner import virtual_scan
 
-from nnunet_dante.demo.steps import Steps
+from nnunet_dante.adaptation.steps import Steps
 
 LABELS = {"background": 0, "Anterior": 1, "Posterior": 2}
 MERGED = {"background": 0, "Hippocampus": 1}

@@ -9,8 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from .data import DemoDataError
-from .steps import pip
+from .data import DemoDataError, pip
 
 REQUIREMENTS = ("dafne-dl==2.0.2b2", "dill==0.4.1", "flexidep==0.0.17", "appdirs==1.4.4", "packaging>=23")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -20,7 +21,6 @@ import nibabel
 import numpy as np
 
 from ..errors import ConfigurationError, DanteError
-from .steps import pip
 
 WHEEL = "tptbox-1.1.0-py3-none-any.whl"
 WHEEL_SHA256 = "975a68f4117ab81fcc2d819d6127f301b1cc50210e08e73df1b9a818ee3be984"
@@ -241,3 +241,11 @@ def _verify(wheel: Path) -> None:
     if found != WHEEL_SHA256:
         raise DemoDataError(f"{wheel} is not the expected file: its SHA-256 is {found}, allowed is {WHEEL_SHA256}. "
                             f"Delete it and try again. {_ADVICE}.")
+
+
+def pip(*arguments: str) -> str:
+    """Run pip with one retry; returns "" or, where it failed, the last line that it said."""
+    command = [sys.executable, "-m", "pip", *arguments[:1], "--quiet", "--retries", "1", "--timeout", "15",
+               "--disable-pip-version-check", *arguments[1:]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if result.returncode == 0 else (result.stderr.strip().splitlines() or ["no message"])[-1]

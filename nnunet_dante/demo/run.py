@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import torch
 
+from ..adaptation.steps import Steps
 from ..adapters.adapter import remove
 from ..compare.report import Block, Code, Heading, Text, write_report
 from ..compare.sources import Source, read_fold, score_masks
@@ -21,7 +22,6 @@ from ..compare.tables import Table
 from ..errors import ConfigurationError
 from .dafne import APPLY, install_dafne
 from .data import CT, MR, DemoDataError, fetch_images, writable_cache, write_dataset, write_split
-from .steps import Steps
 
 CONFIGURATION, FOLD, PLANS, DONOR_PLANS = "3d_fullres", "0", "nnUNetDantePlans", "nnUNetDemoPlans"
 PRETRAIN_TRAINER, PRETRAIN_EPOCHS = "nnUNetTrainer_5epochs", 5

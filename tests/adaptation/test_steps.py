@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_dante.demo.steps import EpochCount, Steps
+from nnunet_dante.adaptation.steps import EpochCount, Steps
 from nnunet_dante.errors import DanteError
 
 EPOCH = "2026-01-01 00:00:01.0: Pseudo dice [np.float32(0.5), np.float32(nan), 0.25]\n2026-01-01 00:00:01.0: Epoch time: 1 s\n"
@@ -26,7 +26,7 @@ def test_a_failure_names_its_log_and_shows_the_end_of_it(tmp_path):
 
 
 def test_prediction_runs_where_this_package_cannot_be_imported(tmp_path, monkeypatch):
-    from nnunet_dante.demo import steps as module
+    from nnunet_dante.adaptation import steps as module
 
     monkeypatch.setitem(module._ENTRY_POINTS, "nnUNetv2_predict", "probe:main")
     (tmp_path / "probe.py").write_text(

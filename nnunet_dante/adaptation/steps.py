@@ -22,8 +22,10 @@ _ENTRY_POINTS = {
     "nnUNetv2_preprocess": "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:preprocess_entry",
     "nnUNetv2_train": "nnunetv2.run.run_training:run_training_entry",
     "nnUNetv2_predict": "nnunetv2.inference.predict_from_raw_data:predict_entry_point",
+    "nnUNetv2_export_model_to_zip": "nnunetv2.model_sharing.entry_points:export_pretrained_model_entry",
     "nnunet-dante": "nnunet_dante.cli:main",
 }
+_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _NNUNET = {"nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
 # Waiting threads sleep instead of spinning, and freed memory is kept for the next step instead of going back to the
 # system; together they cut the system time of a demo to about a third (each alone was not measured).
@@ -32,24 +34,32 @@ _EPOCH, _DICE = re.compile(r"Epoch time: "), re.compile(r"Pseudo dice (\[.*\])")
 
 
 class Steps:
-    """Numbered steps below one folder, in an environment in which nnU-Net's three folders are set."""
+    """Numbered steps below one folder, in an environment in which nnU-Net's three folders are set.
 
-    def __init__(self, out: Path, *, total: int):
+    own_folders: whether these lie below `out`, even where the user has set them.
+    """
+
+    def __init__(self, out: Path, *, total: int, own_folders: bool = True):
         self.out, self.total, self.number, self.begun = out, total, 0, time.monotonic()
         self.commands: list[str] = []
         self.logs = out / "logs"
-        folders = {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        folders = {name: str(out / name) for name in _FOLDERS}
+        if not own_folders and all(map(os.environ.get, _FOLDERS)):
+            folders = {name: os.environ[name] for name in _FOLDERS}
         for folder in (self.logs, *map(Path, folders.values())):
             folder.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | folders | _NNUNET | _LEAN
         self.environment.pop("nnUNet_extTrainer", None)
 
+    def folder(self, name: str, *below: str) -> Path:
+        """Return a path below one of nnU-Net's three folders."""
+        return Path(self.environment[name], *below)
+
     @contextmanager
     def nnunet_folders(self) -> Iterator[None]:
         """Let this process see nnU-Net's three folders below `out`, as the commands do."""
-        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        before = {name: os.environ.get(name) for name in names}
-        os.environ.update({name: self.environment[name] for name in names})
+        before = {name: os.environ.get(name) for name in _FOLDERS}
+        os.environ.update({name: self.environment[name] for name in _FOLDERS})
         try:
             yield
         finally:
@@ -139,11 +149,3 @@ def _mean_dice(said: str) -> float:
     found = _DICE.findall(said)
     numbers = [float(n) for n in re.findall(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?", found[-1])] if found else []
     return sum(numbers) / len(numbers) if numbers else float("nan")
-
-
-def pip(*arguments: str) -> str:
-    """Run pip with one retry; returns "" or, where it failed, the last line that it said."""
-    command = [sys.executable, "-m", "pip", *arguments[:1], "--quiet", "--retries", "1", "--timeout", "15",
-               "--disable-pip-version-check", *arguments[1:]]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return "" if result.returncode == 0 else (result.stderr.strip().splitlines() or ["no message"])[-1]

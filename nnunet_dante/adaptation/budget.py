@@ -1,0 +1,93 @@
+"""How long a training may be: measure a training step, and divide the time that the user gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+
+from ..benchmark.processes import PeakMemory
+from ..errors import ConfigurationError
+from ..training.launch import VARIABLE, search_path
+
+EPOCHS = 50
+MOST_STEPS = 25_000  # of a training with the trainers' own numbers
+FEWEST_STEPS = 50
+_VALIDATION_SHARE = 0.2  # validation steps per training step
+_TRAINING_SHARE = 0.7  # of the budget; the rest is for starting, choosing the strength, validation and the report
+_MEASURED_SECONDS, _MOST_MEASURED = 10.0, 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long every training is; the names are those of the trainers' options."""
+
+    epochs: int
+    iterations: int
+    val_iterations: int
+
+
+def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: str, device: str) -> None:
+    """Print the cost of a training step as JSON; takes some seconds, and leaves no files.
+
+    The step is one of the last epoch, when methods that open the network in stages train all of it.
+    """
+    os.environ[VARIABLE] = search_path()
+    training = get_trainer_from_args(dataset, configuration, fold if fold == "all" else int(fold), trainer, plans,
+                                     device=torch.device(device))
+    training.plot_progress = False
+    training.initialize()
+    training.num_val_iterations_per_epoch = 1
+    try:
+        training.on_train_start()
+        training.current_epoch = training.num_epochs - 1
+        memory = PeakMemory(training.device)
+        training.on_train_epoch_start()
+        times = []
+        while len(times) < 3 or (sum(times) < _MEASURED_SECONDS and len(times) < _MOST_MEASURED):
+            began = time.perf_counter()
+            training.train_step(next(training.dataloader_train))
+            times.append(time.perf_counter() - began)
+    finally:
+        shutil.rmtree(training.output_folder, ignore_errors=True)
+    usual = sorted(times[1:])[len(times[1:]) // 2]  # the first step loads libraries
+    print(json.dumps({"step_seconds": usual, "mib": memory.peak_mib()}))
+
+
+def minutes(text: str) -> float:
+    """Return a time such as "30min", "2h" or "90s" in minutes.
+
+    Raises:
+        ConfigurationError: the text is no such time.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(h|min|s)", text.strip())
+    if not found or not (value := float(found[1]) * {"h": 60, "min": 1, "s": 1 / 60}[found[2]]):
+        raise ConfigurationError(f"--budget is {text!r}; give a time such as 30min, 2h or 90s.")
+    return value
+
+
+def length_for(minutes: float, step_seconds: float, trainings: int) -> Length:
+    """Return the length of each of `trainings` trainings that together fit into a number of minutes.
+
+    step_seconds: time of one training step.
+
+    Raises:
+        ConfigurationError: the time is too short for any training worth the name; says how much is needed.
+    """
+    per_step = step_seconds * (1 + _VALIDATION_SHARE / 2) * trainings  # a validation step goes forward only
+    steps = int(_TRAINING_SHARE * 60 * minutes / per_step)
+    if steps < FEWEST_STEPS:
+        needed = FEWEST_STEPS * per_step / 60 / _TRAINING_SHARE
+        raise ConfigurationError(
+            f"--budget {minutes:g} min allows {steps} steps for each of {trainings} trainings, at {step_seconds:.2g} s "
+            f"a step; fewer than {FEWEST_STEPS} teach nothing. Give at least {needed:.0f} min, or use a faster device.")
+    steps = min(steps, MOST_STEPS)
+    iterations = max(1, steps // EPOCHS)
+    return Length(epochs=min(EPOCHS, steps), iterations=iterations,
+                  val_iterations=max(1, round(_VALIDATION_SHARE * iterations)))

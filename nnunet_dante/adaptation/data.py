@@ -1,0 +1,67 @@
+"""The data set of an adaptation: where nnU-Net finds it, and which cases are trained on together."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from sklearn.model_selection import GroupKFold
+
+from ..datasets.dataset import Target
+from ..datasets.shots import read_groups
+from ..errors import ConfigurationError
+from ..files import read_json, write_text_atomically
+from ..types import PathLike
+
+_FOLDS = 5
+
+
+def put_data(source: Path, raw: Path, name: str | None) -> dict[str, Any]:
+    """Let nnU-Net find a data set in its raw format, by a link below `raw`; return its name there.
+
+    Raises:
+        ConfigurationError: the folder is no such data set, or the name is none that nnU-Net takes.
+    """
+    if not all((source / part).exists() for part in ("dataset.json", "imagesTr", "labelsTr")):
+        raise ConfigurationError(f"{source} is no data set in nnU-Net's format: it must hold dataset.json, imagesTr "
+                                 "and labelsTr.")
+    own = source.name if re.fullmatch(r"Dataset\d{3,}_.+", source.name) else None
+    name = name or own or "Dataset001_" + re.sub(r"\W+", "", source.name)
+    if not re.fullmatch(r"Dataset\d{3,}_\w.*", name):
+        raise ConfigurationError(f"the name of the data set is {name!r}; give one such as Dataset123_Mine.")
+    place = raw / name
+    if not place.exists():
+        place.symlink_to(source, target_is_directory=True)
+    elif place.resolve() != source:
+        raise ConfigurationError(f"{place} is another data set than {source}; give another name.")
+    return {"dataset": name}
+
+
+def write_folds(target: Target, groups: PathLike | None) -> dict[str, Any]:
+    """Write splits_final.json unless there is one, and return the names of the folds.
+
+    Cases of one group, such as a patient, stay together. Fewer than five cases or groups make as many folds; a single
+    one makes none, since nothing would be left to choose and score on.
+    """
+    file, cases = target.preprocessed / "splits_final.json", sorted(target.cases)
+    known = target.raw / "groups.csv"
+    table = groups or (known if known.is_file() else None)
+    if table is None and file.is_file():
+        return {"folds": [str(n) for n in range(len(read_json(file)))]}
+    group_of = {case: case for case in cases}
+    if table is not None:
+        group_of |= {case: name for name, members in read_groups(table).items() for case in members if case in group_of}
+    number = min(_FOLDS, len(set(group_of.values())))
+    if number < 2:
+        return {"folds": []}
+    if table is None and number == _FOLDS:
+        splits = generate_crossval_split(cases, n_splits=_FOLDS)
+    else:
+        splits = [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in
+                  GroupKFold(number).split(np.zeros(len(cases)), groups=[group_of[case] for case in cases])]
+    write_text_atomically(json.dumps([{k: list(v) for k, v in split.items()} for split in splits], indent=2), file)
+    return {"folds": [str(n) for n in range(number)]}

@@ -1,0 +1,253 @@
+"""From labelled images and a pretrained network to an adapted one, in one call that can be stopped anywhere.
+
+What was done stands in OUT/adapt.json; the same call goes on from there. Every training and prediction is one of the
+commands that a user would type, and the report shows them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..adapters.strength import start_weights
+from ..advise.suggest import suggest
+from ..datasets.dataset import open_target
+from ..errors import ConfigurationError, DanteError
+from ..files import read_json, write_text_atomically
+from ..models.checkpoint import load_checkpoint_safely, save_atomically
+from ..models.donor import open_donor
+from ..models.settings import read_dante_block, with_overrides
+from ..training.launch import device_option
+from ..types import PathLike
+from .budget import length_for
+from .data import put_data, write_folds
+from .report import write_adapt_report
+from .steps import Steps
+
+PLANS, SCRATCH = "nnUNetDantePlans", "nnUNetTrainerFromScratch"
+_RECORD, _FINAL, _DONOR = "adapt.json", "checkpoint_final.pth", "checkpoint_donor.pth"
+_MEASURE = "import sys; from nnunet_dante.adaptation.budget import measure; measure(*sys.argv[1:])"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptResult:
+    """What an adaptation achieved and wrote.
+
+    dice: mean Dice on cases that the scored network was not trained on, of "adapted", "donor", and "from scratch" where
+        it was asked for; nan where no case was left unseen.
+    strength: how much of what was learned the adapted network keeps, from 0 (the donor) to 1.
+    report: report.html. model: zip for stock nnU-Net. adapter: safetensors file, None for methods without one.
+    dafne: `.model` file, None where Dafne cannot run the network.
+    """
+
+    dice: Mapping[str, float]
+    strength: float
+    report: Path
+    model: Path
+    adapter: Path | None
+    dafne: Path | None
+
+    def __str__(self) -> str:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in self.dice.items() if not math.isnan(value))
+        kept = ("Training helped on none of the unseen cases, so this is the donor itself." if self.strength == 0 else
+                f"It keeps {100 * self.strength:.0f} % of what was learned.")
+        return (f"Dice on unseen cases: {scores or 'no case is left unseen'}. {kept}\n"
+                f"Model: {self.model}\nReport: {self.report}")
+
+
+def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None = None,
+          configuration: str | None = None, trainer: str | None = None, budget_minutes: float = 60.0,
+          baseline: bool = False, groups: PathLike | None = None, overrides: Mapping[str, Any] | None = None,
+          device: str | None = None, trust: bool = False) -> AdaptResult:
+    """Adapt a pretrained network to labelled images, and write a model, a report and the commands that did it.
+
+    The way: data set, measurement and advice (`suggest`), transfer, one training per fold, one on all cases that keeps
+    the mean of what the folds chose, scores on unseen cases against the donor, report. Where the folds choose to keep
+    nothing, the result is the donor. Stopped at any moment, the same call goes on.
+
+    Args:
+        model: model folder, zip or checkpoint of the donor.
+        source: data set in nnU-Net's format, a folder with dataset.json, imagesTr and labelsTr.
+        out: folder of everything that is written.
+        name: of the data set, such as Dataset123_Mine; default: the name of `source`.
+        configuration: needed where the donor holds several.
+        trainer: instead of the one that `suggest` advises.
+        budget_minutes: time for all trainings together; the length of a training follows from a measured step.
+        baseline: also train from scratch, for comparison; this takes half of the budget.
+        groups: file that says which cases are of one patient, as for `nnunet-dante shots --groups`.
+        overrides: options of the trainings, such as {"lr": 0.01}.
+        device: cuda, mps or cpu; default: the best there is.
+        trust: read a checkpoint that executes code; only if you know its author.
+
+    Raises:
+        ConfigurationError: `out` holds an adaptation that was asked for otherwise, or the budget is too short.
+        DanteError: donor, data and options do not go together, or a command failed; names its log.
+
+    Example:
+        >>> print(adapt("MODEL", "Dataset123_Mine", "OUT", budget_minutes=30))  # doctest: +SKIP
+    """
+    asked = {"model": str(Path(model).resolve()), "source": str(Path(source).resolve()), "name": name,
+             "configuration": configuration, "trainer": trainer, "budget_minutes": budget_minutes,
+             "baseline": baseline, "groups": None if groups is None else str(groups),
+             "overrides": dict(overrides or {}), "device": device or (device_option() or ("", "cuda"))[1]}
+    work = _Work(Path(out).resolve(), asked, trust=trust)
+    with work.steps.nnunet_folders():
+        return work.do()
+
+
+class _Work:
+    """One adaptation: its folder, what was asked, and what has been done."""
+
+    def __init__(self, out: Path, asked: dict[str, Any], *, trust: bool):
+        self.out, self.asked, self.trust = out, asked, trust
+        out.mkdir(parents=True, exist_ok=True)
+        self.file = out / _RECORD
+        self.record = read_json(self.file) if self.file.is_file() else {"format": 1, "asked": asked, "done": {}}
+        if changed := [key for key in asked if self.record["asked"].get(key) != asked[key]]:
+            raise ConfigurationError(
+                f"{out} holds an adaptation with {changed[0]} {self.record['asked'].get(changed[0])!r}, and now "
+                f"{asked[changed[0]]!r} is asked for. Give another folder with -o, or delete this one.")
+        self.steps = Steps(out, total=0, own_folders=False)
+
+    def once(self, name: str, title: str, work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        """Do a step unless it is done, and return its facts, which must be JSON values."""
+        done = self.record["done"]
+        if name not in done:
+            self.steps.announce(title)
+            began, before = time.monotonic(), len(self.steps.commands)
+            facts = work() or {}
+            done[name] = {**facts, "seconds": round(time.monotonic() - began, 1),
+                          "commands": self.steps.commands[before:]}
+            write_text_atomically(json.dumps(self.record, indent=1) + "\n", self.file)
+        return done[name]
+
+    def do(self) -> AdaptResult:
+        """Go the whole way."""
+        asked = self.asked
+        self.configuration = open_donor(asked["model"], configuration=asked["configuration"],
+                                        trust=self.trust).configuration
+        self.steps.total = 8  # and the trainings, as soon as the folds are known
+        self.dataset = self.once("data", "Read the data set", lambda: put_data(
+            Path(asked["source"]), self.steps.folder("nnUNet_raw"), asked["name"]))["dataset"]
+        advice = self.once("advice", "Measure how the donor does on the cases", self._advise)
+        self.trainer = asked["trainer"] or advice["trainer"]
+        self.once("transfer", f"Make the donor the start of {self.trainer}", lambda: self._transfer(advice["transfer"]))
+        folds = self.once("folds", "Divide the cases into folds", lambda: write_folds(
+            open_target(self.dataset), asked["groups"]))["folds"]
+        trainers = (self.trainer, *((SCRATCH,) if asked["baseline"] else ()))
+        trainings = [(trainer, fold) for trainer in trainers for fold in folds]
+        self.steps.total += len(trainings) + 1
+        cost = self.once("cost", "Measure a training step", lambda: self._measure(folds))
+        self.length = length_for(asked["budget_minutes"], cost["step_seconds"], len(trainings) + 1)
+        self._set_length()
+        self._say_plan(cost, len(trainings) + 1, advice)
+        for trainer, fold in trainings:
+            self._train(trainer, fold)
+        kept = [self._kept(fold) for fold in folds]
+        if kept and not any(kept):
+            final = folds[0]  # every fold chose to keep nothing, so each is the donor
+        else:
+            self._train(self.trainer, "all")
+            final = "all"
+        self.once("donor", "Predict the cases with the donor as it is", lambda: self._predict_with_donor(final))
+        dice = self.once("report", "Score the unseen cases and write the report", lambda: write_adapt_report(
+            self.out, self.record, [(self._model(trainer) / f"fold_{fold}") for trainer, fold in trainings],
+            self._model(self.trainer) / f"fold_{final}", advice))["dice"]
+        files = self.once("files", "Write the model", lambda: self._write_model(final))
+        paths = {key: name and self.out / name for key, name in files.items() if key in ("model", "adapter", "dafne")}
+        return AdaptResult(dice=dice, strength=self._kept(final), report=self.out / "report.html", **paths)
+
+    def _model(self, trainer: str) -> Path:
+        """Return the folder in which nnU-Net keeps the folds of a trainer."""
+        return self.steps.folder("nnUNet_results", self.dataset, f"{trainer}__{PLANS}__{self.configuration}")
+
+    def _checkpoint(self, fold: str) -> dict[str, Any]:
+        return load_checkpoint_safely(self._model(self.trainer) / f"fold_{fold}" / _FINAL)
+
+    def _kept(self, fold: str) -> float:
+        """Return how much of what was learned a fold keeps."""
+        return float((self._checkpoint(fold).get("dante") or {}).get("strength", {}).get("value", 1.0))
+
+    def _advise(self) -> dict[str, Any]:
+        found = suggest(self.asked["model"], self.dataset, configuration=self.configuration, trust=self.trust)
+        tqdm.write(f"{found}", file=sys.stderr)
+        return {"trainer": found.rule.trainer, "reason": found.rule.reason, "text": str(found),
+                "transfer": next(c for c in found.commands if c.startswith("nnunet-dante transfer"))}
+
+    def _transfer(self, command: str) -> None:
+        """Run the command that `suggest` printed."""
+        settings = [word for key, value in self.asked["overrides"].items() for word in ("--set", f"{key}={value}")]
+        program, *words = shlex.split(command)
+        self.steps.run(program, *words, *settings)
+
+    def _measure(self, folds: list[str]) -> dict[str, Any]:
+        said = self.steps.python(_MEASURE, self.dataset, self.configuration, PLANS, self.trainer,
+                                 *(folds[:1] or ["all"]), self.asked["device"], name="measure")
+        return json.loads(said.splitlines()[-1])
+
+    def _set_length(self) -> None:
+        """Write the length of the trainings into the plans; numbers that the user gave stay."""
+        file = self.steps.folder("nnUNet_preprocessed", self.dataset, f"{PLANS}.json")
+        plans = read_json(file)
+        block = read_dante_block(plans)
+        plans["dante"] = with_overrides(block, block["overrides"] | asdict(self.length) | self.asked["overrides"])
+        write_text_atomically(json.dumps(plans, indent=2), file)
+
+    def _say_plan(self, cost: dict[str, Any], trainings: int, advice: dict[str, Any]) -> None:
+        memory = "" if cost["mib"] is None else f", about {cost['mib'] / 1024:.1f} GiB above what the libraries take"
+        tqdm.write(
+            f"Plan: {trainings} trainings with {self.trainer} of {self.length.epochs} epochs of "
+            f"{self.length.iterations} steps, {cost['step_seconds']:.2g} s a step on {self.asked['device']}{memory}: "
+            f"about {self.asked['budget_minutes']:g} min in all. Reason: {advice['reason']}.", file=sys.stderr)
+
+    def _train(self, trainer: str, fold: str) -> None:
+        going_on = any((self._model(trainer) / f"fold_{fold}").glob("checkpoint_*.pth"))
+
+        def train() -> None:
+            self.steps.run("nnunet-dante", "train", self.dataset, self.configuration, fold, "-p", PLANS, "-tr", trainer,
+                           "-device", self.asked["device"], *(["--c"] if going_on else []), epochs=self.length.epochs)
+
+        where = "all cases" if fold == "all" else f"fold {fold}"
+        self.once(f"{trainer} {fold}", f"Train {trainer.removeprefix('nnUNetTrainer')} on {where}", train)
+
+    def _predict_with_donor(self, fold: str) -> None:
+        """Predict all cases with the start weights of the training, as its checkpoint with strength 0 would."""
+        folder, checkpoint = self._model(self.trainer) / f"fold_{fold}", self._checkpoint(fold)
+        start = start_weights(checkpoint)
+        if start is None:
+            file = self.steps.folder("nnUNet_preprocessed", self.dataset, f"{PLANS}_{self.configuration}_start.pth")
+            start = load_checkpoint_safely(file)["network_weights"]
+        save_atomically({**checkpoint, "network_weights": start}, folder / _DONOR)
+        self.steps.run(
+            "nnUNetv2_predict", "-i", self.steps.folder("nnUNet_raw", self.dataset, "imagesTr"), "-o",
+            Path("predictions", "donor"), "-d", self.dataset, "-c", self.configuration, "-f", fold, "-p", PLANS, "-tr",
+            self.trainer, "-chk", _DONOR, "-device", self.asked["device"], "-npp", 1, "-nps", 1,
+            "--disable_progress_bar")
+        (folder / _DONOR).unlink()
+
+    def _write_model(self, fold: str) -> dict[str, Any]:
+        """Write the model for stock nnU-Net, as an adapter and for Dafne; return the names of the files."""
+        folder = self._model(self.trainer)
+        self.steps.run("nnUNetv2_export_model_to_zip", "-d", self.dataset, "-o", "model.zip", "-c", self.configuration,
+                       "-tr", self.trainer, "-p", PLANS, "-f", fold)
+        names: dict[str, Any] = {"model": "model.zip", "adapter": None, "dafne": None}
+        if (adapter := folder / f"fold_{fold}" / "adapter.safetensors").is_file():
+            shutil.copy(adapter, self.out)
+            names["adapter"] = adapter.name
+        dafne = f"{self.dataset.partition('_')[2]}.model"
+        try:
+            self.steps.run("nnunet-dante", "export", folder, "-o", dafne, "--fold", fold)
+            names["dafne"] = dafne
+        except DanteError as error:  # not every network runs in Dafne; the model is there
+            tqdm.write(f"No .model for Dafne: {str(error).splitlines()[-1]}", file=sys.stderr)
+        return names
