@@ -39,6 +39,7 @@ _HOME = {
     "DanteMixin": "training.trainer",
     "open_donor": "models.donor",
     "transfer": "transfers.transfer",
+    "adapt": "adaptation.run",
     "inspect_path": "command.inspect",
     "export_model": "dafne.export",
     "import_model": "dafne.importer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -20,7 +21,8 @@ EPOCHS = 50
 MOST_STEPS = 25_000  # of a training with the trainers' own numbers
 FEWEST_STEPS = 50
 _VALIDATION_SHARE = 0.2  # validation steps per training step
-_TRAINING_SHARE = 0.7  # of the budget; the rest is for starting, choosing the strength, validation and the report
+_TRAINING_SHARE = 0.8  # of the budget; the rest is for choosing the strength, validation and the report
+_SHORTEST_EPOCH = 10  # steps; an epoch has a fixed cost besides
 _MEASURED_SECONDS, _MOST_MEASURED = 10.0, 30
 
 
@@ -72,22 +74,23 @@ def minutes(text: str) -> float:
     return value
 
 
-def length_for(minutes: float, step_seconds: float, trainings: int) -> Length:
+def length_for(minutes: float, trainings: int, *, step_seconds: float, start_seconds: float) -> Length:
     """Return the length of each of `trainings` trainings that together fit into a number of minutes.
 
-    step_seconds: time of one training step.
+    step_seconds: time of one training step. start_seconds: time until the first step of a training.
 
     Raises:
         ConfigurationError: the time is too short for any training worth the name; says how much is needed.
     """
-    per_step = step_seconds * (1 + _VALIDATION_SHARE / 2) * trainings  # a validation step goes forward only
-    steps = int(_TRAINING_SHARE * 60 * minutes / per_step)
+    step = step_seconds * (1 + _VALIDATION_SHARE / 2)  # a validation step goes forward only
+    steps = int((_TRAINING_SHARE * 60 * minutes / trainings - start_seconds) / step)
     if steps < FEWEST_STEPS:
-        needed = FEWEST_STEPS * per_step / 60 / _TRAINING_SHARE
+        needed = trainings * (start_seconds + FEWEST_STEPS * step) / 60 / _TRAINING_SHARE
         raise ConfigurationError(
-            f"--budget {minutes:g} min allows {steps} steps for each of {trainings} trainings, at {step_seconds:.2g} s "
-            f"a step; fewer than {FEWEST_STEPS} teach nothing. Give at least {needed:.0f} min, or use a faster device.")
+            f"--budget {minutes:g}min leaves {max(0, steps)} steps for each of {trainings} trainings, with "
+            f"{step_seconds:.2g} s a step and {start_seconds:.0f} s to start; fewer than {FEWEST_STEPS} teach nothing. "
+            f"Give at least {math.ceil(needed)}min, or use a faster device.")
     steps = min(steps, MOST_STEPS)
-    iterations = max(1, steps // EPOCHS)
-    return Length(epochs=min(EPOCHS, steps), iterations=iterations,
+    iterations = max(_SHORTEST_EPOCH, steps // EPOCHS)
+    return Length(epochs=steps // iterations, iterations=iterations,
                   val_iterations=max(1, round(_VALIDATION_SHARE * iterations)))

@@ -148,7 +148,8 @@ class _Work:
         trainings = [(trainer, fold) for trainer in trainers for fold in folds]
         self.steps.total += len(trainings) + 1
         cost = self.once("cost", "Measure a training step", lambda: self._measure(folds))
-        self.length = length_for(asked["budget_minutes"], cost["step_seconds"], len(trainings) + 1)
+        self.length = length_for(asked["budget_minutes"], len(trainings) + 1, start_seconds=cost["seconds"],
+                                 step_seconds=cost["step_seconds"])
         self._set_length()
         self._say_plan(cost, len(trainings) + 1, advice)
         for trainer, fold in trainings:
@@ -204,7 +205,7 @@ class _Work:
         write_text_atomically(json.dumps(plans, indent=2), file)
 
     def _say_plan(self, cost: dict[str, Any], trainings: int, advice: dict[str, Any]) -> None:
-        memory = "" if cost["mib"] is None else f", about {cost['mib'] / 1024:.1f} GiB above what the libraries take"
+        memory = "" if cost["mib"] is None else f", {cost['mib']:.0f} MiB above what the libraries take"
         tqdm.write(
             f"Plan: {trainings} trainings with {self.trainer} of {self.length.epochs} epochs of "
             f"{self.length.iterations} steps, {cost['step_seconds']:.2g} s a step on {self.asked['device']}{memory}: "
