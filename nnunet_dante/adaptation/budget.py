@@ -91,6 +91,6 @@ def length_for(minutes: float, trainings: int, *, step_seconds: float, start_sec
             f"{step_seconds:.2g} s a step and {start_seconds:.0f} s to start; fewer than {FEWEST_STEPS} teach nothing. "
             f"Give at least {math.ceil(needed)}min, or use a faster device.")
     steps = min(steps, MOST_STEPS)
-    iterations = max(_SHORTEST_EPOCH, steps // EPOCHS)
+    iterations = max(_SHORTEST_EPOCH, math.ceil(steps / EPOCHS))
     return Length(epochs=steps // iterations, iterations=iterations,
                   val_iterations=max(1, round(_VALIDATION_SHARE * iterations)))

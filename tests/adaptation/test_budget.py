@@ -26,7 +26,7 @@ def test_the_trainings_together_fit_into_the_budget():
     length = length_for(60, 6, step_seconds=0.5, start_seconds=20)
     seconds = 6 * (20 + length.epochs * (length.iterations * 0.5 + length.val_iterations * 0.25))
     assert 0.7 * 60 * 60 < seconds < 0.85 * 60 * 60
-    assert (length.epochs, length.iterations, length.val_iterations) == (50, 16, 3)
+    assert (length.epochs, length.iterations, length.val_iterations) == (49, 17, 3)
 
 
 def test_short_budgets_have_fewer_epochs_and_long_ones_no_more_steps_than_the_trainers_have():
@@ -46,4 +46,4 @@ def test_a_step_is_measured_and_no_results_are_left(prepared, capsys):
     measure(prepared.dataset, "3d_fullres", "nnUNetDantePlans", "nnUNetTrainerGradualUnfreezing", "0", "cpu")
     cost = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0 < cost["step_seconds"] < 60 and set(cost) == {"step_seconds", "mib"}
-    assert not list(Path(prepared.root, "nnUNet_results").rglob("fold_0"))
+    assert not list(Path(prepared.root, "nnUNet_results", prepared.dataset).rglob("fold_0"))

@@ -1,0 +1,61 @@
+"""adapt: from a donor and labelled cases to a report and a stock nnU-Net model, also when it is stopped in between."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+
+import pytest
+import tiny
+
+from nnunet_dante import adapt
+from nnunet_dante.adaptation.steps import Steps
+from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.models.checkpoint import load_checkpoint_safely
+
+pytestmark = pytest.mark.slow
+OPTIONS = {"overrides": {"epochs": 2, "iterations": 2, "val_iterations": 1}, "device": "cpu", "trainer": "nnUNetTrainerLoRA"}
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    donor = tiny.write_model_folder(tmp_path / "donors")
+    (tmp_path / "data").mkdir()
+    return donor, tmp_path / "data" / tiny.write_raw_dataset(tmp_path / "data", n_cases=3), tmp_path / "out"
+
+
+def test_the_whole_way_goes_on_where_it_was_stopped(given, monkeypatch):
+    donor, data, out = given
+    run, called = Steps.run, []
+
+    def stopped(self, command, *words, **options):
+        called.append((command, words[:1], words[3:4]))
+        if words[:1] == ("train",) and words[3] == "1" and len(called) < 5:
+            raise KeyboardInterrupt
+        return run(self, command, *words, **options)
+
+    monkeypatch.setattr(Steps, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(donor, data, out, **OPTIONS)
+    fold = next(out.rglob("fold_0/checkpoint_final.pth"))
+    before = fold.stat().st_mtime_ns
+    result = adapt(donor, data, out, **OPTIONS)
+    assert fold.stat().st_mtime_ns == before, "a fold that was trained is not trained again"
+    assert [words for command, what, words in called if what == ("train",)] == [("0",), ("1",), ("1",), ("2",), *(
+        [("all",)] if result.strength or (fold.parents[1] / "fold_all").is_dir() else [])]
+
+    assert set(result.dice) == {"donor", "adapted"} and not any(map(math.isnan, result.dice.values()))
+    kept = [load_checkpoint_safely(fold.parents[1] / f"fold_{n}" / fold.name)["dante"]["strength"]["value"] for n in range(3)]
+    assert result.strength == pytest.approx(round(sum(kept) / 3, 2))
+    assert "adapted" in result.report.read_text() and result.adapter.is_file() and result.dafne.is_file()
+    assert any(name.endswith("checkpoint_final.pth") for name in zipfile.ZipFile(result.model).namelist())
+    assert len(list((out / "predictions" / "donor").glob("case_*.nii.gz"))) == 3
+    record = json.loads((out / "adapt.json").read_text())
+    assert record["done"]["transfer"]["commands"][0].startswith("nnunet-dante transfer ")
+    assert str(adapt(donor, data, out, **OPTIONS)) == str(result), "all is done: the same again, at once"
+
+    with pytest.raises(ConfigurationError, match="adaptation with trainer 'nnUNetTrainerLoRA', and now 'nnUNetTrainerFineTune'"):
+        adapt(donor, data, out, **OPTIONS | {"trainer": "nnUNetTrainerFineTune"})
