@@ -43,7 +43,6 @@ def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: st
     os.environ[VARIABLE] = search_path()
     training = get_trainer_from_args(dataset, configuration, fold if fold == "all" else int(fold), trainer, plans,
                                      device=torch.device(device))
-    training.plot_progress = False
     training.initialize()
     training.num_val_iterations_per_epoch = 1
     try:

@@ -29,7 +29,7 @@ from ..models.donor import open_donor
 from ..models.settings import read_dante_block, with_overrides
 from ..training.launch import device_option
 from ..types import PathLike
-from .budget import length_for
+from .budget import Length, length_for
 from .data import put_data, write_folds
 from .report import write_adapt_report
 from .steps import Steps
@@ -147,11 +147,10 @@ class _Work:
         trainers = (self.trainer, *((SCRATCH,) if asked["baseline"] else ()))
         trainings = [(trainer, fold) for trainer in trainers for fold in folds]
         self.steps.total += len(trainings) + 1
-        cost = self.once("cost", "Measure a training step", lambda: self._measure(folds))
-        self.length = length_for(asked["budget_minutes"], len(trainings) + 1, start_seconds=cost["seconds"],
-                                 step_seconds=cost["step_seconds"])
+        cost = self.once("cost", "Measure a training step", lambda: self._measure(folds, len(trainings) + 1))
+        self.length = Length(**{name: cost[name] for name in Length.__dataclass_fields__})
         self._set_length()
-        self._say_plan(cost, len(trainings) + 1, advice)
+        self._say_plan(cost, len(trainings) + 1, advice["reason"])
         for trainer, fold in trainings:
             self._train(trainer, fold)
         kept = [self._kept(fold) for fold in folds]
@@ -191,10 +190,15 @@ class _Work:
         program, *words = shlex.split(command)
         self.steps.run(program, *words, *settings)
 
-    def _measure(self, folds: list[str]) -> dict[str, Any]:
+    def _measure(self, folds: list[str], trainings: int) -> dict[str, Any]:
+        """Return what a training step costs, and the length of the trainings that follows from it."""
+        began = time.monotonic()
         said = self.steps.python(_MEASURE, self.dataset, self.configuration, PLANS, self.trainer,
                                  *(folds[:1] or ["all"]), self.asked["device"], name="measure")
-        return json.loads(said.splitlines()[-1])
+        cost = json.loads(said.splitlines()[-1])
+        length = length_for(self.asked["budget_minutes"], trainings, step_seconds=cost["step_seconds"],
+                            start_seconds=time.monotonic() - began)
+        return cost | asdict(length)
 
     def _set_length(self) -> None:
         """Write the length of the trainings into the plans; numbers that the user gave stay."""
@@ -204,12 +208,12 @@ class _Work:
         plans["dante"] = with_overrides(block, block["overrides"] | asdict(self.length) | self.asked["overrides"])
         write_text_atomically(json.dumps(plans, indent=2), file)
 
-    def _say_plan(self, cost: dict[str, Any], trainings: int, advice: dict[str, Any]) -> None:
+    def _say_plan(self, cost: dict[str, Any], trainings: int, reason: str) -> None:
         memory = "" if cost["mib"] is None else f", {cost['mib']:.0f} MiB above what the libraries take"
         tqdm.write(
             f"Plan: {trainings} trainings with {self.trainer} of {self.length.epochs} epochs of "
             f"{self.length.iterations} steps, {cost['step_seconds']:.2g} s a step on {self.asked['device']}{memory}: "
-            f"about {self.asked['budget_minutes']:g} min in all. Reason: {advice['reason']}.", file=sys.stderr)
+            f"about {self.asked['budget_minutes']:g} min in all. Reason: {reason}.", file=sys.stderr)
 
     def _train(self, trainer: str, fold: str) -> None:
         going_on = any((self._model(trainer) / f"fold_{fold}").glob("checkpoint_*.pth"))
