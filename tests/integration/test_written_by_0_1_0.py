@@ -252,9 +252,10 @@ def test_results_of_a_protocol_are_compared_with_the_values_they_hold(tmp_path):
 def test_a_protocol_that_is_done_has_nothing_left_to_run(files, monkeypatch):
     for name in ("nnUNet_n_proc_DA", "nnUNet_extTrainer", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "")  # whatever the command sets is undone
-    results = files / "protocol" / "results"
+    results, protocol = files / "protocol" / "results", files / "protocol" / "tiny.toml"
+    protocol.write_text(protocol.read_text().replace("[training]", "[training]\nstrength = 1"))  # as 0.1.0 ended
     before = {file: file.read_bytes() for file in (results / "runs").iterdir()}
-    assert "3 runs in" in command("benchmark", files / "protocol" / "tiny.toml", "-o", results)
+    assert "3 runs in" in command("benchmark", protocol, "-o", results)
     assert {file: file.read_bytes() for file in (results / "runs").iterdir()} == before
     assert not (results / "logs").exists() and not (results / "prepared").exists()
 
