@@ -19,7 +19,7 @@ SHOWN = {"scratch": ("from scratch", "0.35"), "full": ("full fine-tuning", "#d55
          "LoRA": ("LoRA", "#009e73"), "GU": ("gradual unfreezing", "#0072b2")}
 CHOSEN = ("full", "decoder", "LoRA", "GU")  # methods of strength.toml that choose how much they keep
 UNTRAINED = "#b0578f"
-TITLES = {"acquisition shift": "Mild shift: keep the donor", "task shift": "New labels: fine-tune",
+TITLES = {"acquisition shift": "Mild shift: nothing is lost", "task shift": "New labels: fine-tune",
           "virtual scanner": "Inverted contrast (simulated)"}
 METHODS = ("zero-shot", "scratch", "full", "decoder", "head", "norm", "BitFit", "LoRA", "LoRA decoder", "DoRA", "LP-FT",
            "GU", "GU input first", "GU Dante")
