@@ -20,9 +20,8 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from prepare import LABELS, POOL, VALIDATION, acquisitions, runs_of_ids, take
-
 from nnunet_dante.demo.steps import Steps
+from prepare import LABELS, POOL, VALIDATION, acquisitions, runs_of_ids, take
 
 NAMES = {847: "HippocampusFine", 848: "HippocampusThick"}
 SLICES = 3

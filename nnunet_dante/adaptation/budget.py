@@ -50,7 +50,7 @@ def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: st
         training.current_epoch = training.num_epochs - 1
         memory = PeakMemory(training.device)
         training.on_train_epoch_start()
-        times = []
+        times: list[float] = []
         while len(times) < 3 or (sum(times) < _MEASURED_SECONDS and len(times) < _MOST_MEASURED):
             began = time.perf_counter()
             training.train_step(next(training.dataloader_train))
