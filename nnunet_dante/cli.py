@@ -8,6 +8,7 @@ import click
 
 from . import __version__
 from .cli_adapter import adapter
+from .cli_compare import benchmark, compare, shots
 from .errors import DanteError
 from .files import printable
 
@@ -35,7 +36,8 @@ def main() -> None:
     """
 
 
-main.add_command(adapter)
+for _command in (adapter, benchmark, compare, shots):
+    main.add_command(_command)
 
 
 @main.command()
@@ -127,39 +129,6 @@ def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str
 
     click.echo(str(run(model, source, out, budget_minutes=minutes(budget), overrides=parse_overrides(settings),
                        **options)))
-
-
-@main.command(context_settings={"allow_extra_args": True})
-@click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
-@click.option("-k", "--shots", multiple=True, required=True, metavar="K,K,...",
-              help="Numbers of training cases, such as 1,2,4; `all` means all cases. Repeatable.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True,
-              help="How many times each number of cases is drawn.")
-@click.option("--groups", type=_FILE,
-              help="JSON {group: [cases]} or CSV case,group: the cases of a group, such as a patient, stay together.")
-@click.option("--test", type=_FILE, help="Cases that no training may see: one per line, or a JSON list.")
-@click.option("--val", type=click.IntRange(1),
-              help="Number of validation cases. Default: a fifth of all, at least one.")
-@click.option("--force", is_flag=True, help="Replace existing folds that differ.")
-@click.pass_context
-def shots(context: click.Context, dataset: str, shots: tuple[str, ...], **options) -> None:
-    """Draw small training sets, to measure what few cases are worth.
-
-    This writes folds with K training cases each. Each set contains the smaller ones, all are drawn once for each seed,
-    and all folds have the same validation cases.
-    """
-    from .datasets.shots import ALL, write_shots
-    from .training.launch import train_command
-
-    words = [word.strip() for text in shots for word in text.split(",") if word.strip()]
-    if context.args:
-        raise click.BadParameter(f"{context.args[0]!r} stands alone; separate the numbers with commas: "
-                                 f"-k {','.join([*words, *context.args])}", param_hint="-k")
-    if wrong := [word for word in words if word != ALL and not word.isdecimal()]:
-        raise click.BadParameter(f"{wrong[0]!r} is neither a number nor the word {ALL}.", param_hint="-k")
-    drawn = write_shots(dataset, [word if word == ALL else int(word) for word in words], **options)
-    command = train_command(drawn.dataset, "CONFIGURATION", "FOLD", plans="PLANS", trainer="TRAINER")
-    click.echo(f"{drawn}\nTrain one with: {command}")
 
 
 @main.command()
@@ -273,47 +242,6 @@ def export(model_folder: Path, output: Path, categories, info, **options) -> Non
         raise click.BadParameter(f"{wrong[0]!r} is not KEY=TEXT.", param_hint="--info")
     texts = dict(text.split("=", 1) for text in info)
     click.echo(str(export_model(model_folder, output, categories=categories or None, info=texts, **options)))
-
-
-@main.command()
-@click.argument("protocol", type=_EXISTING)
-@click.option("-o", "--output", type=_FOLDER, required=True,
-              help="Folder for the results. The same command continues a stopped run.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="How many runs go on at the same time.")
-def benchmark(protocol: Path, output: Path, jobs: int) -> None:
-    """Train many methods and numbers of cases in a row.
-
-    PROTOCOL is a TOML file that names methods, numbers of cases and donors. `nnunet-dante compare` makes a report of
-    the results.
-    """
-    from .benchmark.run import run_protocol
-
-    results = run_protocol(protocol, output, jobs=jobs)
-    failed = [r for r in results if r.error]
-    click.echo(f"{len(results) - len(failed)} runs in {output}; compare them: nnunet-dante compare {output} -o REPORT")
-    if failed:
-        raise click.ClickException(f"{len(failed)} runs failed, first {failed[0].experiment}, {failed[0].method}: "
-                                   f"{failed[0].error} Logs: {output / 'logs'}; the same command tries them again.")
-
-
-@main.command()
-@click.argument("sources", nargs=-1, required=True, type=_EXISTING)
-@click.option("-o", "--output", type=_FOLDER, required=True, help="Folder for the report.")
-@click.option("--tolerance-mm", type=click.FloatRange(0), default=2.0, show_default=True,
-              help="Tolerance of the surface Dice, for fold folders; results of `benchmark` have their own.")
-def compare(sources: tuple[Path, ...], output: Path, tolerance_mm: float) -> None:
-    """Compare trainings in one report.
-
-    It shows Dice, distances, speed, cost, forgetting and significance, as Markdown and as a web page.
-
-    SOURCES are result folders of `benchmark`, files of results, or finished fold folders of nnU-Net
-    (TRAINER__PLANS__CONFIGURATION/fold_X), whose validation predictions are scored.
-    """
-    from .compare.report import compare as run
-
-    report = run(sources, output, tolerance_mm=tolerance_mm)
-    click.echo(f"Report: {report} and {report.with_suffix('.html')}")
 
 
 @main.command("import")

@@ -112,7 +112,9 @@ class _Work:
         self.out, self.asked, self.trust = out, asked, trust
         out.mkdir(parents=True, exist_ok=True)
         self.file = out / _RECORD
-        self.record: dict[str, Any] = read_json(self.file) if self.file.is_file() else {"format": 1, "asked": asked, "done": {}}
+        self.record: dict[str, Any] = {"format": 1, "asked": asked, "done": {}}
+        if self.file.is_file():
+            self.record = read_json(self.file)
         if changed := [key for key in asked if self.record["asked"].get(key) != asked[key]]:
             raise ConfigurationError(
                 f"{out} holds an adaptation with {changed[0]} {self.record['asked'].get(changed[0])!r}, and now "
