@@ -1,4 +1,4 @@
-"""The commands that compare methods: shots, benchmark, compare. They import heavy modules when they run, as in cli.py."""
+"""The commands that compare methods: shots, benchmark, compare. Heavy modules are imported when they run."""
 
 from __future__ import annotations
 
