@@ -111,6 +111,7 @@ def test_the_digest_changes_with_what_decides_a_result_and_not_with_paths(writte
     assert settings_digest(run, read_protocol(written("keep_checkpoints = true" + TEXT + LORA)), cases) == same
     for other in (settings_digest(run, protocol, {"train": ["b"]}),
                   settings_digest(run, read_protocol(written(TEXT + LORA + "[training]\nepochs = 2")), cases),
+                  settings_digest(runs(read_protocol(written(TEXT + 'geometry = "target"\n' + LORA)))[1], protocol, cases),
                   settings_digest(runs(read_protocol(written(TEXT + LORA.replace("4", "5"))))[1], protocol, cases)):
         assert other != same
     assert isinstance(run, PlannedRun)

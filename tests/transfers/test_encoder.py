@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from nnunet_dante.command.inspect import inspect_path
-from nnunet_dante.errors import ConfigurationError, DonorError, TransferError
+from nnunet_dante.errors import ConfigurationError, DanteError, DonorError, TransferError
 from nnunet_dante.models.donor import open_donor
 from nnunet_dante.models.encoder import ADAPTATION_PLAN
 from nnunet_dante.training import trainers
@@ -172,3 +172,17 @@ def test_methods_train_the_whole_random_decoder_from_the_first_epoch_and_others_
     stock = running.build("nnUNetTrainer", ready)
     stock.initialize()
     stock.network.load_state_dict(end, strict=True)
+
+
+@pytest.mark.parametrize("changes", [
+    {"pretrain_plan": {"configurations": [1]}}, {"pretrain_plan": {"transpose_forward": [[], 1]}},
+    {"pretrain_plan": {"configurations": {"a": {"spacing": ["x", 1, 1]}}}},
+    {"recommended_downstream_patchsize": [10**9] * 3}, {"recommended_downstream_patchsize": [16, -1, 16]},
+    {"architecture_plans": {"arch_class_name": "PlainConvUNet", "arch_kwargs": {"conv_op": "subprocess.Popen"}}},
+    {"architecture_plans": {"arch_class_name": "PlainConvUNet", "arch_kwargs": {"n_stages": 10**7}}},
+    {"architecture_plans": [1]}, {"pretrain_plan": "text"}])
+def test_hostile_plans_of_nnssl_end_in_an_error_and_run_nothing(place, tmp_path, changes):
+    path = nnssl_checkpoint(place[1], tmp_path / "ssl.pth", **changes)
+    with pytest.raises(DanteError):
+        transfer(path, place[0].name)
+    assert [file.name for file in place[0].iterdir()] == ["dataset_fingerprint.json"]
