@@ -221,22 +221,10 @@ def score_cases(predictor: nnUNetPredictor, test: Scored, *, tolerance_mm: float
         if masks is not None:
             masks.mkdir(parents=True, exist_ok=True)
             reader.write_seg(mask, str(masks / f"{name}{predictor.dataset_json['file_ending']}"), properties)
-        scores[name] = _score_by_name(truth[0].astype(int), mask, test.labels, predictor.dataset_json["labels"],
-                                      spacing_mm=properties["spacing"], tolerance_mm=tolerance_mm)
+        scores[name] = score(truth[0].astype(int), mask, labels=test.labels,
+                             predicted_labels=predictor.dataset_json["labels"], spacing_mm=properties["spacing"],
+                             tolerance_mm=tolerance_mm)
     return scores
-
-
-def _score_by_name(truth: np.ndarray, prediction: np.ndarray, true_labels: LabelValues, own_labels: LabelValues,
-                   **options: Any) -> dict[str, dict[str, float]]:
-    """Score the labels that both have: a donor's masks may number the same label otherwise than the data set does."""
-    if "ignore" in true_labels:
-        prediction = np.where(np.isin(truth, true_labels["ignore"]), 0, prediction)
-    found: dict[str, dict[str, float]] = {}
-    for name, values in own_labels.items():
-        if name in true_labels and name not in ("background", "ignore"):
-            masks = np.isin(truth, true_labels[name]), np.isin(prediction, values)
-            found |= score(*masks, labels={name: 1}, **options)
-    return found
 
 
 def _result(job: Job, **facts: Any) -> RunResult:

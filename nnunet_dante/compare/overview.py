@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..types import PathLike
-from .panels import BEFORE, FULL, SCRATCH
+from .panels import BEFORE, FULL, SCRATCH, draw_zero_shot
 from .plots import COLOURS, INK, new_figure, save, tidy
 from .study import Shots, Study, mean_score
 from .training_log import median
@@ -17,18 +17,18 @@ _BEST, _REST = (COLOURS[1], COLOURS[0], COLOURS[2]), "0.75"
 
 
 def shots_overview(study: Study, file: PathLike) -> None:
-    """Write Dice over the number of training cases, named at the end of each line; the best three in colour."""
+    """Draw Dice over the number of training cases, one named line per method, the best three in colour."""
     dice = {m: {n: mean.value for n, s in enumerate(study.shots) if (mean := mean_score(study.of(m, s)))}
-            for m in study.methods if m != study.special("zero_shot")}
+            for m in study.methods if m != study.references["zero_shot"]}
     dice = {method: values for method, values in dice.items() if values}
     colours = _colours(study, {m: sum(v.values()) / len(v) for m, v in dice.items() if len(v) == len(study.shots)})
     figure, ((axis,),) = new_figure(8.2, max(4.6, 0.3 * len(dice) + 1.2))
     for method, values in dice.items():
-        special = method in (study.special("scratch"), study.special("full_fine_tuning"))
+        special = method in (study.references["scratch"], study.references["full_fine_tuning"])
         axis.plot(list(values), list(values.values()), color=colours.get(method, _REST), marker="o", markersize=4,
                   linestyle="--" if colours.get(method) == SCRATCH else "-",
                   linewidth=2.4 if method in colours else 1.3, zorder=3 if method in colours or special else 2)
-    _draw_zero_shot(study, axis, side="right")
+    draw_zero_shot(study, axis, named_at="right")
     _name_at_right(axis, {m: (max(v), v[max(v)]) for m, v in dice.items()}, colours)
     axis.set_xticks(range(len(study.shots)), [study.shots_name(shots) for shots in study.shots])
     axis.set(xlabel="training cases", ylabel="Dice, mean over test cases, labels and draws")
@@ -37,10 +37,10 @@ def shots_overview(study: Study, file: PathLike) -> None:
 
 
 def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
-    """Write Dice with its interval over cases, one row per method, the best on top, at one number of training cases."""
+    """Draw Dice with its interval over cases at one number of training cases, one row per method, the best on top."""
     means = {method: mean for method in study.methods if (mean := mean_score(study.of(method, shots)))}
     ordered = sorted(means, key=lambda method: means[method].value)
-    colours = _colours(study, {}) | {name: BEFORE for name in ordered if name == study.special("zero_shot")}
+    colours = _colours(study, {}) | {name: BEFORE for name in ordered if name == study.references["zero_shot"]}
     figure, ((axis,),) = new_figure(7.8, 0.36 * len(ordered) + 1.2)
     for row, method in enumerate(ordered):
         colour = colours.get(method, COLOURS[1])
@@ -53,9 +53,9 @@ def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
 
 
 def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
-    """Write Dice over the number of trained parameters (log), one dot per method, at one number of training cases.
+    """Draw Dice over the number of trained parameters (logarithmic) at one number of training cases, a dot per method.
 
-    Returns whether there was anything to draw: parameters may not be known.
+    Returns False, and draws nothing, if no method's number of trained parameters is known.
     """
     points: dict[str, tuple[float, float]] = {}
     for method in study.methods:
@@ -70,10 +70,10 @@ def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
     axis.set_xscale("log")
     for method, point in points.items():
         axis.plot(*point, "o", color=colours.get(method, "0.6"), markersize=8, zorder=3, markeredgecolor="white")
-    _draw_zero_shot(study, axis, side="left")
+    draw_zero_shot(study, axis, named_at="left")
     axis.margins(x=0.15, y=0.12)
     widen = max(1.0, (30 * min(x for x, _ in points.values()) / max(x for x, _ in points.values())) ** 0.5)
-    axis.set_xlim(*(axis.get_xlim() * np.array([1 / widen, widen])))  # at least a decade and a half
+    axis.set_xlim(*(axis.get_xlim() * np.array([1 / widen, widen])))  # spans a factor of 30 or more
     axis.set(xlabel="trained parameters", ylabel="Dice, mean over test cases, labels and draws")
     _finish(axis, study.title(f"Dice by trained parameters, {study.cases_name(shots)}"))
     _name_beside(figure, axis, points, colours)
@@ -81,30 +81,21 @@ def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
     return True
 
 
-def _draw_zero_shot(study: Study, axis: Any, *, side: str) -> None:
-    """Draw the score without training as a dotted line, named at its "left" or "right" end."""
-    name = study.special("zero_shot")
-    if name and (before := mean_score(study.of(name))):
-        axis.axhline(before.value, color=BEFORE, linestyle=":", linewidth=1.6)
-        axis.annotate(name, (0.01 if side == "left" else 0.99, before.value), xycoords=("axes fraction", "data"),
-                      xytext=(0, 3), textcoords="offset points", color=BEFORE, va="bottom", ha=side, fontweight="bold")
-
-
 def _colours(study: Study, ranking: Mapping[str, float]) -> dict[str, str]:
-    """Black for scratch, grey for full fine-tuning, colours for the best three others; the rest stays pale."""
+    """Return the methods that have a colour: scratch, full fine-tuning, and the three others highest in `ranking`."""
     colours = {name: colour for kind, colour in (("scratch", SCRATCH), ("full_fine_tuning", FULL))
-               if (name := study.special(kind))}
+               if (name := study.references[kind])}
     best = sorted((m for m in ranking if m not in colours), key=lambda m: -ranking[m])
     return colours | dict(zip(best, _BEST))
 
 
 def _name_at_right(axis: Any, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Write all names in a column right of the axis, in the order of their values, with a line to each point."""
+    """Write all names in a column to the right of the axis, in the order of their values, with a line to each point."""
     from scipy.optimize import isotonic_regression
 
     low, high = axis.get_ylim()
     ordered = sorted(points.items(), key=lambda item: item[1][1])
-    # Moved as little as needed to be a gap apart: least squares under an order, once the gaps are taken off.
+    # Names move as little as needed to be a gap apart. Without the gaps, this is a least-squares fit in fixed order.
     gaps = min(0.062, 1 / max(1, len(points))) * np.arange(len(points))
     wanted = np.array([(y - low) / (high - low) for _, (_, y) in ordered])
     heights = np.clip(isotonic_regression(wanted - gaps).x, 0, 1 - gaps.max(initial=0)) + gaps
@@ -122,7 +113,7 @@ def _name_beside(figure: Any, axis: Any, points: Mapping[str, tuple[float, float
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-    figure.draw_without_rendering()  # lays the axis out; sizes of names are known from here on
+    figure.draw_without_rendering()  # lays out the axis, so that the sizes of names are known
     figure.set_layout_engine("none")
     dots = {method: axis.transData.transform(point) for method, point in points.items()}
     taken = [Bbox.from_extents(*(dot - 7), *(dot + 7)) for dot in dots.values()]

@@ -1,4 +1,4 @@
-"""Small multiples: one panel per method, with the references in each, and the stages of gradual unfreezing."""
+"""Figures with one panel per method and the references in each panel; and the stages of gradual unfreezing."""
 
 from __future__ import annotations
 
@@ -21,34 +21,42 @@ _OWN = {"color": METHOD, "marker": "o", "markerfacecolor": "white", "markersize"
 
 
 def shots_panels(study: Study, file: PathLike) -> None:
-    """Write Dice over the number of training cases, with the interval over cases, one panel per method."""
-    references = _references(study)
-    figure, axes = _grid(study, _others(study))
+    """Draw Dice over the number of training cases, with the interval over cases, one panel per method."""
+    references, methods = _references(study), _others(study)
+    figure, axes = _grid(methods)
     positions = range(len(study.shots))
-    for axis, method in zip(axes, _others(study)):
+    for axis, method in zip(axes, methods):
         for name, style in references.items():
             axis.plot(positions, [_dice(study, name, shots)[0] for shots in study.shots], **style)
         values, low, high = np.array([_dice(study, method, shots) for shots in study.shots]).T
         axis.fill_between(positions, low, high, color=METHOD, alpha=0.18, linewidth=0)
         axis.plot(positions, values, color=METHOD, linewidth=2.2, marker="o", markersize=4)
-        _zero_shot_line(study, axis)
+        draw_zero_shot(study, axis)
         axis.set_title(method, fontsize=11, color=METHOD, loc="left", fontweight="bold")
         axis.set_xticks(list(positions), [study.shots_name(shots) for shots in study.shots])
     _finish(figure, axes, study, "Dice by number of training cases", "training cases", "Dice", references,
-            {"zero-shot": {"color": BEFORE, "linestyle": ":"}} if study.special("zero_shot") else {})
+            {"zero-shot": {"color": BEFORE, "linestyle": ":"}} if study.references["zero_shot"] else {})
     save(figure, file)
 
 
 def curve_panels(study: Study, shots: Shots, file: PathLike) -> None:
-    """Write pseudo Dice over epochs, one panel per method: mean of the draws, single draws thin, start at 0.
+    """Draw pseudo Dice over epochs, one panel per method: the mean over draws, and a thin line for each draw.
 
-    A dot marks the median epoch at which the method first reached 85 % of the scratch run's peak, a ring 85 % of its
-    own.
+    The value at epoch 0 is that before training. A dot marks the median epoch at which the method first reached 85 % of
+    the scratch run's peak; a ring marks the same for 85 % of its own peak.
     """
     references = _references(study)
     methods = [method for method in _others(study) if any(run.curve for run in study.of(method, shots))]
-    figure, axes = _grid(study, methods)
-    target = SHARE * median([peak(run) for run in study.of(study.special("scratch") or "", shots)])
+    figure, axes = _grid(methods)
+    scratch = study.of(study.references["scratch"], shots)
+    target = SHARE * median([peak(run) for run in scratch])
+    legend: dict[str, Any] = {f"{SHARE:.0%} of own peak": _OWN}
+    told = ""
+    if not math.isnan(target):
+        epochs = median([reached(run, peak(run)).epochs for run in scratch])
+        legend = {f"{SHARE:.0%} of scratch's peak (scratch: {epochs:g} epochs)":
+                  {"color": BEFORE, "linestyle": ":", "marker": "o"}} | legend
+        told = f" and epochs to {SHARE:.0%} of scratch's peak"
     for axis, method in zip(axes, methods):
         runs = [run for run in study.of(method, shots) if run.curve]
         for name, style in references.items():
@@ -61,24 +69,17 @@ def curve_panels(study: Study, shots: Shots, file: PathLike) -> None:
         axis.set_title(method + _mark(axis, study, runs, target), fontsize=11, color=METHOD, loc="left",
                        fontweight="bold")
         axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-    told = f" and epochs to {SHARE:.0%} of scratch's peak" if target == target else ""
     _finish(figure, axes, study, f"Learning curves{told}, {study.cases_name(shots)}", "epochs done", "pseudo Dice",
-            references, _target_legend(study, shots) if target == target else {f"{SHARE:.0%} of own peak": _OWN})
+            references, legend)
     save(figure, file)
 
 
-def _target_legend(study: Study, shots: Shots) -> dict[str, Any]:
-    scratch = median([reached(run, peak(run)).epochs for run in study.of(study.special("scratch") or "", shots)])
-    return {f"{SHARE:.0%} of scratch's peak (scratch: {scratch:g} epochs)":
-            {"color": BEFORE, "linestyle": ":", "marker": "o"}, f"{SHARE:.0%} of own peak": _OWN}
-
-
 def _mark(axis: Any, study: Study, runs: Sequence[RunResult], target: float) -> str:
-    """Draw the target and where it was reached; returns what to say of it in the title."""
-    if target != target:
+    """Draw the target and the epoch at which it was reached; return what the title says about it."""
+    if math.isnan(target):
         return ""
     axis.axhline(target, color=BEFORE, linestyle=":", linewidth=1.2)
-    scratch = study.special("scratch")
+    scratch = study.references["scratch"]
     epochs = median([reached(run, peak(study.partner(run, scratch))).epochs for run in runs])
     if math.isnan(epochs):
         return ""
@@ -89,7 +90,7 @@ def _mark(axis: Any, study: Study, runs: Sequence[RunResult], target: float) -> 
 
 
 def _mean_curve(runs: Sequence[RunResult]) -> tuple[np.ndarray, np.ndarray]:
-    """Return epochs and the mean over runs of start and curve; a run that lacks either does not count there."""
+    """Return epochs, and the mean over runs at each. Epoch 0 is the start; a run counts where it has a value."""
     curves = [[math.nan if run.start_dice is None else run.start_dice, *run.curve] for run in runs if run.curve]
     values = np.full((len(curves), max(map(len, curves), default=0)), np.nan)
     for row, curve in zip(values, curves):
@@ -100,15 +101,15 @@ def _mean_curve(runs: Sequence[RunResult]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _others(study: Study) -> list[str]:
-    """Return the methods that get a panel: trained and no reference; the references if there are no others."""
-    trained = [m for m in study.methods if m != study.special("zero_shot")]
+    """Return the methods that get a panel: those that are trained and no reference, or else all that are trained."""
+    trained = [m for m in study.methods if m != study.references["zero_shot"]]
     return [m for m in trained if m not in _references(study)] or trained
 
 
 def _references(study: Study) -> dict[str, dict[str, Any]]:
     styles = {"scratch": {"color": SCRATCH, "linestyle": "--", "linewidth": 1.4},
               "full_fine_tuning": {"color": FULL, "linewidth": 2.2}}
-    return {name: style for kind, style in styles.items() if (name := study.special(kind))}
+    return {name: style for kind, style in styles.items() if (name := study.references[kind])}
 
 
 def _dice(study: Study, method: str, shots: Shots) -> tuple[float, float, float]:
@@ -116,13 +117,20 @@ def _dice(study: Study, method: str, shots: Shots) -> tuple[float, float, float]
     return (math.nan, math.nan, math.nan) if mean is None else (mean.value, *mean.interval)
 
 
-def _zero_shot_line(study: Study, axis: Any) -> None:
-    mean = mean_score(study.of(study.special("zero_shot") or ""))
-    if mean is not None:
-        axis.axhline(mean.value, color=BEFORE, linestyle=":", linewidth=1.4)
+def draw_zero_shot(study: Study, axis: Any, *, named_at: str = "") -> None:
+    """Draw the score without training as a dotted line; `named_at` "left" or "right" writes its name there."""
+    name = study.references["zero_shot"]
+    before = mean_score(study.of(name))
+    if before is None:
+        return
+    axis.axhline(before.value, color=BEFORE, linestyle=":", linewidth=1.5)
+    if named_at:
+        axis.annotate(name, (0.01 if named_at == "left" else 0.99, before.value), xycoords=("axes fraction", "data"),
+                      xytext=(0, 3), textcoords="offset points", color=BEFORE, va="bottom", ha=named_at,
+                      fontweight="bold")
 
 
-def _grid(study: Study, methods: Sequence[str]) -> tuple[Any, list[Any]]:
+def _grid(methods: Sequence[str]) -> tuple[Any, list[Any]]:
     columns = min(_COLUMNS, max(1, len(methods)))
     rows = max(1, math.ceil(len(methods) / columns))
     figure, axes = new_figure(max(7.8, 3.1 * columns), 2.1 * rows + 1, rows=rows, columns=columns, sharex=True,
@@ -151,9 +159,9 @@ def _finish(figure: Any, axes: Sequence[Any], study: Study, title: str, x: str, 
 
 
 def unfreezing_timeline(study: Study, file: PathLike) -> bool:
-    """Write groups (rows, the head on top) against epochs, coloured while trained; one panel per distinct schedule.
+    """Draw which groups of parameters are trained at which epoch, the head on top, one panel per distinct schedule.
 
-    Returns whether there was anything to draw: not without stages, nor where every method trains the same throughout.
+    Returns False, and draws nothing, if no stages are known or if every method trains the same groups all the time.
     """
     from matplotlib.colors import ListedColormap
 
@@ -161,17 +169,22 @@ def unfreezing_timeline(study: Study, file: PathLike) -> bool:
     for method in study.methods:
         run = next((run for run in reversed(study.of(method)) if run.stages and run.curve), None)
         if run is not None:
-            shown.setdefault((_key(run), len(run.curve)), []).append(method)
+            shown.setdefault((tuple(run.stages), len(run.curve)), []).append(method)
     if not shown or all(len(stages) == 1 for stages, _ in shown) and len(shown) == 1:
         return False
-    groups = _all_groups([key for key, _ in shown])
+    # The longest list of groups has the order of the network, head first.
+    lists = sorted((groups for stages, _ in shown for _, groups in stages), key=len, reverse=True)
+    groups = list(dict.fromkeys(group for groups in lists for group in groups))
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure, axes = new_figure(max(6.5, 3.2 * columns), (0.22 * len(groups) + 0.75) * rows + 0.8, rows=rows,
                               columns=columns, sharey=True)
-    for axis, ((key, epochs), methods) in zip(axes.flat, shown.items()):
-        axis.pcolormesh(np.arange(epochs + 1), np.arange(len(groups) + 1), _trained(key, groups, epochs), vmin=0,
-                        vmax=1, cmap=ListedColormap(["0.92", METHOD]))
+    for axis, ((stages, epochs), methods) in zip(axes.flat, shown.items()):
+        trained = np.zeros((len(groups), epochs))
+        for first, names in stages:
+            trained[:, first:] = np.isin(groups, names)[:, None]
+        axis.pcolormesh(np.arange(epochs + 1), np.arange(len(groups) + 1), trained, vmin=0, vmax=1,
+                        cmap=ListedColormap(["0.92", METHOD]))
         axis.hlines(np.arange(1, len(groups)), 0, epochs, color="white", linewidth=2)
         axis.set_yticks(np.arange(len(groups)) + 0.5, groups, fontsize=8)
         axis.set_title(textwrap.fill(", ".join(methods), 34), fontsize=10, color=INK, loc="left")
@@ -185,21 +198,3 @@ def unfreezing_timeline(study: Study, file: PathLike) -> bool:
     figure.supxlabel("epochs done", fontsize=10, color=INK)
     save(figure, file)
     return True
-
-
-def _key(run: RunResult) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    return tuple((int(first), tuple(groups)) for first, groups in run.stages)
-
-
-def _all_groups(keys: Sequence[tuple]) -> list[str]:
-    """Return all groups in the order of the longest list, which is that of the network, head first."""
-    lists = sorted((groups for key in keys for _, groups in key), key=len, reverse=True)
-    return list(dict.fromkeys(group for groups in lists for group in groups))
-
-
-def _trained(key: tuple, groups: Sequence[str], epochs: int) -> np.ndarray:
-    """Return 1 where a group is trained, shape (groups, epochs)."""
-    trained = np.zeros((len(groups), epochs))
-    for first, names in key:
-        trained[:, first:] = np.isin(groups, names)[:, None]
-    return trained

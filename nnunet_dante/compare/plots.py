@@ -1,11 +1,12 @@
-"""Figures, and pictures of cases: the image, the truth, and the masks of a few methods.
+"""What all figures share, and pictures of cases: the image, the truth, and the masks of a few methods.
 
-matplotlib is imported when a figure is drawn, and its backend stays as the user chose it.
+matplotlib is imported only when a figure is drawn, and the user's choice of its backend is not changed.
 """
 
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,39 +15,46 @@ import numpy as np
 import SimpleITK
 
 from ..files import atomic_path
+from ..models.labels import has_regions, plain_labels
 from ..types import PathLike
 from .sources import CaseFiles, Source
 from .study import Shots, Study, case_means, mean_score, shots_of
 
-# Okabe and Ito's colours, told apart by most people with a colour vision deficiency; black and grey are left out,
-# they are the image. Neighbours in this order also differ in lightness.
+# Okabe and Ito's colours, which most people with a colour vision deficiency can tell apart. Black and grey are left
+# out, because images have them. Neighbours in this order also differ in lightness.
 COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 INK = "0.25"
-_MARGIN = 0.25  # of the labelled box, on each side
-_QUANTILES = (0.3, 0.8)  # of the labelled voxels by slice; two, so that the picture fits a screen
-_THICK = 1.5  # a voxel so many times as long as wide makes the image a stack of slices
-_PLANES = ("PIL", "LIP", "LPS")  # axes of a sagittal, coronal and axial view: to the right, down, through the slices
+_MARGIN = 0.25  # around the box of all labels on each side, as a share of its size
+_QUANTILES = (0.3, 0.8)  # which slices are shown, as quantiles of the labelled voxels; two slices fit a screen
+_THICK = 1.5  # if voxels are so many times longer along one axis, the image is a stack of slices along it
+# Axes of a sagittal, coronal and axial view, as the directions to the right, down, and from slice to slice.
+_PLANES = ("PIL", "LIP", "LPS")
 
 
 def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike, *, labels: Mapping[str, int],
              slices: Sequence[int], spacing_mm: Sequence[float], captions: Mapping[str, str] | None = None,
              title: str = "") -> None:
-    """Write slices of an image, one row per slice: the image alone, then under each mask, with a colour per label.
+    """Draw slices of an image, one row per slice: first the image alone, then the image with each mask on it.
 
-    image: shape (horizontal, vertical, slices), so that image[:, :, k].T is seen upright.
-    masks: title -> label map of the image's shape. file: the PNG to write.
-    labels: name -> integer in the masks. slices: indices of the slices to show.
-    spacing_mm: voxel size along the image's axes. captions: title of a mask -> a line below it.
-    title: of the whole picture.
+    image: shape (horizontal, vertical, slices); image[:, :, k].T is slice k, upright.
+    masks: title -> label map of the image's shape.
+    file: the PNG file to write.
+    labels: name -> integer in the masks; each label has its own colour.
+    slices: indices of the slices to show.
+    spacing_mm: voxel size along the image's axes.
+    captions: title of a mask -> a line below the title.
+    title: title of the whole picture.
     """
+    from matplotlib.patches import Patch
+
     shown = {name: value for name, value in labels.items() if value != 0}
     colours = dict(zip(shown.values(), COLOURS * len(shown)))
     columns: dict[str, np.ndarray | None] = {"image": None, **masks}
     width, height = (n * mm for n, mm in zip(image.shape[:2], spacing_mm))
     figure, axes = new_figure(2.6 * len(columns), 2.6 * height / width * len(slices) + 0.9, rows=len(slices),
-                           columns=len(columns))
+                              columns=len(columns))
     low, high = np.percentile(image, (1, 99))
-    # The square root lifts dark soft tissue, which a few very bright voxels (fluid, metal) would drown.
+    # The square root makes soft tissue visible that is dark because of a few very bright voxels (fluid, metal).
     grey = np.sqrt(np.clip((image - low) / max(high - low, 1e-9), 0, 1))
     for column, (name, mask) in enumerate(columns.items()):
         caption = (captions or {}).get(name, "")
@@ -59,15 +67,16 @@ def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike,
             axis.set_axis_off()
     if title:
         set_title(figure, title)
-    _legend(figure, {name: colours[value] for name, value in shown.items()})
-    save(figure, file, dpi=130)
+    figure.legend(handles=[Patch(color=colours[value], label=name.replace("_", " ")) for name, value in shown.items()],
+                  loc="outside lower center", ncols=len(shown), frameon=False, fontsize=11, labelcolor=INK)
+    save(figure, file)
 
 
 def _paint(axis: Any, mask: np.ndarray, colours: Mapping[int, str], extent: Sequence[float]) -> None:
-    """Tint each label and draw its exact voxel outline: the image stays visible below."""
+    """Tint each label so that the image stays visible below, and draw its outline along the voxels' edges."""
     from matplotlib.colors import to_rgba
 
-    fine = mask.repeat(8, 0).repeat(8, 1)  # on this grid the outline follows the voxels; on their own it cuts corners
+    fine = mask.repeat(8, 0).repeat(8, 1)  # on the voxels' own grid, outlines would cut corners
     down, across = ((np.arange(n) + 0.5) / n * size for n, size in zip(fine.shape, (extent[2], extent[1])))
     painted = np.zeros((*mask.shape, 4))
     for value, colour in colours.items():
@@ -77,15 +86,8 @@ def _paint(axis: Any, mask: np.ndarray, colours: Mapping[int, str], extent: Sequ
     axis.imshow(painted, interpolation="nearest", extent=extent)
 
 
-def _legend(figure: Any, colours: Mapping[str, str]) -> None:
-    from matplotlib.patches import Patch
-
-    figure.legend(handles=[Patch(color=colour, label=name.replace("_", " ")) for name, colour in colours.items()],
-                  loc="outside lower center", ncols=len(colours), frameon=False, fontsize=11, labelcolor=INK)
-
-
 def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """Return a figure of so many inches that belongs to no window system, and its rows of axes."""
+    """Return a figure that needs no window system, and its rows of axes. `width` and `height` are in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -95,27 +97,28 @@ def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1, 
 
 
 def set_title(figure: Any, text: str) -> None:
-    """Write a title over a whole figure, in as many lines as its width needs."""
+    """Write a title above a whole figure, broken into lines that fit its width."""
     figure.suptitle(textwrap.fill(text, int(9 * figure.get_figwidth())), fontsize=12, color=INK, x=0.01, ha="left")
 
 
 def tidy(axis: Any, *, grid: str = "y") -> None:
-    """Leave of an axis' frame the left and lower line, and a pale grid behind the data."""
+    """Keep only the left and lower line of an axis' frame, and draw a pale grid behind the data."""
     axis.grid(axis=grid, color="0.9")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Any, file: PathLike, *, dpi: int = 130) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, the whole file or nothing."""
     with atomic_path(file) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png")
 
 
 def choose_cases(study: Study, sources: Sequence[Source]) -> tuple[dict[str, Source], dict[str, str], str]:
-    """Choose what to show of an experiment: method -> source, kind ("Worst", "Median") -> case, and of which draw.
+    """Choose which masks of an experiment to show.
 
-    The methods are zero-shot, scratch, full fine-tuning and the best others, as far as their masks are still there.
+    Returns {method: source}, {kind: case} and the name of the draw. The kinds are "Worst" and "Median". The methods are
+    zero-shot, scratch, full fine-tuning and the best others, if their masks are still there.
     """
     drawable = [s for s in sources if not s.result.error and s.masks is not None and s.files is not None]
     draw = _draw(study, drawable)
@@ -124,7 +127,7 @@ def choose_cases(study: Study, sources: Sequence[Source]) -> tuple[dict[str, Sou
     column, seed = draw
     fitting = {s.result.method: s for s in drawable if s.result.is_zero_shot or (
         shots_of(s.result) == column and s.result.seed == seed)}
-    special = [m for kind in ("zero_shot", "scratch", "full_fine_tuning") if (m := study.special(kind)) in fitting]
+    special = [m for kind in ("zero_shot", "scratch", "full_fine_tuning") if (m := study.references[kind]) in fitting]
     scores = {m: mean.value for m in fitting if m not in special and (mean := mean_score(study.of(m, column)))}
     best = sorted(scores, key=lambda m: -scores[m])[:max(2, 4 - len(special))]
     shown = {name: fitting[name] for name in [*special, *best]}
@@ -138,12 +141,11 @@ def choose_cases(study: Study, sources: Sequence[Source]) -> tuple[dict[str, Sou
 
 
 def _draw(study: Study, sources: Sequence[Source]) -> tuple[Shots, int] | None:
-    """Return the number of training cases, and the seed, with the most masks; of equals that nearest the middle."""
-    counts: dict[tuple[Shots, int], int] = {}
-    for source in sources:
-        if not source.result.is_zero_shot:
-            key = (shots_of(source.result), source.result.seed)
-            counts[key] = counts.get(key, 0) + 1
+    """Return the number of training cases and the seed that have the most masks.
+
+    Among equals, it is the number nearest the middle.
+    """
+    counts = Counter((shots_of(s.result), s.result.seed) for s in sources if not s.result.is_zero_shot)
     distance = {shots: abs(n - len(study.shots) // 2) for n, shots in enumerate(study.shots)}
     return min(counts, key=lambda key: (-counts[key], distance.get(key[0], 0), key[1]), default=None)
 
@@ -152,7 +154,7 @@ def case_picture(shown: Mapping[str, Source], case: str, file: Path, title: str)
     """Write the overlays of one case.
 
     Raises:
-        Exception: whatever goes wrong with images that are missing, damaged or of another shape.
+        Exception: any error about images that are missing, damaged or of another shape.
     """
     files = next(iter(shown.values())).files
     assert files is not None
@@ -169,18 +171,17 @@ def case_picture(shown: Mapping[str, Source], case: str, file: Path, title: str)
 
 
 def label_values(files: CaseFiles) -> dict[str, int]:
-    """Return label name -> value in a mask; of a region the value that nnU-Net writes for it."""
-    names = [name for name in files.content["labels"] if name not in ("background", "ignore")]
-    if order := files.content.get("regions_class_order"):
-        return dict(zip(names, map(int, order)))
-    return {name: int(files.content["labels"][name]) for name in names}
+    """Return label name -> value in a mask; for a region, this is the value that nnU-Net writes for it."""
+    plain = plain_labels(dict(files.content))
+    values = {name: value for name, value in plain["labels"].items() if name not in ("background", "ignore")}
+    return dict(zip(values, plain["regions_class_order"])) if has_regions(plain) else values
 
 
 def viewing_plane(file: Path) -> str:
-    """Return the axes of a mask's view (see `_PLANES`).
+    """Return the axes in which a mask is shown, one of `_PLANES`.
 
-    Thick slices are shown as they were taken. Where voxels are almost cubes, the view is the one that shows most of
-    what is labelled: it looks along the labels' shortest extent.
+    Thick slices are shown as they were taken. If voxels are almost cubes, the view is the one that shows most of the
+    labels: it looks along the direction in which they are shortest.
     """
     voxels, size_mm = upright(file, "LPS")
     labelled = np.argwhere(voxels > 0)
@@ -192,7 +193,7 @@ def viewing_plane(file: Path) -> str:
 
 
 def upright(file: Path, plane: str) -> tuple[np.ndarray, list[float]]:
-    """Return a volume with its axes in the directions `plane`, and its voxel size in mm along them."""
+    """Return a volume whose axes point in the directions `plane`, and its voxel size along them in mm."""
     volume = SimpleITK.ReadImage(str(file))
     if volume.GetNumberOfComponentsPerPixel() > 1:  # a colour image
         volume = SimpleITK.VectorIndexSelectionCast(volume, 0)
@@ -204,7 +205,7 @@ def upright(file: Path, plane: str) -> tuple[np.ndarray, list[float]]:
 
 
 def _view(truth: np.ndarray) -> tuple[tuple[slice, ...], list[int]]:
-    """Return the labelled box with a margin, and slices through it; all there is of an empty mask."""
+    """Return the box around all labels with a margin, and slices through it; for an empty mask, the whole image."""
     where = np.argwhere(truth > 0)
     if not len(where):
         return (slice(None),) * 3, [truth.shape[2] // 2]

@@ -1,10 +1,9 @@
-"""The report of a comparison: Markdown, one web page, tables as CSV and JSON, pictures, and the results themselves."""
+"""The report of a comparison: a Markdown file, a web page, tables as CSV and JSON, pictures, and the results."""
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from ..types import PathLike
 from .overview import methods_overview, parameters_overview, shots_overview
 from .panels import curve_panels, shots_panels, unfreezing_timeline
 from .plots import case_picture, choose_cases
-from .results import write_results
+from .results import to_json, write_results
 from .sources import Source, read_sources
 from .study import Study, studies, with_donor_names
 from .tables import (
@@ -55,7 +54,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be shown as they are, such as commands."""
+    """Lines that are shown exactly as they are, such as commands."""
 
     kind: ClassVar[str] = "code"
     text: str
@@ -71,7 +70,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, relative to the folder of the report, and what it shows."""
+    """A PNG file, as a path relative to the folder of the report, and a caption."""
 
     kind: ClassVar[str] = "picture"
     file: str
@@ -80,7 +79,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks that a reader opens by their title."""
+    """Blocks of which only the title is visible until the reader opens them."""
 
     kind: ClassVar[str] = "folded"
     title: str
@@ -91,15 +90,17 @@ Block: TypeAlias = Table | Heading | Text | Code | Listing | Picture | Folded
 
 
 def compare(paths: Sequence[PathLike], out: PathLike, *, tolerance_mm: float = 2.0) -> Path:
-    """Write a report on fold folders of nnU-Net, protocol folders and files of results; returns report.md.
+    """Write a report on trainings, and return the path of its report.md.
 
-    `out`/results.json keeps all results. It can be compared again, also on a machine without the images.
+    The report's results.json holds all results. It can be given to `compare` again, also on a machine that does not
+    have the images.
 
-    paths: what to compare. out: folder of the report.
-    tolerance_mm: of the surface Dice of fold folders, in mm; results of a protocol bring their own.
+    paths: fold folders of nnU-Net, folders of protocols, and files of results.
+    out: folder of the report.
+    tolerance_mm: tolerance of the surface Dice of fold folders, in mm; results of a protocol have their own.
 
     Raises:
-        ResultError: a path is none of these, or something a fold folder needs is missing.
+        ResultError: a path is none of these, or a file that belongs to a fold folder is missing.
     """
     return write_report(read_sources([Path(path) for path in paths], tolerance_mm=tolerance_mm), Path(out))
 
@@ -108,11 +109,12 @@ def write_report(sources: Sequence[Source], out: Path, *, title: str = "", befor
                  after: Sequence[Block] = ()) -> Path:
     """Write report.md, report.html, results.json, tables/ (CSV), tables.json and plots/ below `out`.
 
-    title: of the report; by default it names the experiments. before, after: blocks to put around the comparison.
+    title: title of the report; by default, it names the experiments.
+    before, after: blocks that come before and after the comparison.
     Returns the path of report.md.
 
     Raises:
-        ResultError: there is no run, or a draw is given twice.
+        ResultError: there is no run, or one run is given twice.
     """
     results = with_donor_names(source.result for source in sources)
     compared = studies(results)
@@ -128,7 +130,7 @@ def write_report(sources: Sequence[Source], out: Path, *, title: str = "", befor
         for table in all_tables(part):
             name = slug(f"{study.name} {table.name}")
             write_text_atomically(as_csv(table), out / "tables" / f"{name}.csv")
-            tables[name] = [{k: _json_value(v) for k, v in record.items()} for record in table.records]
+            tables[name] = to_json(table.records)
     title = title or "Comparison of " + ", ".join(study.name for study in compared)
     write_text_atomically(json.dumps(tables, indent=1, allow_nan=False), out / "tables.json")
     for name in ("report.html", "report.md"):
@@ -137,7 +139,7 @@ def write_report(sources: Sequence[Source], out: Path, *, title: str = "", befor
 
 
 def render(template: str, title: str, blocks: Sequence[Block], folder: Path) -> str:
-    """Return blocks as the file that one of the templates makes of them; pictures are read from `folder`."""
+    """Return the text that one of the templates makes from blocks; pictures are read from `folder`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"), autoescape=jinja2.select_autoescape(["html.j2"]),
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -146,7 +148,7 @@ def render(template: str, title: str, blocks: Sequence[Block], folder: Path) -> 
 
 
 def all_tables(blocks: Sequence[Block]) -> Iterator[Table]:
-    """Yield the tables among blocks, folded ones too."""
+    """Yield all tables among blocks, also those inside `Folded` blocks."""
     for block in blocks:
         if isinstance(block, Table):
             yield block
@@ -155,7 +157,7 @@ def all_tables(blocks: Sequence[Block]) -> Iterator[Table]:
 
 
 def slug(text: str) -> str:
-    """Return a text as a file name."""
+    """Return a text in small letters, digits and underscores, to be used as a file name."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
@@ -163,7 +165,7 @@ def _failures(compared: Sequence[Study]) -> list[Block]:
     failed = [(study, run) for study in compared for run in study.failed]
     if not failed:
         return []
-    return [Heading(f"Runs with an error: {len(failed)}"), Text("They count nowhere below."),
+    return [Heading(f"Runs with an error: {len(failed)}"), Text("None of the numbers below include them."),
             Listing([f"{study.name}, {run.method}, {run.shots} training cases, seed {run.seed}: {run.error}"
                      for study, run in failed])]
 
@@ -175,7 +177,7 @@ def _warnings(compared: Sequence[Study]) -> list[Block]:
 
 
 def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
-    """Everything about one experiment."""
+    """Return all blocks about one experiment."""
     blocks: list[Block] = [Heading(f"{study.name}{' (simulated images)' if study.simulated else ''}"),
                            Text(_facts(study))]
     if not study.runs:
@@ -205,7 +207,7 @@ def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Bl
 
 
 def _cases(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
-    """Draw the worst and the median case; a picture that cannot be drawn leaves a word in its place."""
+    """Draw the worst and the median case; where a picture cannot be drawn, a text says why."""
     shown, cases, draw = choose_cases(study, sources)
     if not cases:
         return [Text("No pictures of cases: no predicted masks were found, or no score is defined.")]
@@ -214,8 +216,8 @@ def _cases(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
         name, title = slug(f"{study.name} {kind} case"), study.title(f"{kind} case, {case}; {draw}")
         try:
             case_picture(shown, case, out / "plots" / f"{name}.png", title)
-            blocks.append(Picture(f"plots/{name}.png", f"{title}. The rank is by the mean Dice of the methods."))
-        except Exception as error:  # whatever is wrong with the images, the report is worth more than a picture
+            blocks.append(Picture(f"plots/{name}.png", f"{title}. Cases are ranked by the mean Dice of the methods."))
+        except Exception as error:  # whatever is wrong with the images, the report must still be written
             blocks.append(Text(f"No picture of {case}: {str(error) or type(error).__name__}"))
     return blocks
 
@@ -232,7 +234,7 @@ def _facts(study: Study) -> str:
             facts.append(f"{name} {said}")
     for kind, name in (("scratch", "scratch"), ("full_fine_tuning", "full fine-tuning")):
         if len(several := study.variants(kind)) > 1:
-            facts.append(f"the reference for {name} is {study.special(kind)}, the best of {', '.join(several)}")
+            facts.append(f"the reference for {name} is {study.references[kind]}, the best of {', '.join(several)}")
     warning = " The images of this experiment are simulated." if study.simulated else ""
     return "; ".join(facts) + "." + warning
 
@@ -273,7 +275,7 @@ def _cost(study: Study, plots: Path, prefix: str) -> list[Block]:
 
 
 def _tests(study: Study) -> list[Block]:
-    references = [name for kind in ("full_fine_tuning", "scratch") if (name := study.special(kind))]
+    references = [name for kind in ("full_fine_tuning", "scratch") if (name := study.references[kind])]
     if len({case for run in study.runs for case in run.cases}) < 2:
         return []  # one case can show no difference
     tables = [table for name in references if (table := significance_table(study, name)).rows]
@@ -284,22 +286,18 @@ def _picture(study: Study, name: str, caption: str) -> Picture:
     return Picture(f"plots/{name}.png", study.title(caption))
 
 
-def _json_value(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
-
-
 _RULES: Sequence[Block] = (
     Heading("How the numbers are made"),
     Listing([
-        "Scores are of predictions on the voxel grid of the original images. A score of a case is the mean over its "
-        "labels; a score of a method is the mean over the test cases of that, averaged over the draws first.",
-        "A label that neither truth nor prediction holds is not defined and left out. A label that only one of them "
-        "holds has Dice 0, surface Dice 0 and no distance: it counts as missed, and distances are means over the rest.",
-        "Intervals: 95 % percentile bootstrap of the mean, 10,000 resamples of the test cases. They say how much the "
-        "mean depends on which cases were tested, and nothing about the draw of the training cases.",
+        "Predictions are scored on the voxel grid of the original images. The score of a case is the mean over its "
+        "labels. The score of a method is the mean over the test cases; each case is averaged over the draws first.",
+        "If a label is neither in the truth nor in the prediction, its score is not defined and does not count. If it "
+        "is in only one of them, Dice and surface Dice are 0 and the label counts as missed; means of distances leave "
+        "it out.",
+        "Intervals: 95 % percentile bootstrap of the mean, 10,000 resamples of the test cases. They show how much the "
+        "mean depends on which cases were tested. They do not show how much it depends on the draw of the training "
+        "cases.",
         "Convergence: nnU-Net's pseudo Dice, one value per epoch. The moving average is nnU-Net's: 0.9 old + 0.1 new, "
         "starting at the first value.",
-        "Tests: Wilcoxon signed-rank, two-sided, Holm's correction over all tests of a table.",
-        "\"-\": not run, or not measured. \"not defined\": no label was there to be scored."]))
+        "Tests: two-sided Wilcoxon signed-rank tests, with Holm's correction for the number of tests in a table.",
+        "\"-\": not run, or not measured. \"not defined\": there was no label to score."]))

@@ -1,4 +1,4 @@
-"""What one run achieved and cost. A run is one JSON file that holds everything a comparison needs."""
+"""What one run achieved and cost. Each run is one JSON file, which holds everything that a comparison needs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     experiment: the comparison that this run is part of, such as "virtual scanner".
     simulated: whether the images of the experiment are simulated.
     donor: the pretrained network that the training started from; "" for none.
-    method: name to show. trainer: name of the trainer class; "" for zero-shot.
-    shots: number of training cases. all: whether these are all training cases there are.
-    seed: of the draw of the training cases and of the training.
-    cases: scores on the test cases. tolerance_mm: tolerance of the surface Dice, in mm.
-    donor_cases, donor_before: scores on test cases of the donor's own data, after and before training; {} if not
-        measured.
+    method: name to show.
+    trainer: name of the trainer class; "" for zero-shot.
+    shots: number of training cases.
+    all: whether these are all training cases that there are.
+    seed: seed of the draw of the training cases and of the training.
+    cases: scores on the test cases.
+    tolerance_mm: tolerance of the surface Dice, in mm.
+    donor_cases, donor_before: scores on test cases of the donor's own data, after and before training; {} if they were
+        not measured.
     strength: how much of what was learned the network keeps, from 0 to 1; None: all, nothing was chosen.
     strength_curve: (strength, mean Dice on unseen cases) of each strength that the choice compared.
     full_strength: "cases" and "donor_cases" with all that was learned; {} if not measured, or if all was kept.
@@ -95,20 +98,23 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def write_result(result: RunResult, path: str | Path) -> None:
-    """Write one run as JSON, atomically; nan becomes null, infinity becomes "inf"."""
-    write_text_atomically(json.dumps(_to_json(result), indent=1, allow_nan=False) + "\n", path)
+    """Write one run as JSON, the whole file or nothing; nan becomes null, infinity becomes "inf"."""
+    write_text_atomically(json.dumps(to_json(result), indent=1, allow_nan=False) + "\n", path)
 
 
 def write_results(results: Iterable[RunResult], path: str | Path) -> None:
     """Write several runs as one JSON list."""
-    write_text_atomically(json.dumps(_to_json(list(results)), allow_nan=False) + "\n", path)
+    write_text_atomically(json.dumps(to_json(list(results)), allow_nan=False) + "\n", path)
 
 
 def read_results(source: str | Path) -> tuple[RunResult, ...]:
-    """Read the runs of a protocol: FOLDER/runs/*.json, or a .json file (one run or a list), or .jsonl (one per line).
+    """Read runs from the folder of a protocol, or from a file.
+
+    source: a folder that holds runs/*.json, a .json file with one run or a list of runs, or a .jsonl file with one run
+        per line.
 
     Raises:
-        ResultError: nothing is there, or a file is damaged or not of this format; names the file.
+        ResultError: there is no such file, or a file is damaged or not of this format; the message names it.
     """
     source = Path(source)
     if source.is_dir():
@@ -126,8 +132,8 @@ def _read_file(file: Path) -> list[RunResult]:
         lines = [line for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else [text]
         content = [parse_json(line) for line in lines]
     except (OSError, ValueError) as error:
-        raise ResultError(f"{file} cannot be read as JSON ({error}). It is damaged or no result: remove it and run its "
-                          f"part of the protocol again.") from error
+        raise ResultError(f"{file} cannot be read as JSON ({error}). It is damaged, or no file of results: remove it, "
+                          f"and run its part of the protocol again.") from error
     if file.suffix != ".jsonl" and isinstance(content[0], list):
         content = content[0]
     return [_result(entry, file) for entry in content]
@@ -145,17 +151,15 @@ def _result(entry: object, file: Path) -> RunResult:
                           f"again.") from error
 
 
-def _to_json(value: Any) -> Any:
-    """Return `value` with what JSON does not know (nan, infinity, numbers of numpy) replaced."""
+def to_json(value: Any) -> Any:
+    """Return `value` in JSON's own types: nan becomes null, infinity "inf"; numpy's numbers become Python's."""
     if isinstance(value, RunResult):
         value = msgspec.structs.asdict(value)
     if isinstance(value, Mapping):
-        return {str(key): _to_json(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_to_json(item) for item in value]
-    if isinstance(value, (str, bool)) or value is None:
-        return value
-    if hasattr(value, "item"):  # numpy's numbers are not JSON's
+        return [to_json(item) for item in value]
+    if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)

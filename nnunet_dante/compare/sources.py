@@ -1,4 +1,4 @@
-"""What a user names to be compared (folds, protocols, files of results), and the files of its cases."""
+"""What a user can compare (folds, protocols, files of results), and where the files of its cases are."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _PREPROCESSED, _RAW = "nnUNet_preprocessed", "nnUNet_raw"
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFiles:
-    """Where the files of a data set's cases lie: the one place that knows their names.
+    """Finds the images and masks of a data set's cases.
 
-    dataset: name of the data set, such as "Dataset001_Liver". content: its dataset.json.
+    dataset: name of the data set, such as "Dataset001_Liver".
+    content: content of its dataset.json.
     """
 
     dataset: str
@@ -42,20 +43,19 @@ class CaseFiles:
         return str(self.content["file_ending"])
 
     def masks(self, folder: Path) -> dict[str, Path]:
-        """Return case -> its mask in a folder of predictions; nnU-Net writes other files beside them."""
+        """Return {case: its mask} of a folder of predictions, without the other files that nnU-Net writes there."""
         return {file.name.removesuffix(self.ending): file for file in sorted(folder.glob(f"*{self.ending}"))}
 
     def image(self, case: str) -> Path:
-        """Return the first channel's image of a case.
+        """Return the image of a case's first channel.
 
         Raises:
             ResultError: it was not found.
         """
         raw = nnunet_folder(_RAW, self.dataset) or Path()
         places = [raw / folder / f"{case}_0000{self.ending}" for folder in ("imagesTr", "imagesTs")]
-        for file in (*self._listed(case, "images"), *places):
-            if file.is_file():
-                return file
+        if found := next(filter(Path.is_file, [*self._listed(case, "images"), *places]), None):
+            return found
         raise ResultError(f"the image of {case} was not found in nnUNet_raw/{self.dataset} ({_setting(_RAW)}).")
 
     def truth(self, case: str) -> Path:
@@ -68,15 +68,14 @@ class CaseFiles:
         places = [folder / below / name for variable, below in (
             (_PREPROCESSED, "gt_segmentations"), (_RAW, "labelsTr"), (_RAW, "labelsTs"))
             if (folder := nnunet_folder(variable, self.dataset))]
-        for file in (*places, *self._listed(case, "label")):
-            if file.is_file():
-                return file
+        if found := next(filter(Path.is_file, [*places, *self._listed(case, "label")]), None):
+            return found
         raise ResultError(f"the truth of {name} is neither in nnUNet_preprocessed/{self.dataset}/gt_segmentations nor "
                           f"in nnUNet_raw/{self.dataset}/labelsTr ({_setting(_PREPROCESSED)}, {_setting(_RAW)}); set "
                           f"the variables as for the training.")
 
     def _listed(self, case: str, key: str) -> list[Path]:
-        """Return the files that the list "dataset" of dataset.json names; relative ones are below the raw folder."""
+        """Return the files that "dataset" in dataset.json names; relative paths start at the raw folder."""
         raw = nnunet_folder(_RAW, self.dataset) or Path()
         named = self.content.get("dataset", {}).get(case, {}).get(key, [])
         return [raw / os.path.expandvars(name) for name in ([named] if isinstance(named, str) else named)]
@@ -84,7 +83,7 @@ class CaseFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A result and, where they are still there, the folder of its predicted masks and the files of its cases."""
+    """A result and, if they are still there, the folder of its predicted masks and the files of its cases."""
 
     result: RunResult
     masks: Path | None = None
@@ -110,13 +109,16 @@ def read_sources(paths: Iterable[Path], *, tolerance_mm: float) -> list[Source]:
 
 
 def read_fold(folder: Path, *, tolerance_mm: float = 2.0) -> Source:
-    """Score the validation predictions of TRAINER__PLANS__CONFIGURATION/fold_X and read what its training cost.
+    """Score the validation predictions of a finished fold, and read what its training cost.
 
-    The truth is nnUNet_preprocessed/DATASET/gt_segmentations or nnUNet_raw/DATASET/labelsTr. Training cases and seed
-    are those of the fold in splits_final.json and, where there is one, shots.json.
+    The true masks are in nnUNet_preprocessed/DATASET/gt_segmentations or nnUNet_raw/DATASET/labelsTr. The number of
+    training cases is read from splits_final.json, and the seed from shots.json if that file exists.
+
+    folder: TRAINER__PLANS__CONFIGURATION/fold_X.
+    tolerance_mm: tolerance of the surface Dice, in mm.
 
     Raises:
-        ResultError: the folder is no finished fold, or truth or predictions are missing or damaged; says which.
+        ResultError: the folder is no finished fold, or one of the files is missing or damaged; the message names it.
     """
     folder = Path(folder).resolve()
     try:
@@ -135,7 +137,7 @@ def _read_fold(folder: Path, tolerance_mm: float) -> Source:
                           f"and hold checkpoint_final.pth. A protocol's folder holds runs/*.json instead.")
     if folder.name == "fold_all":
         raise ResultError(f"{folder} was validated on the cases it was trained on, which says nothing about new ones; "
-                          f"compare folds with a validation set of their own.")
+                          f"compare folds that have validation cases of their own.")
     dataset_json, plans = (_json(folder.parent / name) for name in ("dataset.json", "plans.json"))
     files = CaseFiles(dataset=plans.get("dataset_name") or folder.parent.parent.name, content=dataset_json)
     checkpoint = load_checkpoint_safely(folder / "checkpoint_final.pth")
@@ -158,15 +160,15 @@ def _read_fold(folder: Path, tolerance_mm: float) -> Source:
 
 
 def nnunet_folder(variable: str, dataset: str) -> Path | None:
-    """Return a data set's folder below the folder that an environment variable of nnU-Net names, if it exists."""
-    if Path(dataset).name != dataset:  # plans name it, and must not lead elsewhere
+    """Return a data set's folder below the folder in an environment variable of nnU-Net; None if it does not exist."""
+    if Path(dataset).name != dataset:  # the name comes from a file, and must not lead to another folder
         return None
     folder = Path(os.environ.get(variable, ""), dataset)
     return folder if os.environ.get(variable) and folder.is_dir() else None
 
 
 def _draw(dataset: str, fold: int, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields shots, all and seed of a fold's result."""
+    """Return the fields "shots", "all" and "seed" of a fold's result."""
     preprocessed = nnunet_folder(_PREPROCESSED, dataset)
     if preprocessed is None or not (preprocessed / "splits_final.json").is_file():
         raise ResultError(f"nnUNet_preprocessed/{dataset}/splits_final.json was not found ({_setting(_PREPROCESSED)}), "
@@ -185,10 +187,10 @@ def _draw(dataset: str, fold: int, dataset_json: Mapping[str, Any]) -> dict[str,
 
 
 def score_masks(folder: Path, files: CaseFiles, plans: Mapping[str, Any], *, tolerance_mm: float) -> CaseScores:
-    """Score every predicted mask of a folder against its truth.
+    """Score every predicted mask in a folder against the true mask of its case.
 
     Raises:
-        ResultError: there is none, one was cut off, or one has another shape than its truth.
+        ResultError: the folder holds no mask, a file was cut off, or a mask has another shape than its truth.
     """
     predictions = files.masks(folder)
     if not predictions:
@@ -209,7 +211,7 @@ def score_masks(folder: Path, files: CaseFiles, plans: Mapping[str, Any], *, tol
 
 
 def _protocol(folder: Path) -> list[Source]:
-    """Return the runs of a protocol; masks and data sets are known to those whose model folder is still there."""
+    """Return the runs of a protocol, with their masks and data sets if these are still there."""
     models = {model.name.split("__")[1]: model for model in (folder / "nnUNet_results").glob("*/*__*__*")}
     sources: list[Source] = []
     for file in sorted((folder / "runs").glob("*.json")):
@@ -225,7 +227,10 @@ def _protocol(folder: Path) -> list[Source]:
 
 
 def _told_apart(folds: Sequence[tuple[str, Source]]) -> list[Source]:
-    """Return the sources of (model folder's name, source); the method says plans and configuration where it must."""
+    """Return the sources; where several would have the same name, the method names plans and configuration.
+
+    folds: (name of the model folder, source) of each fold.
+    """
     def key(source: Source) -> tuple:
         return source.result.experiment, source.result.method, shots_of(source.result), source.result.seed
 

@@ -14,8 +14,9 @@ Interval = tuple[float, float]
 def bootstrap_interval(values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000) -> Interval:
     """Return the percentile bootstrap interval of the mean.
 
-    values: one value per case; the cases are resampled. The generator is seeded, so a report can be repeated.
-    Fewer than two values give (nan, nan).
+    values: one value per case. The cases are resampled with a fixed seed, so that every report of the same results
+        shows the same interval. Fewer than two values give (nan, nan).
+    confidence: share of the resampled means that lies inside the interval.
     """
     sample = np.asarray(values, float)
     if len(sample) < 2:
@@ -27,11 +28,13 @@ def bootstrap_interval(values: Sequence[float], *, confidence: float = 0.95, res
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A method against a reference on the same cases.
+    """The comparison of a method with a reference on the same cases.
 
-    cases: number of common cases. different: those in which the scores differ; only they enter the test.
-    difference: method minus reference, mean over the cases. better: cases in which the method is strictly better.
-    p: of the two-sided Wilcoxon signed-rank test, uncorrected.
+    cases: number of cases that both have.
+    different: number of cases in which the scores differ. Only these enter the test.
+    difference: method minus reference, mean over the cases.
+    better: number of cases in which the method has the higher score.
+    p: p value of the two-sided Wilcoxon signed-rank test, uncorrected.
     """
 
     cases: int
@@ -42,28 +45,33 @@ class PairedTest:
 
     @property
     def smallest_p(self) -> float:
-        """The p value if all these differences had one sign: no p can be smaller."""
+        """The smallest p value that this number of different cases allows: that of differences of one sign."""
         return min(1.0, 2.0 ** (1 - self.different))
 
 
 def paired_test(method: Mapping[str, float], reference: Mapping[str, float]) -> PairedTest | None:
-    """Compare two {case: score} on the cases that both have; None without a common case. Equal scores give p = 1."""
+    """Compare two {case: score} on the cases that both have.
+
+    Returns None if they have no case in common. If all scores are equal, p is 1.
+    """
     cases = sorted(method.keys() & reference.keys())
     if not cases:
         return None
-    differences = np.round([method[case] - reference[case] for case in cases], 12)  # rounding errors break no ties
+    # Rounded, because rounding errors would otherwise separate equal differences.
+    differences = np.round([method[case] - reference[case] for case in cases], 12)
     return PairedTest(cases=len(cases), different=int(np.count_nonzero(differences)),
                       difference=float(differences.mean()), better=int((differences > 0).sum()),
                       p=_signed_rank_p(differences[differences != 0]))
 
 
 def _signed_rank_p(differences: np.ndarray) -> float:
-    """Return the exact two-sided p of Wilcoxon's signed-rank test, also where differences are equally large.
+    """Return the exact two-sided p of Wilcoxon's signed-rank test, also where some differences are equally large.
 
-    scipy goes over to a normal approximation there, whose p can be smaller than any that is possible.
+    In that case, scipy uses a normal approximation. Its p can be smaller than the smallest exact p.
     """
-    ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(int)  # doubled, as tied ranks are halves
-    chances = np.ones(1)  # of each sum of the ranks of positive differences, when every sign is a coin
+    ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(int)  # twice the rank: those of ties can be halves
+    # chances[s]: probability that the ranks of the positive differences sum to s, if every sign is a coin toss
+    chances = np.ones(1)
     for rank in ranks:
         chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
     positive = int(ranks[differences > 0].sum())
@@ -71,7 +79,10 @@ def _signed_rank_p(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number (Holm 1979): the k-th smallest of m times m - k + 1, never falling."""
+    """Return p values corrected for the number of tests (Holm 1979), in the order given.
+
+    The k-th smallest of m values is multiplied by m - k + 1. No corrected value is below that of a smaller p.
+    """
     order = np.argsort(p_values)
     corrected = np.empty(len(order))
     factors = np.arange(len(order), 0, -1)

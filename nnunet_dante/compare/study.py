@@ -15,12 +15,18 @@ from .results import CaseScores, RunResult
 from .statistics import Interval, bootstrap_interval
 
 Shots = tuple[bool, int]
-"""(all there are, number of training cases); sorts as a reader expects. All cases of different folds are one column."""
+"""(whether these are all training cases there are, their number): a column of the tables, which sort by it.
+
+Runs on all cases have the number 0 here, so that folds of different sizes are in one column.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """Mean of a score over cases, each averaged over draws first, with the bootstrap interval over the cases."""
+    """Mean of a score over cases, with the bootstrap interval over the cases. Each case is averaged over draws first.
+
+    cases, draws: how many there were.
+    """
 
     value: float
     interval: Interval
@@ -30,7 +36,7 @@ class Mean:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One experiment; runs with an error are kept apart in `failed`."""
+    """One experiment: the finished `runs`, and the `failed` ones, which have an error and no scores."""
 
     name: str
     runs: tuple[RunResult, ...]
@@ -42,12 +48,12 @@ class Study:
         return any(run.simulated for run in (*self.runs, *self.failed))
 
     def title(self, text: str) -> str:
-        """Return a title that says where the data are from."""
+        """Return a title with the experiment's name, and with a warning where its images are simulated."""
         return f"{text} - {self.name}{', simulated images' if self.simulated else ''}"
 
     @cached_property
     def methods(self) -> list[str]:
-        """Names: zero-shot, from scratch, full fine-tuning, then the others as they come."""
+        """Names of the methods: zero-shot, scratch and full fine-tuning, then the others in the order of the runs."""
         ranks: dict[str, int] = {}
         for run in (*self.runs, *self.failed):
             ranks.setdefault(run.method, _rank(run))
@@ -55,45 +61,45 @@ class Study:
 
     @cached_property
     def shots(self) -> list[Shots]:
-        """Numbers of training cases of the trained runs, ascending."""
+        """Numbers of training cases in the trained runs, ascending."""
         return sorted({shots_of(run) for run in (*self.runs, *self.failed) if not run.is_zero_shot})
 
     @cached_property
     def labels(self) -> list[str]:
-        """Label names, in the order of the first run that has them."""
+        """Label names, in the order in which the runs first name them."""
         return list(dict.fromkeys(label for run in self.runs for case in run.cases.values() for label in case))
 
     def expected_draws(self, shots: Shots | None = None) -> int:
-        """Return the most draws that any method has of a number of training cases, or of any number."""
+        """Return the largest number of draws that a method has with `shots` training cases (None: with any number)."""
         columns = self.shots if shots is None else [shots]
-        return max((len(self.of(m, s)) for m in self.methods for s in columns if m != self.special("zero_shot")),
+        return max((len(self.of(m, s)) for m in self.methods for s in columns if m != self.references["zero_shot"]),
                    default=0)
 
     def shots_name(self, shots: Shots) -> str:
-        """Return a column's name, such as "4" or "all (8-9)"."""
+        """Return the name of a column, such as "4" or "all (8-9)"."""
         counts = sorted({run.shots for run in (*self.runs, *self.failed) if shots_of(run) == shots})
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
         return f"all ({number})" if shots[0] else number
 
     def cases_name(self, shots: Shots) -> str:
-        """Return a number of training cases in words."""
+        """Return a number of training cases in words, such as "1 training case"."""
         name = self.shots_name(shots)
         return f"{name} training case{'' if name == '1' else 's'}"
 
-    def of(self, method: str, shots: Shots | None = None) -> list[RunResult]:
-        """Return the draws of a method, of one number of training cases or of all; zero-shot has none to choose."""
+    def of(self, method: str | None, shots: Shots | None = None) -> list[RunResult]:
+        """Return the runs of a method with `shots` training cases (None: with any number).
+
+        Zero-shot runs have no training cases and belong to every number. Without a method, there are no runs.
+        """
         return [run for run in self.runs
                 if run.method == method and (shots is None or run.is_zero_shot or shots_of(run) == shots)]
 
-    def special(self, kind: str) -> str | None:
-        """Return the method that is "zero_shot", "scratch" or "full_fine_tuning" here, the best where several are."""
-        return self.references[kind]
-
     @cached_property
     def references(self) -> dict[str, str | None]:
-        """Kind of reference -> its method: of several variants the one with the highest mean Dice over all its runs.
+        """The method to compare with, or None, of each kind: "zero_shot", "scratch" and "full_fine_tuning".
 
-        A method must not look good because a weak variant of its reference was taken.
+        Where several methods are of one kind, this is the one with the highest mean Dice over all its runs. A weak
+        reference would make the other methods look better than they are.
         """
         chosen = {}
         for kind in ("zero_shot", "scratch", "full_fine_tuning"):
@@ -102,19 +108,19 @@ class Study:
         return chosen
 
     def variants(self, kind: str) -> list[str]:
-        """Return all methods that are "zero_shot", "scratch" or "full_fine_tuning"."""
+        """Return all methods of a kind: "zero_shot", "scratch" or "full_fine_tuning"."""
         return [m for m in self.methods if any(getattr(r, f"is_{kind}") for r in self.of(m))]
 
     def partner(self, run: RunResult, method: str | None) -> RunResult | None:
-        """Return the run of `method` with the training cases and seed of `run`."""
-        return next((r for r in self.of(method or "", shots_of(run)) if r.seed == run.seed), None)
+        """Return the run of `method` with as many training cases as `run` and the same seed; None if there is none."""
+        return next((r for r in self.of(method, shots_of(run)) if r.seed == run.seed), None)
 
 
 def studies(results: Iterable[RunResult]) -> list[Study]:
-    """Sort results into experiments, in order of appearance.
+    """Group results by experiment, in the order in which the experiments first appear.
 
     Raises:
-        ResultError: a draw is given twice; it would count twice.
+        ResultError: two results are of the same experiment, method, number of training cases and seed.
     """
     named: dict[str, list[RunResult]] = {}
     for result in with_donor_names(results):
@@ -134,7 +140,10 @@ def studies(results: Iterable[RunResult]) -> list[Study]:
 
 
 def case_means(scores: CaseScores, metric: str = "dice", label: str | None = None) -> dict[str, float]:
-    """Return {case: mean over its labels, or the value of one}; what is undefined or infinite is left out."""
+    """Return {case: mean of a score over the labels of the case, or the score of one label}.
+
+    Scores that are undefined or infinite do not count; cases without any other score are left out.
+    """
     means = {}
     for case, labels in scores.items():
         chosen = labels.values() if label is None else [labels[label]] if label in labels else []
@@ -145,18 +154,18 @@ def case_means(scores: CaseScores, metric: str = "dice", label: str | None = Non
 
 
 def over_draws(draws: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Average {case: value} over draws, a case over the draws that have it."""
+    """Return {case: mean of its values in the draws that have the case}."""
     cases = sorted({case for draw in draws for case in draw})
     return {case: float(np.mean([draw[case] for draw in draws if case in draw])) for case in cases}
 
 
 def mean_score(runs: Sequence[RunResult], metric: str = "dice", label: str | None = None) -> Mean | None:
-    """Return the mean of a score on the test cases over the draws `runs`; None where there is none."""
+    """Return the mean of a score over test cases and draws; `runs` are the draws. None if no score is defined."""
     return mean_over_cases([case_means(run.cases, metric, label) for run in runs])
 
 
 def mean_over_cases(draws: Sequence[dict[str, float]]) -> Mean | None:
-    """Return the mean of draws of {case: value}."""
+    """Return the mean over cases of several draws of {case: value}; None if there is no case."""
     values = list(over_draws(draws).values())
     if not values:
         return None
@@ -164,14 +173,17 @@ def mean_over_cases(draws: Sequence[dict[str, float]]) -> Mean | None:
 
 
 def missed(runs: Sequence[RunResult], label: str | None = None) -> tuple[int, int]:
-    """Return how many structures are infinitely far, and how many there are, over draws, cases and labels."""
+    """Return how many structures were missed (their distance is infinite), and how many structures there are.
+
+    A structure is one label of one case in one draw.
+    """
     values = [scored.get("hd95_mm", math.nan) for run in runs for labels in run.cases.values()
               for name, scored in labels.items() if label in (None, name)]
     return sum(math.isinf(v) for v in values), sum(not math.isnan(v) for v in values)
 
 
 def shots_of(run: RunResult) -> Shots:
-    """Return the column that a run belongs to."""
+    """Return the column of the tables that a run belongs to."""
     return (True, 0) if run.all else (False, run.shots)
 
 
@@ -180,7 +192,7 @@ def _rank(run: RunResult) -> int:
 
 
 def with_donor_names(results: Iterable[RunResult]) -> list[RunResult]:
-    """Where an experiment has several donors, the method says which; in the order given."""
+    """Return the results in the same order; in experiments with several donors, the method's name tells the donor."""
     results = list(results)
     donors: dict[str, set[str]] = {}
     for run in results:

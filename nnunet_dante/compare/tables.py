@@ -1,4 +1,4 @@
-"""The tables of a report: scores by number of training cases and by label, convergence, cost, tests."""
+"""The tables of a report: scores by number of training cases and by label, speed, cost, and statistical tests."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ LEVEL = 0.05
 TITLES = {"dice": "Dice", "hd95_mm": "95 % Hausdorff distance in mm", "surface_dice": "Surface Dice"}
 _NOTES = {
     "dice": "Mean over the labels of a case, the draws, and the test cases. In brackets: 95 % bootstrap interval over "
-            "the test cases (cases are resampled, not runs). Labels that neither truth nor prediction holds do not "
-            "count; a score without any label left is not defined.",
-    "hd95_mm": "Mean over structures that were found. A structure that was missed has no distance; the share of missed "
-               "ones stands beside the mean. A method that misses much looks better here than it is.",
-    "surface_dice": "The share of both surfaces that lies within the tolerance of the other."}
+            "the test cases (cases are resampled, not runs). A label that is neither in the truth nor in the "
+            "prediction does not count; a score is not defined if no label counts.",
+    "hd95_mm": "Mean over the structures that were found. A missed structure has no distance; the share of missed "
+               "structures stands beside the mean. A method that misses many structures looks better here than it is.",
+    "surface_dice": "The share of both surfaces that lies within the tolerance of the other surface."}
 _TARGETS = {"scratch": "scratch's peak", "own": "own peak"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table for people (head, rows) and the same as numbers for programs (records).
+    """A table as text for people (head, rows), and the same as numbers for programs (records).
 
-    name: of its CSV file. title: what it shows and of which data. notes: how to read it.
+    name: name of its CSV file.
+    title: what it shows, and of which data.
+    notes: how to read it.
     """
 
     kind: ClassVar[str] = "table"
@@ -46,12 +48,12 @@ class Table:
 
 
 def as_csv(table: Table) -> str:
-    """Return a table's records as CSV with a header; what is undefined is empty."""
+    """Return a table's records as CSV with a header; undefined values are empty."""
     return pandas.DataFrame(list(table.records), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def shots_table(study: Study, metric: str) -> Table:
-    """Return a score of every method (rows) at every number of training cases (columns)."""
+    """Return the table of one score: methods are rows, numbers of training cases are columns."""
     def cell(runs: list[RunResult], shots: Shots) -> Cell:
         mean, (lost, structures) = mean_score(runs, metric), missed(runs)
         counts: dict[str, Value] = {"missed": lost, "structures": structures} if metric == "hd95_mm" else {}
@@ -87,7 +89,7 @@ def strength_table(study: Study) -> Table | None:
 
 
 def forgetting_table(study: Study) -> Table | None:
-    """Return how much Dice each method lost on the donor's own test cases; None if that was not measured."""
+    """Return the table of the Dice that each method lost on the donor's own test cases; None if it was not measured."""
     def cell(runs: list[RunResult], shots: Shots) -> Cell | None:
         mean, full = _forgotten(runs), _forgotten([run.at_full_strength for run in runs])
         if mean is None or full is None:
@@ -98,9 +100,9 @@ def forgetting_table(study: Study) -> Table | None:
                 _numbers(mean) | {"full_strength": full.value})
 
     table = _by_shots(study, "forgetting", "Dice lost on the donor's own data by number of training cases", cell,
-                      "Dice of the untouched donor minus Dice after training, on the same cases of the donor's data; "
-                      "positive: something was forgotten. In brackets: 95 % bootstrap interval over these cases. "
-                      "\"all\": with all that was learned, where less was kept.", zero_shot=False)
+                      "Dice of the donor before training minus Dice after training, on the same cases of the donor's "
+                      "data; a positive number is a loss. In brackets: 95 % bootstrap interval over these cases. "
+                      "\"all\": with all that was learned, if less was kept.", zero_shot=False)
     return table if table.records else None
 
 
@@ -115,8 +117,11 @@ def _forgotten(runs: Sequence[RunResult]) -> Mean | None:
 
 def _by_shots(study: Study, name: str, title: str, cell: Callable[[list[RunResult], Shots], Cell | None], note: str, *,
               zero_shot: bool = True) -> Table:
-    """Return a table of methods x numbers of training cases; what was not trained stands in a column "0"."""
-    columns: list[Shots | None] = [*([None] if zero_shot and study.special("zero_shot") else []), *study.shots]
+    """Return a table: methods are rows, numbers of training cases are columns; zero-shot has the column "0".
+
+    cell: returns the text and the numbers of a cell from its runs, or None if it is empty.
+    """
+    columns: list[Shots | None] = [*([None] if zero_shot and study.references["zero_shot"] else []), *study.shots]
     names = ["0" if shots is None else study.shots_name(shots) for shots in columns]
     rows, records = [], []
     for method in study.methods:
@@ -134,7 +139,7 @@ def _by_shots(study: Study, name: str, title: str, cell: Callable[[list[RunResul
 
 
 def label_table(study: Study, shots: Shots) -> Table:
-    """Return all three scores of every method (rows) for every label (columns) at one number of training cases."""
+    """Return the table of all three scores at one number of training cases: methods are rows, labels are columns."""
     rows, records = [], []
     for method in study.methods:
         runs, cells = study.of(method, shots), []
@@ -150,19 +155,19 @@ def label_table(study: Study, shots: Shots) -> Table:
     return Table(name=f"labels_{study.shots_name(shots)}", rows=rows, records=records,
                  title=study.title(f"Scores by label with {study.cases_name(shots)}"),
                  head=["method", *(label.replace("_", " ") for label in study.labels)],
-                 notes=[f"Dice / HD95 in mm / surface Dice at {tolerance(study)} mm; distances are over structures "
-                        f"found, and the share missed is given where there is one."])
+                 notes=[f"Dice / HD95 in mm / surface Dice at {tolerance(study)} mm; distances are over the "
+                        f"structures that were found, and the share of missed structures is given if there are any."])
 
 
 def tolerance(study: Study) -> str:
-    """Return the tolerance of the surface Dice in mm; several, should runs differ."""
+    """Return the tolerance of the surface Dice in mm, or all tolerances if the runs differ."""
     return " or ".join(f"{mm:g}" for mm in sorted({run.tolerance_mm for run in study.runs}))
 
 
 def speed_table(study: Study, shots: Shots | None = None) -> Table:
-    """Return start, peak, and epochs and seconds to a share of two peaks, as medians over the runs of a method.
+    """Return the table of speed: start, peak, and epochs and seconds to a share of two peaks, as medians over runs.
 
-    shots: only runs with this number of training cases; None: all runs.
+    shots: number of training cases of the runs that count; None: all runs count.
     """
     rows, records = [], []
     for method in study.methods:
@@ -181,16 +186,16 @@ def speed_table(study: Study, shots: Shots | None = None) -> Table:
         head=["method", "pseudo Dice before training", "peak pseudo Dice",
               *(f"{what} to {SHARE:.0%} of {name}" for name in _TARGETS.values()
                 for what in ("epochs", "seconds", "fewer epochs than scratch"))],
-        notes=[f"Median over the runs; raw curve, in brackets nnU-Net's moving average. \"{MISSING}\": not defined. "
-               "\"never\" counts as infinitely late in the median, and the number of such runs stands behind it. "
-               "0 epochs: the score before training was there already. Fewer epochs: each run against the scratch run "
-               "with the same training cases and seed. Towards their own peak, runs with a low peak look quick; and "
-               "where scratch hardly learned, its peak says little.",
-               "Pseudo Dice is nnU-Net's: of a few random patches of the validation cases, in the preprocessed space."])
+        notes=[f"Median over the runs, on the raw curve; in brackets: on nnU-Net's moving average, if it differs. "
+               f"\"{MISSING}\": not defined. \"never\": infinitely late in the median; the number of these runs stands "
+               "behind it. 0 epochs: the score before training already reached the target. Fewer epochs: each run is "
+               "compared with the scratch run with the same training cases and seed. A run with a low peak reaches a "
+               "share of its own peak quickly. If scratch hardly learned, its peak says little.",
+               "nnU-Net computes the pseudo Dice on a few random patches of the preprocessed validation cases."])
 
 
 def _speed(study: Study, runs: Sequence[RunResult]) -> dict[str, Any]:
-    partners = [study.partner(run, study.special("scratch")) for run in runs]
+    partners = [study.partner(run, study.references["scratch"]) for run in runs]
     facts: dict[str, Any] = {
         "start_dice": median([math.nan if run.start_dice is None else run.start_dice for run in runs]),
         "peak": median([peak(run) for run in runs])}
@@ -229,8 +234,8 @@ def _number(value: float, form: str = ".3f", unit: str = "") -> str:
 
 
 def cost_table(study: Study) -> Table:
-    """Return the cost of every trained method, as medians over its runs; methods of unknown cost are left out."""
-    full = study.special("full_fine_tuning")
+    """Return the table of costs, as medians over the runs of each trained method; unknown costs are left out."""
+    full = study.references["full_fine_tuning"]
     columns: dict[str, tuple[str, str, Callable[[RunResult], float]]] = {
         "trained_parameters": ("trained parameters", ",.0f", lambda run: _known(run.trained_parameters)),
         "trained_share": ("share of the network", ".2%", lambda run: (
@@ -252,8 +257,9 @@ def cost_table(study: Study) -> Table:
     return Table(
         name="cost", title=study.title("Cost of training"), rows=rows, records=records,
         head=["method", *(title for title, _, _ in columns.values())],
-        notes=["Median over the runs. The time of an epoch is the median over a run's epochs. The relative time is "
-               "against the run of full fine-tuning with the same training cases and seed, on the same machine."])
+        notes=["Median over the runs. The time of an epoch is the median over the epochs of a run. The relative time "
+               "compares a run with the run of full fine-tuning with the same training cases and seed on the same "
+               "machine."])
 
 
 def _known(value: float | None) -> float:
@@ -267,9 +273,10 @@ def _relative_seconds(run: RunResult, full: RunResult | None) -> float:
 
 
 def significance_table(study: Study, reference: str) -> Table:
-    """Return Wilcoxon signed-rank tests of every method against `reference` at every number of training cases.
+    """Return the table of tests of every method against `reference`, at every number of training cases.
 
-    Pairs are test cases, each with its mean Dice over labels and draws. Holm corrects for all tests of the table.
+    These are Wilcoxon signed-rank tests. The pairs are test cases, each with its mean Dice over labels and draws.
+    Holm's correction counts all tests of the table.
     """
     def dice(method: str, shots: Shots) -> dict[str, float]:
         return over_draws([case_means(run.cases) for run in study.of(method, shots)])
@@ -291,7 +298,7 @@ def significance_table(study: Study, reference: str) -> Table:
                  head=["method", *map(study.shots_name, study.shots)], rows=rows, records=records,
                  notes=[f"Mean difference, cases better of all cases, p after Holm's correction; † below {LEVEL}. "
                         "Two-sided Wilcoxon signed-rank test over the test cases, each with its mean Dice over labels "
-                        "and draws. The draws share their test cases, so they are averaged and not counted as cases.",
+                        "and draws. All draws have the same test cases, so their mean counts, and not each draw.",
                         *_power(list(tests.values()))])
 
 
@@ -303,7 +310,7 @@ def _tested(test: PairedTest | None, p: float) -> str:
 
 
 def _power(tests: list[PairedTest]) -> list[str]:
-    """Say where significance is out of reach, whatever the methods do."""
+    """Return a note that says whether the number of cases is large enough for significance."""
     if not tests:
         return []
     low, high = (pick(test.different for test in tests) for pick in (min, max))
@@ -314,7 +321,7 @@ def _power(tests: list[PairedTest]) -> list[str]:
     if best >= LEVEL:
         return [f"{said} No difference can be significant here: there are too few cases to tell."]
     if any(test.smallest_p * len(tests) >= LEVEL for test in tests):
-        return [f"{said} A difference can fail to be significant here for want of cases; a missing † says nothing."]
+        return [f"{said} With so few cases, a real difference can stay without a †: a missing † says nothing."]
     return [f"{said} A missing † is no proof that two methods are equal."]
 
 

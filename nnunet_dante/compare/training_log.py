@@ -1,9 +1,9 @@
 """How fast a training learned and what it cost: facts from its checkpoint, and epochs to a share of the peak.
 
-Two targets are counted: `SHARE` of the peak of the scratch run with the same training cases and seed, which is one
-height for every method; and `SHARE` of the run's own peak, as in the Dante paper, where a slow run with a low peak
-looks quick. Each is counted on the raw curve and on nnU-Net's moving average of it. 0 epochs: the score before
-training was there already. inf: never. nan: not defined, because there is no such peak.
+There are two targets. One is `SHARE` of the peak of the scratch run with the same training cases and seed; it is the
+same for every method. The other is `SHARE` of the run's own peak, as in the Dante paper; by it, a slow run with a low
+peak looks quick. Epochs are counted on the raw curve and on nnU-Net's moving average of it. 0 epochs: the score before
+training already reached the target. inf: the run never reached it. nan: not defined, because there is no such peak.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SHARE = 0.85
 def training_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint says about its training, as fields of `RunResult`.
 
-    curve and seconds come from nnU-Net's own logging, one value per epoch; the others from this package's "dante"
-    entry, and are unknown for checkpoints of stock nnU-Net.
+    curve and seconds come from nnU-Net's own logging and have one value per epoch. The others come from the entry
+    "dante" that this package writes; they are unknown for checkpoints of stock nnU-Net.
 
     Raises:
         ResultError: the checkpoint's logging is damaged.
@@ -50,14 +50,14 @@ def training_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mean_defined(values: ArrayLike) -> float:
-    """Return the mean without nan; nan where nothing is left."""
+    """Return the mean of the finite values; nan if there are none."""
     defined = np.asarray(values, float)
     defined = defined[np.isfinite(defined)]
     return float(defined.mean()) if defined.size else math.nan
 
 
 def ema(curve: ArrayLike) -> np.ndarray:
-    """Return nnU-Net's moving average of a curve: 0.9 old + 0.1 new, from the first value on; nan changes nothing."""
+    """Return nnU-Net's moving average of a curve: 0.9 old + 0.1 new, starting at the first value; nan is skipped."""
     averaged: list[float] = []
     for value in np.asarray(curve, float):
         last = averaged[-1] if averaged else np.nan
@@ -77,7 +77,7 @@ class Reached:
 
 
 def reached(run: RunResult, peak: float, *, curve: str = "raw", share: float = SHARE) -> Reached:
-    """Return when a run first reached `share` of `peak`, on its "raw" curve or on nnU-Net's "ema" of it."""
+    """Return when a run first reached `share` of `peak`, on its "raw" curve or on nnU-Net's moving average, "ema"."""
     if not peak > 0:
         return Reached(epochs=math.nan, seconds=math.nan)
     target = share * peak - 1e-12
@@ -91,15 +91,15 @@ def reached(run: RunResult, peak: float, *, curve: str = "raw", share: float = S
 
 
 def peak(run: RunResult | None, *, curve: str = "raw") -> float:
-    """Return the highest value of a run's curve; nan without one."""
+    """Return the highest value of a run's curve; nan if there is no run or no value."""
     values = CURVES[curve](run.curve) if run is not None else np.array([])
     return float(np.nanmax(values)) if np.isfinite(values).any() else math.nan
 
 
 def fewer(run: RunResult, scratch: RunResult | None, *, to: str, curve: str = "raw") -> float:
-    """Return by how many per cent a run needs fewer epochs than its scratch run; -inf if it never gets there.
+    """Return by how many per cent a run needs fewer epochs than its scratch run; -inf if it never reaches the target.
 
-    to: "scratch" for the scratch run's peak, "own" for the own peak of either.
+    to: "scratch" if both runs must reach a share of the scratch run's peak, "own" if each has its own peak.
     """
     if scratch is None:
         return math.nan
@@ -109,7 +109,7 @@ def fewer(run: RunResult, scratch: RunResult | None, *, to: str, curve: str = "r
 
 
 def median(values: Sequence[float]) -> float:
-    """Return the median without nan; "never" (inf or -inf) counts as the worst there is, nan where nothing is left."""
+    """Return the median of the values that are not nan; nan if there are none. inf and -inf mean "never" and count."""
     known = sorted(value for value in values if not math.isnan(value))
     if not known:
         return math.nan

@@ -12,6 +12,7 @@ import pytest
 from nnunet_dante.benchmark import run as module
 from nnunet_dante.benchmark import worker
 from nnunet_dante.benchmark.run import run_protocol
+from nnunet_dante.compare.metrics import score
 from nnunet_dante.datasets.shots import write_shots
 from nnunet_dante.errors import ConfigurationError
 
@@ -139,8 +140,13 @@ def test_listed_cases_and_a_donor_that_numbers_its_labels_otherwise(protocol, tm
     text = protocol.read_text().partition("[[methods]]")[0].replace(str(raw), str(tmp_path / "donor_cases"))
     protocol.write_text(text + '[[methods]]\nname = "zero-shot"')
     scored = {}
-    monkeypatch.setattr(worker, "score", lambda truth, mask, *, labels, **_: scored.setdefault(*labels, []).append(
-        int(truth.sum())) or {name: {"dice": 1.0} for name in labels})
+
+    def counting(truth, mask, *, labels, **options):
+        for name in ("organ", "lesion"):
+            scored.setdefault(name, []).append(int((truth == labels[name]).sum()))
+        return score(truth, mask, labels=labels, **options)
+
+    monkeypatch.setattr(worker, "score", counting)
     (result,) = run_protocol(protocol, tmp_path / "out")
     assert not result.error and set(result.cases) == {"case_000", "case_001"} and set(result.donor_cases) == set(cases)
     masks = [nibabel.load(tmp_path / "donor_cases" / "labelsTr" / f"{case}.nii.gz").get_fdata() for case in cases]

@@ -29,6 +29,23 @@ def job(tmp_path, monkeypatch):
     return SimpleNamespace(threads=1, out=tmp_path, run=SimpleNamespace(id="run"))
 
 
+def test_labels_are_found_by_name_however_their_numbers_are_written(tmp_path):
+    """nnU-Net also trains labels that are text or a list of one number; donor and data set may number them differently."""
+    truth = np.zeros((1, 4, 4, 4))
+    truth[0, 0], truth[0, 1], truth[0, 2] = 1, 2, 3
+    predicted = np.zeros((4, 4, 4), int)
+    predicted[0], predicted[1], predicted[2] = 2, 1, 1
+    reader = SimpleNamespace(read_images=lambda files: (truth, {"spacing": (1, 1, 1)}), read_seg=lambda file: (truth, {}))
+    predictor = SimpleNamespace(
+        plans_manager=SimpleNamespace(image_reader_writer_class=lambda: reader),
+        dataset_json={"labels": {"background": "0", "a": "2", "b": ["1"], "own": 3}},
+        predict_single_npy_array=lambda *_: predicted)
+    labels = {"background": 0, "b": [2], "a": "1", "other": 4, "ignore": "3"}
+    case = SimpleNamespace(images=[tmp_path], mask=tmp_path)
+    found = worker.score_cases(predictor, worker.Scored(cases={"c": case}, labels=labels), tolerance_mm=1)["c"]
+    assert {name: scores["dice"] for name, scores in found.items()} == {"a": 1, "b": 1}
+
+
 def test_a_tenth_network_in_one_process_is_still_compiled(job, monkeypatch):
     """torch.compile gives up on code that it compiled 8 times, without an error: costs would be those of eager code."""
     compiled = []

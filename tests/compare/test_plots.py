@@ -78,6 +78,12 @@ def test_regions_are_painted_by_the_value_that_nnunet_writes_and_labels_may_be_t
     regions = {"labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}, "regions_class_order": [1, 2]}
     assert label_values(CaseFiles(dataset="d", content=regions)) == {"whole": 1, "core": 2}
     assert label_values(CaseFiles(dataset="d", content={"labels": {"background": "0", "a": "1"}})) == {"a": 1}
+    assert label_values(CaseFiles(dataset="d", content={"labels": {"background": 0, "a": [1]}})) == {"a": 1}
+
+
+def test_the_order_of_regions_says_nothing_where_no_label_is_a_region():
+    content = {"labels": {"background": 0, "a": 2, "b": 1}, "regions_class_order": [1, 2]}
+    assert label_values(CaseFiles(dataset="d", content=content)) == {"a": 2, "b": 1}
 
 
 def test_cubic_voxels_are_seen_along_the_shortest_extent_of_what_is_labelled(tmp_path):

@@ -61,8 +61,8 @@ def test_of_several_variants_the_best_is_the_reference():
     results = [msgspec.structs.replace(run("scratch", cases=cases(a=(0.2,))), method="scratch, low rate"),
                run("scratch", cases=cases(a=(0.6,))), run("LoRA", cases=cases(a=(0.8,)))]
     (study,) = studies(results)
-    assert study.special("scratch") == "scratch" and study.variants("scratch") == ["scratch, low rate", "scratch"]
-    assert study.special("zero_shot") is None
+    assert study.references["scratch"] == "scratch" and study.variants("scratch") == ["scratch, low rate", "scratch"]
+    assert study.references["zero_shot"] is None
 
 
 def test_zero_shot_belongs_to_every_number_of_training_cases_and_failed_runs_to_none():

@@ -121,7 +121,7 @@ def test_differences_are_paired_by_case_and_corrected_for_all_tests_of_the_table
     assert {r["method"]: r["p"] for r in table.records}["LoRA"] == pytest.approx(2 / 2**8)
 
 
-@pytest.mark.parametrize(("number", "said"), [(5, "there are too few cases to tell"), (7, "for want of cases"),
+@pytest.mark.parametrize(("number", "said"), [(5, "there are too few cases to tell"), (7, "With so few cases"),
                                               (13, "no proof that two methods are equal")])
 def test_too_few_cases_to_reach_significance_are_said(number, said):
     study = studies(synthetic.results(number=number, shots=(2,)))[0]
