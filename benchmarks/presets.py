@@ -27,10 +27,11 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunet_dante import LoRA, audit_gradients
+from nnunet_dante import LoRA
 from nnunet_dante.adapters.adapter import apply, extract
 from nnunet_dante.benchmark.processes import PeakMemory
 from nnunet_dante.models.checkpoint import save_atomically, weights_sha256
+from nnunet_dante.peft.audit import audit_on_small_patch
 from nnunet_dante.peft.inject import adapted, base_weights, factors, settings
 
 FEATURES, BLOCKS = (32, 64, 128, 256, 320, 320, 320), (1, 3, 4, 6, 6, 6, 6)
@@ -44,12 +45,6 @@ def unet(kind: Any, stages: int) -> nn.Module:
     return kind(1, stages, FEATURES[:stages], nn.Conv3d, 3, strides, 2 if plain else BLOCKS[:stages], 3,
                 2 if plain else [1] * (stages - 1), True, nn.InstanceNorm3d, {"eps": 1e-5, "affine": True}, None, None,
                 nn.LeakyReLU, {"inplace": True}, deep_supervision=True)
-
-
-def smallest_input(stages: int) -> tuple[int, ...]:
-    """Two voxels at the bottleneck, the fewest that an instance norm takes."""
-    edge = 2 ** min(5, stages - 1)
-    return (1, 1, edge, edge, 2 * edge * 2 ** max(0, stages - 6))
 
 
 def measured(step: Callable[[], Any]) -> dict[str, Any]:
@@ -80,7 +75,7 @@ def row(name: str) -> dict[str, Any]:
     found["inject"] = measured(lambda: LoRA().adapt(network))
     LoRA().plan(network).restrict(network)
     found["factors"] = sum(t.numel() for t in factors(network).values())
-    found["audit"] = measured(lambda: audit_gradients(network, torch.rand(smallest_input(stages))))
+    found["audit"] = measured(lambda: audit_on_small_patch(network, 1, (128, 128, 128)))
     with tempfile.TemporaryDirectory() as folder:
         trained, start, adapter, result = (Path(folder, n) for n in ("trained.pth", "start.pth", "a.safetensors", "r"))
         save_atomically(base, start)
@@ -99,7 +94,7 @@ def warm_up() -> None:
     small = PlainConvUNet(1, 2, [8, 8], nn.Conv3d, 3, [1, 2], 1, 3, 1, True, nn.InstanceNorm3d, {"affine": True}, None,
                           None, nn.LeakyReLU, {}, deep_supervision=True)
     LoRA(rank=1).adapt(small)
-    audit_gradients(small, torch.rand(1, 1, 8, 8, 8))
+    audit_on_small_patch(small, 1, (16, 16, 16))
     assert adapted(small)
 
 
