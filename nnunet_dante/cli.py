@@ -81,6 +81,8 @@ def demo(out: Path, data: Path | None) -> None:
               help="The update of a low-rank method is multiplied by alpha / rank.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Any option of any method, such as l2_sp=0.01; repeatable.")
+@click.option("-tr", "--trainer", help="The trainer that the printed training command names. Default: one that fits "
+              "SOURCE.")
 @click.option("--trust", is_flag=True,
               help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
 def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, settings,

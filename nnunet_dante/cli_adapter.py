@@ -37,7 +37,11 @@ def adapter_extract(checkpoint: Path, output: Path, form: str) -> None:
 @click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
 @click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
 def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
-    """Merge ADAPTER (a file, or a folder of PEFT) into the checkpoint BASE on which it was trained."""
+    """Merge ADAPTER (a file, or a folder of PEFT) into the checkpoint BASE on which it was trained.
+
+    BASE is not the donor, but the start weights that `transfer` made of it: PLANS_CONFIGURATION_start.pth in
+    nnUNet_preprocessed.
+    """
     from .adapters.adapter import apply
 
     apply(base, adapter_file, output)

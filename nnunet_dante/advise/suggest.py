@@ -13,14 +13,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..datasets.dataset import INTENSITY, Target, open_target
 from ..errors import ConfigurationError
-from ..files import read_json
 from ..models.donor import Donor, open_donor
 from ..models.network import build_network
 from ..training.launch import device_option, train_command
 from ..transfers.mirroring import describe_axes
 from ..transfers.plans import PlansReport
 from ..transfers.report import MAX_SPACING_RATIO
-from ..transfers.transfer import describe_orientation, fit, next_trainer, side_note
+from ..transfers.transfer import DEFAULT_TRAINER, describe_orientation, fit, next_trainer, side_note
 from ..types import PathLike, Plans
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
@@ -38,6 +37,7 @@ class Suggestion:
     probe: Probe
     probed: tuple[str, ...]
     fold: str
+    renamed: tuple[str, ...]
     spacing_ratio: tuple[float, ...]
     mirroring: tuple[str, ...]
     orientation: tuple[str, ...]
@@ -53,6 +53,7 @@ class Suggestion:
         s = self.situation
         yield f"{self.dataset}, fold {self.fold}: {s.cases} training case{'s' * (s.cases != 1)}"
         yield f"  labels     known to the donor: {', '.join(s.known) or 'none'}; new: {', '.join(s.new) or 'none'}"
+        yield from (f"  ! {line}" for line in self.renamed)
         ratio = " x ".join(f"{r:.2f}" for r in self.spacing_ratio)
         far = any(not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO for r in self.spacing_ratio)
         yield f"  spacing    {ratio} times the donor's" + (": expect blur (above 1) or lost detail (below 1)" * far)
@@ -99,7 +100,8 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
 
     Args:
         source, dataset, configuration, fold, checkpoint, trust, num_processes: as in `transfer`.
-        train_fold: fold of splits_final.json whose training cases are measured; without that file, all cases are.
+        train_fold: fold whose training cases are measured; without a splits_final.json, folds are those that
+            `transfer` or nnU-Net is going to write.
 
     Raises:
         DonorError, UntrustedFileError, TransferError, ConfigurationError: as `transfer`; or the fold is not there.
@@ -134,6 +136,7 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
                                     f"{plans_report.channels[0].scheme}")
     return Suggestion(
         dataset=target.name, situation=situation, probe=measures, probed=probed, fold=used, rule=rule,
+        renamed=(*facts["labels"].hint("labels"), *facts["channels"].hint("channels")),
         spacing_ratio=plans_report.spacing_ratio,
         mirroring=(describe_axes("donor", donor.mirroring_axes, donor.mirroring_axes), *side_notes),
         orientation=(orientation, *differing), intensity=tuple(_intensity(target, plans, plans_report)),
@@ -142,31 +145,22 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
                       "-c": configuration, "--fold": fold,
                       "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint,
                       "--mirroring": "none" if side_notes else None,
-                      "--rank": rank, "--alpha": 2 * rank if rank else None}, inverted, trust),
+                      "--rank": rank, "--alpha": 2 * rank if rank else None,
+                      "-tr": None if rule.trainer == DEFAULT_TRAINER and not donor.encoder_only else rule.trainer}, inverted, trust),
                   train_command(target.name, donor.configuration, used, plans="nnUNetDantePlans",
                                 trainer=rule.trainer)))
 
 
 def _training_cases(target: Target, fold: int | str | None) -> tuple[str, tuple[str, ...]]:
-    """Return the fold, 0 unless told otherwise, and its training cases."""
-    path, everything = target.preprocessed / "splits_final.json", tuple(sorted(target.cases))
-    if str(fold) == "all" or (fold is None and len(everything) == 1 and not path.is_file()):
-        return "all", everything
-    if not path.is_file():
-        return str(fold or 0), everything
-    try:
-        folds = [tuple(sorted({*split["train"]})) for split in read_json(path)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{path} is no list of folds ({error!r}). Correct or delete the file.") from error
+    """Return the fold and its training cases; without `fold`, it is 0, or "all" if there is only one case."""
+    folds = target.folds()
+    if str(fold) == "all" or (fold is None and not folds):
+        return "all", tuple(sorted(target.cases))
     number = int(fold or 0) if str(fold or 0).isdecimal() else len(folds)
     if number >= len(folds):
-        raise ConfigurationError(f"--train-fold {fold} is not in {path}, which holds folds 0 to {len(folds) - 1}; give "
-                                 "one of these, or `all`.")
-    cases = folds[number]
-    if unknown := sorted(set(cases) - set(everything)):
-        raise ConfigurationError(f"Fold {number} of {path} names {unknown[0]}, which imagesTr does not hold. Correct "
-                                 "or delete the file.")
-    return str(number), cases
+        raise ConfigurationError(f"--train-fold {fold} does not exist: {target.name} has {len(folds)} folds, counted "
+                                 "from 0. Give one of these, or `all`.")
+    return str(number), tuple(sorted({*folds[number]["train"]}))
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -83,6 +84,22 @@ class Target:
         splits = [{"train": [c for c in cases if c != held_out], "val": [held_out]} for held_out in cases]
         return (f"{len(cases)} cases are too few for nnU-Net's 5 folds: splits_final.json written with {len(cases)} "
                 f"folds that leave one case out each, in the order of the names (folds 0 to {len(cases) - 1})"), splits
+
+    def folds(self) -> list[dict[str, list[str]]]:
+        """Return the cases for "train" and "val" of each fold, as a training will use them; [] if there is one case.
+
+        Without a splits_final.json, these are the folds that `transfer` or nnU-Net is going to write.
+
+        Raises:
+            TransferError: as `split`.
+        """
+        path, cases = self.preprocessed / "splits_final.json", sorted(self.cases)
+        if path.is_file():
+            return _read_split(path, cases)
+        if len(cases) >= 5:
+            return [{part: list(map(str, names)) for part, names in fold.items()}
+                    for fold in generate_crossval_split(cases)]
+        return self.split()[1] or []
 
     def write_split(self) -> str:
         """Write splits_final.json where nnU-Net could not make one; return what the folds are, as text."""
@@ -180,18 +197,27 @@ def _cases(raw: Path, content: DatasetJson) -> dict[str, Case]:
     return cases
 
 
-def _describe_split(path: Path, cases: list[str]) -> str:
+def _read_split(path: Path, cases: list[str]) -> list[dict[str, list[str]]]:
     try:
-        folds = read_json(path)
-        named = {case for fold in folds for part in ("train", "val") for case in fold[part]}
-        if not all(isinstance(case, str) for case in named):
-            raise TypeError("a case is no name")
+        folds: list[dict[str, list[str]]] = read_json(path)
+        named = _cases_of(folds)
+        if not all(isinstance(case, str) for case in named) or not all(fold["train"] for fold in folds):
+            raise TypeError("each fold needs the names of training and validation cases")
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise TransferError(f"{path.name} in nnUNet_preprocessed cannot be read ({error!r}); correct or delete it.") \
             from error
     if unknown := sorted(named - set(cases)):
         raise TransferError(f"{path.name} in nnUNet_preprocessed names cases that imagesTr does not hold: "
                             f"{shorten(unknown)}. Correct or delete it.")
-    left_out = len(set(cases) - named)
+    return folds
+
+
+def _cases_of(folds: list[dict[str, list[str]]]) -> set[str]:
+    return {case for fold in folds for part in ("train", "val") for case in fold[part]}
+
+
+def _describe_split(path: Path, cases: list[str]) -> str:
+    folds = _read_split(path, cases)
+    left_out = len(set(cases) - _cases_of(folds))
     return (f"your splits_final.json with {len(folds)} folds (0 to {len(folds) - 1})"
             + (f"; it leaves out {left_out} of {len(cases)} cases" if left_out else ""))

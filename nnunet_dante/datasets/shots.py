@@ -124,9 +124,9 @@ def write_shots(dataset: str | int, shots: Sequence[int | str], *, seeds: int = 
                        groups=read_groups(groups) if groups else {}, test=read_cases(test) if test else ())
     path = target.preprocessed / "splits_final.json"
     if path.is_file() and not force and _content(path) != drawn.splits():
-        raise ConfigurationError(f"{path} exists and holds other folds. Folds that were trained with it would no "
-                                 "longer be what it says, so it stays. Give --force (Python: force=True) to replace "
-                                 "it, or move it away.")
+        raise ConfigurationError(f"{path} exists and holds other folds; nnU-Net writes one when the first training "
+                                 "starts. Networks that were trained with it were trained on its cases. To replace it "
+                                 "nevertheless, give --force (Python: force=True), or move it away.")
     write_text_atomically(json.dumps(drawn.splits(), indent=2), path)
     write_text_atomically(json.dumps(msgspec.to_builtins(drawn), indent=2), path.with_name("shots.json"))
     return drawn

@@ -1,4 +1,4 @@
-"""The report of a transfer: what fits between donor and target, what is new, and what to watch."""
+"""The report of a transfer: what donor and target have in common, what is new, and warnings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ MIN_COVERAGE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class TransferReport:
-    """What `transfer` did. `str(report)` is the text that is printed; `to_json()` the same as data.
+    """What `transfer` did. `str(report)` is the text that it prints, `to_json()` the same as JSON.
 
-    weights_copied: share of the target network's numbers that come from the donor unchanged. encoder_only: the donor
-    has no decoder, so the target's is random.
-    preprocess: the command, or "" if the data are ready. fold: the first fold that can be trained, "all" for one case.
+    weights_copied: share of the target network's numbers that are copied from the donor.
+    encoder_only: whether the donor has no decoder, so that the target's starts at random.
+    reinitialised: names of tensors that start at random.
+    orientation: how the images of target and donor are stored.
+    trainer: the trainer that the printed command names.
+    fold: the first fold that can be trained; "all" if there is only one case.
+    preprocess: the command for preprocessing; "" if the data are ready.
+    notes: warnings that do not come from `plans`, `labels` or `channels`.
     """
 
     donor: dict[str, str]
@@ -55,12 +60,12 @@ class TransferReport:
     notes: tuple[str, ...]
 
     def to_json(self) -> str:
-        """Return the report as JSON, with the version that made it."""
+        """Return the report as JSON, with the version of this package and the warnings."""
         return json.dumps({"version": __version__, **asdict(self), "warnings": list(self.warnings)}, indent=2)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may make fine-tuning work badly, one sentence each."""
+        """Warnings about everything that may make fine-tuning work badly, one sentence each."""
         names = _encoder_warnings() if self.encoder_only else _name_warnings(self)
         return (*self.notes, *_plans_warnings(self.plans), *names)
 
@@ -168,8 +173,8 @@ def _plans_warnings(plans: PlansReport) -> Iterator[str]:
         yield from _geometry_warnings(plans, plans.donor)
     far = [r for r in plans.spacing_ratio if not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO]
     if far and not plans.donor:
-        yield (f"the target's spacing is {_numbers(plans.spacing_ratio)} times the donor's: images are resampled to "
-               "the donor's, so large ratios mean blur (above 1) or lost detail (below 1)")
+        yield (f"the target's spacing is {_numbers(plans.spacing_ratio)} times the donor's, to which images are "
+               "resampled: they look blurred (ratio above 1) or lose detail (below 1)")
     if any(p > n for p, n in zip(plans.patch_size, plans.median_shape)):
         yield (f"the patch {_numbers(plans.patch_size)} is larger than the median image "
                f"{_numbers(plans.median_shape)}: images are padded")
@@ -177,7 +182,8 @@ def _plans_warnings(plans: PlansReport) -> Iterator[str]:
     for patch, size in zip(plans.patch_size, plans.median_shape):
         coverage *= min(1.0, patch / max(size, 1))
     if coverage < MIN_COVERAGE:
-        yield f"the patch covers {coverage:.1%} of the median image: little context, many patches per case"
+        yield (f"the patch covers {coverage:.1%} of the median image, so the network sees little of a case at once and "
+               "needs many patches for it")
 
 
 def _encoder_warnings() -> Iterator[str]:
@@ -187,11 +193,15 @@ def _encoder_warnings() -> Iterator[str]:
 
 
 def _name_warnings(report: TransferReport) -> Iterator[str]:
+    yield from report.labels.hint("labels")
+    yield from report.channels.hint("channels")
     if not set(report.labels.matched) - {"background"}:
-        yield ("no label of the donor has a name of yours: the head starts from nothing. If they mean the same, give "
-               f"them the donor's names in dataset.json ({', '.join(report.labels.dropped) or 'none'})")
+        yield ("the donor has none of your labels by name, so the head does not start from what it learned. If labels "
+               "mean the same, give them the donor's names in dataset.json "
+               f"({', '.join(report.labels.dropped) or 'none'})")
     if not report.channels.matched:
-        yield (f"no channel of the donor ({', '.join(report.channels.dropped)}) has a name of yours: taken as another "
-               "modality. If it is the same, give it the donor's name in dataset.json")
+        yield (f"the donor has none of your channels by name; it has {', '.join(report.channels.dropped)}. Your images "
+               "are taken as another modality. If they are the same, give the channel the donor's name in dataset.json")
     elif report.channels.dropped:
-        yield (f"the donor also read {', '.join(report.channels.dropped)}, which you do not have: expect a weak start")
+        yield (f"the donor also read {', '.join(report.channels.dropped)}, which your data set does not have: expect "
+               "a weak start")

@@ -1,4 +1,4 @@
-"""Make a pretrained nnU-Net the start of a training on another data set."""
+"""Make a pretrained nnU-Net (the donor) the start of a training on another data set (the target)."""
 
 from __future__ import annotations
 
@@ -34,43 +34,47 @@ from .preprocess import preprocess_command, stale_data
 from .report import TransferReport
 from .surgery import head_surgery, invert_channels, stem_surgery
 
+DEFAULT_TRAINER = "nnUNetTrainerLoRA"
+
 
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
              plans_name: str = "nnUNetDantePlans", checkpoint: str = "checkpoint_final.pth",
              batch_size: int | None = None, geometry: str = "donor", intensity: str | None = None,
              invert: Sequence[str] = (), mirroring: str = "donor", preprocess: bool = False,
-             overrides: Mapping[str, Any] | None = None, trust: bool = False,
+             overrides: Mapping[str, Any] | None = None, trainer: str | None = None, trust: bool = False,
              num_processes: int | None = None) -> TransferReport:
     """Write plans, dataset.json, fingerprint, start weights and a report for `dataset` into nnUNet_preprocessed.
 
-    The fingerprint and the preprocessing start processes, so a script that calls this needs
+    Fingerprint and preprocessing start processes, so a script that calls this function needs
     `if __name__ == "__main__":`.
 
     Args:
-        source: model folder, zip of `nnUNetv2_export_model_to_zip`, checkpoint (also one that holds an encoder alone,
-            such as nnssl's), or `totalsegmentator:291`.
+        source: model folder, zip file of `nnUNetv2_export_model_to_zip`, checkpoint (also one that holds only an
+            encoder, such as nnssl's), or `totalsegmentator:291`.
         dataset: number or name of your data set below nnUNet_raw.
-        configuration: such as 3d_fullres; needed if the source holds several.
-        fold: of the source; default: fold_all, else the lowest.
-        checkpoint: file name of the checkpoint in the fold's folder.
+        configuration: configuration of the source, such as 3d_fullres; needed if the source holds several.
+        fold: fold of the source; None takes fold_all, or else the lowest fold.
+        checkpoint: file name of the checkpoint in the folder of the fold.
         plans_name: name of the plans to write.
-        batch_size: instead of the donor's, or of that which nnU-Net's planner chooses.
-        geometry: "donor" resamples your images to the donor's spacing and takes its patch size. "target" takes
-            spacing, patch and batch size that nnU-Net's planner chooses for your data and the donor's network.
-        intensity: whose statistics CT normalisation uses, "donor" or "target"; default: as `geometry`. With the
-            target's geometry, its normalisation schemes are taken as well.
-        invert: channels whose bright and dark are exchanged against the donor's images.
-        mirroring: along which axes trainings mirror their images, "donor" (as the donor's training did), "none" or
+        batch_size: replaces the batch size of the donor, or that of nnU-Net's planner.
+        geometry: "donor" resamples your images to the donor's spacing, and takes its patch size. "target" takes the
+            spacing, patch size and batch size that nnU-Net's planner chooses for your data and the donor's network.
+        intensity: whose intensity statistics the normalisation of CT uses, "donor" or "target"; None takes the value
+            of `geometry`. With the target's geometry, its normalisation schemes are taken as well.
+        invert: channels in which bright and dark are exchanged compared with the donor's images.
+        mirroring: axes along which trainings mirror their images: "donor" (as the donor's training did), "none" or
             "all".
         preprocess: run nnU-Net's preprocessing afterwards.
-        overrides: numbers and options of the trainings, such as {"epochs": 100, "l2_sp": 0.01}.
-        trust: read a checkpoint that executes code.
-        num_processes: for fingerprint and preprocessing; default: nnU-Net's.
+        overrides: numbers and options of the trainings, such as {"epochs": 100, "l2_sp": 0.01}. Those of an earlier
+            transfer of this configuration to the same plans are removed.
+        trainer: the trainer that the printed training command names; None takes one that fits the donor.
+        trust: also read a checkpoint that executes code.
+        num_processes: number of processes for fingerprint and preprocessing; None takes nnU-Net's default.
 
     Raises:
         DonorError, UntrustedFileError: the source cannot be used.
-        TransferError, ConfigurationError: donor, target and options do not go together. Nothing is written then,
-            except perhaps the target's fingerprint.
+        TransferError, ConfigurationError: the target or an option cannot be used with this donor. In this case, no file
+            is written, except perhaps the target's fingerprint.
     """
     given = checked_overrides(overrides or {})
     if geometry not in ("donor", "target"):
@@ -101,8 +105,9 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
                        same_plans=_without_dante(existing) == _without_dante(plans))
     orientation, differing = describe_orientation(donor, source, target, plans)
     notes = (*target.warnings, *differing, *_trainer_note(donor), *_invert_note(invert),
+             *_removed_note(existing, plans),
              *side_note(donor, target, plans, axes), *(() if preprocess else stale))
-    # Everything is checked: from here on files are written, and the plans, which name the others, last.
+    # All checks are done, so files are written from here on. The plans are the last, because they name the others.
     sha256 = _write(target, file, plans, donor.configuration, weights, entry)
     split = target.write_split()
     report = TransferReport(
@@ -112,7 +117,8 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
         split=split, batch_size=config.batch_size, mirroring_axes=axes,
         mirroring=describe_axes(mirroring, donor.mirroring_axes, axes),
         overrides=read_dante_block(plans)["overrides"], encoder_only=donor.encoder_only,
-        trainer="nnUNetTrainerFineTune" if donor.encoder_only else next_trainer(donor),
+        trainer=next_trainer(donor, otherwise=trainer or (
+            "nnUNetTrainerFineTune" if donor.encoder_only else DEFAULT_TRAINER)),
         fold="all" if len(target.cases) == 1 else "0", preprocess="" if preprocess else command, notes=notes, **facts)
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
         write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
@@ -124,10 +130,12 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
 def fit(donor: Donor, target: Target, *, plans_name: str = "nnUNetDantePlans", batch_size: int | None = None,
         geometry: str = "donor", intensity: str = "donor", invert: Sequence[str] = (),
         num_processes: int | None = None) -> tuple[Plans, PlansReport, StateDict, dict[str, Any]]:
-    """Return plans and start weights of `donor` for `target` with their reports; only the fingerprint is written.
+    """Return (plans, report on them, start weights, facts for the report) of `donor` for `target`.
+
+    No file is written, except the target's fingerprint.
 
     Raises:
-        TransferError, ConfigurationError: as `transfer`.
+        TransferError, ConfigurationError: as for `transfer`.
     """
     names = match_data_sets(target.dataset_json, donor.dataset_json, cascaded=is_cascaded(donor))
     if donor.encoder_only:
@@ -169,18 +177,18 @@ def _own_geometry(donor: Donor, target: Target, plans: Plans, report: PlansRepor
 
 
 def is_cascaded(donor: Donor) -> bool:
-    """Whether the donor reads, besides the image, what a first stage predicted."""
+    """Return whether the donor is the second stage of a cascade, which also reads the prediction of the first."""
     return PlansManager(donor.plans).get_configuration(donor.configuration).previous_stage_name is not None
 
 
 def describe_orientation(donor: Donor, source: PathLike, target: Target, plans: Plans) -> tuple[str, list[str]]:
-    """Return how the images of target and donor lie in the patient, and a warning that names cases which differ."""
+    """Return how the images of target and donor are stored (such as RAS), and a warning about cases that differ."""
     found = case_orientations(target.cases, str(plans["image_reader_writer"]))
     return compare_orientations(found, training_orientation(donor, source))
 
 
 def _inverted(names: Sequence[str], report: PlansReport) -> tuple[int, ...]:
-    """Return the numbers of the named channels; negating makes sense only where 0 is the middle of the intensities."""
+    """Return the numbers of the channels; only those whose intensities have mean 0 can be negated."""
     channels = {channel.name: i for i, channel in enumerate(report.channels)}
     for name in names:
         if name not in channels:
@@ -197,8 +205,15 @@ def _invert_note(names: Sequence[str]) -> tuple[str, ...]:
             f"are",) if names else ()
 
 
+def _removed_note(existing: Plans | None, plans: Plans) -> tuple[str, ...]:
+    before, after = (read_dante_block(p or {})["overrides"] for p in (existing, plans))
+    removed = ", ".join(f"{name} {value}" for name, value in before.items() if name not in after)
+    return (f"overrides removed: {removed}. They came from an earlier transfer to these plans; give them again to keep "
+            f"them",) if removed else ()
+
+
 def side_note(donor: Donor, target: Target, plans: Plans, axes: tuple[int, ...] | None) -> tuple[str, ...]:
-    """Return a warning where `axes` mirror labels that tell left from right; judged by the first image."""
+    """Return a warning if mirroring along `axes` mixes up labels of left and right; the first image is looked at."""
     dimension = len(PlansManager(plans).get_configuration(donor.configuration).patch_size)
     image = next(iter(target.cases.values())).images[0]
     axis = side_axis(image, transpose=plans["transpose_forward"], dimension=dimension)
@@ -208,8 +223,8 @@ def side_note(donor: Donor, target: Target, plans: Plans, axes: tuple[int, ...] 
 
 def _checked_name(plans_name: str) -> str:
     if not plans_name or "__" in plans_name or Path(plans_name).name != plans_name:
-        raise ConfigurationError(f"The plans name is {plans_name!r}; nnU-Net makes folder names of it, so it must not "
-                                 "be empty nor hold '__' or '/'. The default is nnUNetDantePlans.")
+        raise ConfigurationError(f"The plans name is {plans_name!r}; folders are named after it, so it must not be "
+                                 "empty, and must not hold '__' or '/'. The default is nnUNetDantePlans.")
     return plans_name
 
 
@@ -220,8 +235,8 @@ def _check_dimensions(donor: Donor, plans: Plans, target: Target) -> None:
                             f"{donor.configuration!r} is 3D with patch {list(config.patch_size)}. Use a 2d model.")
 
 
-def next_trainer(donor: Donor, *, otherwise: str = "nnUNetTrainerLoRA") -> str:
-    """Return the name of a trainer that can train this donor: its own if that added modules to the network."""
+def next_trainer(donor: Donor, *, otherwise: str = DEFAULT_TRAINER) -> str:
+    """Return the trainer to name in a command: the donor's own if that added modules to the network."""
     return donor.network_trainer if any(map(is_added, donor.weights)) else otherwise
 
 
@@ -229,8 +244,8 @@ def _trainer_note(donor: Donor) -> tuple[str, ...]:
     if donor.network_trainer == "nnUNetTrainer":
         return ()
     if next_trainer(donor) == donor.network_trainer:
-        return (f"the donor's network holds modules that {donor.network_trainer} added: train it further with -tr "
-                f"{donor.network_trainer}, as no other trainer builds this network",)
+        return (f"the donor's network holds modules that {donor.network_trainer} added: train with -tr "
+                f"{donor.network_trainer}, because no other trainer builds this network",)
     return (f"the donor's network is built by its trainer {donor.network_trainer}, not by the plans: the trainers of "
             f"this package build the same network, and nnUNetv2_predict finds it by that name. -tr "
             f"nnUNetTrainerSpatialAdapter and -tr nnUNetTrainerAdaptFormer cannot be used",)
@@ -238,9 +253,9 @@ def _trainer_note(donor: Donor) -> tuple[str, ...]:
 
 def _operate(donor: Donor, target: Target, plans: Plans, names: Match,
              inverted: tuple[int, ...]) -> tuple[StateDict, dict[str, Any]]:
-    """Surgery on head and stem; returns the target's weights and the report's facts about them."""
+    """Return the start weights, with head and stem for the target, and facts about them for the report."""
     with torch.random.fork_rng(devices=[]):
-        # Only layers whose shape depends on the labels (Primus) stay random: the same in every transfer.
+        # Layers whose shape depends on the labels (Primus) stay random. With the seed, every transfer gives the same.
         torch.random.default_generator.manual_seed(0)
         network = build_network(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer,
                                 trust=donor.trust)
@@ -263,7 +278,10 @@ def _operate(donor: Donor, target: Target, plans: Plans, names: Match,
 
 
 def _fitted(weights: StateDict, expected: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-    """Replace tensors of another shape by the target network's own: Primus sizes its decoder by the label count."""
+    """Replace tensors of another shape by those of the target network: Primus has a decoder that depends on the labels.
+
+    Returns the weights, and the names of the replaced tensors.
+    """
     fitted, replaced = dict(weights), []
     for key, names in alias_sets(expected).items():
         if weights[key].shape != expected[key].shape:
@@ -273,7 +291,7 @@ def _fitted(weights: StateDict, expected: StateDict) -> tuple[StateDict, tuple[s
 
 
 def _share_copied(donor: StateDict, weights: StateDict, reinitialised: tuple[str, ...]) -> float:
-    """Share of the numbers that stand unchanged in the donor; rows and channels count by value, wherever they went."""
+    """Return the share of the numbers that are copied from the donor, also to another row or channel."""
     copied = total = 0
     for key, tensor in unique_tensors(weights).items():
         total += tensor.numel()
@@ -281,7 +299,7 @@ def _share_copied(donor: StateDict, weights: StateDict, reinitialised: tuple[str
             continue
         if tensor is old or (tensor.shape == old.shape and torch.equal(tensor, old)):
             copied += tensor.numel()
-        elif key not in reinitialised:  # rows or channels moved by name, in the first or the second dimension
+        elif key not in reinitialised:  # rows are in the first dimension, channels in the second
             copied += max(_shared_slices(tensor, old, dim) for dim in range(min(2, tensor.ndim)))
     return copied / total
 

@@ -12,6 +12,7 @@ import SimpleITK
 import tiny
 import torch
 from click.testing import CliRunner
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_dante.advise import suggest as module
 from nnunet_dante.advise.probe import _loss, cut_patches
@@ -19,7 +20,7 @@ from nnunet_dante.advise.rules import choose
 from nnunet_dante.advise.suggest import suggest
 from nnunet_dante.cli import main
 from nnunet_dante.datasets.dataset import open_target
-from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.errors import ConfigurationError, TransferError
 from nnunet_dante.models.network import build_network
 from nnunet_dante.transfers.transfer import fit
 
@@ -117,6 +118,8 @@ def test_new_labels_train_the_decoder(data, skilled_donor):
     found = suggest(skilled_donor, 901)
     assert found.situation.new == ("vessel",) and found.rule.trainer == "nnUNetTrainerDecoderOnly"
     assert "known to the donor: organ; new: vessel" in str(found)
+    assert "your vessel and the donor's lesion (both have the number 2)" in str(found)
+    assert all("-tr nnUNetTrainerDecoderOnly" in command for command in found.commands), "transfer prints the same trainer"
 
 
 def test_no_known_label_cannot_be_scored(data, skilled_donor):
@@ -142,20 +145,30 @@ def test_only_training_cases_of_the_fold_are_looked_at(data, skilled_donor):
     found = suggest(skilled_donor, 901, train_fold=1)
     assert found.probed == ("case_001", "case_002") and found.situation.cases == 2 and " 1 -p" in found.commands[-1]
     assert suggest(skilled_donor, 901, train_fold="all").situation.cases == 3
-    with pytest.raises(ConfigurationError, match=r"--train-fold 2 is not in .*folds 0 to 1"):
+    with pytest.raises(ConfigurationError, match="--train-fold 2 does not exist: Dataset901_Tiny has 2 folds"):
         suggest(skilled_donor, 901, train_fold=2)
+
+
+def test_without_a_split_the_training_cases_are_those_that_the_training_will_have(data, skilled_donor):
+    """nnU-Net makes the split when the first training starts, always the same one; transfer with few cases."""
+    data(n_cases=5)
+    (validation,) = generate_crossval_split([f"case_{n:03d}" for n in range(5)])[0]["val"]
+    found = suggest(skilled_donor, 901)
+    assert found.situation.cases == 4 and validation not in found.probed
+    data(n_cases=3, dataset_id=902)
+    assert suggest(skilled_donor, 902).probed == ("case_001", "case_002")
 
 
 def test_a_fold_with_a_case_that_is_gone(data, skilled_donor):
     data(splits=[{"train": ["case_007"], "val": ["case_000"]}])
-    with pytest.raises(ConfigurationError, match="names case_007, which imagesTr does not hold"):
+    with pytest.raises(TransferError, match="names cases that imagesTr does not hold: case_007"):
         suggest(skilled_donor, 901)
 
 
 @pytest.mark.parametrize("text", ["{", "3", '[{"val": []}]', '[{"train": 3}]', '[{"train": [["case_000"]]}]', "[[]]"])
 def test_damaged_folds_are_named(data, skilled_donor, text):
     (data() / "splits_final.json").write_text(text)
-    with pytest.raises(ConfigurationError, match=r"splits_final.json"):
+    with pytest.raises(TransferError, match=r"splits_final.json"):
         suggest(skilled_donor, 901)
 
 

@@ -211,6 +211,28 @@ def test_second_transfer_adds_a_configuration_and_keeps_the_first(place):
     assert all(torch.equal(v, place.start("2d")["network_weights"][k]) for k, v in first["network_weights"].items())
 
 
+def test_overrides_that_a_repeated_transfer_removes_are_named(place):
+    place = place()
+    donor = place.donor()
+    transfer(donor, place.dataset, overrides={"epochs": 3, "lr": 0.1, "l2_sp": 0.01})
+    report = transfer(donor, place.dataset, overrides={"lr": 0.2})
+    assert report.overrides == {"lr": 0.2}
+    assert "! overrides removed: l2_sp 0.01, epochs 3." in str(report)
+    assert "overrides removed" not in str(transfer(donor, place.dataset, overrides={"lr": 0.3}))
+
+
+def test_a_renamed_label_is_pointed_out(place):
+    place = place(labels={"background": 0, "Organs": 1, "vessel": 2})
+    report = str(transfer(place.donor(), place.dataset))
+    assert ("these labels may mean the same: your Organs and the donor's organ (similar names), your vessel and the "
+            "donor's lesion (both have the number 2)") in report
+
+
+def test_the_printed_command_names_the_trainer_that_was_asked_for(place):
+    place = place()
+    assert "-tr nnUNetTrainerDecoderOnly" in str(transfer(place.donor(), place.dataset, trainer="nnUNetTrainerDecoderOnly"))
+
+
 def test_data_preprocessed_with_other_plans_are_reported(place):
     place = place()
     donor = place.donor()
