@@ -1,4 +1,4 @@
-"""Running nnU-Net's commands as a user would, with progress on the screen and everything they say in log files."""
+"""Run nnU-Net's commands as a user does, with progress on the screen and their output in log files."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ _ENTRY_POINTS = {
 }
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _NNUNET = {"nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
-# Waiting threads sleep instead of spinning, and freed memory is kept for the next step instead of going back to the
-# system; together they cut the system time of a demo to about a third (each alone was not measured).
+# Waiting threads sleep instead of spinning, and freed memory is kept for the next step instead of being returned to the
+# system. Together, this reduces the system time of a demo to about a third (not measured one by one).
 _LEAN = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
 _EPOCH, _DICE = re.compile(r"Epoch time: "), re.compile(r"Pseudo dice (\[.*\])")
 
 
 class Steps:
-    """Numbered steps below one folder, in an environment in which nnU-Net's three folders are set.
+    """Run numbered steps in the folder `out`, with the variables of nnU-Net's three folders set.
 
-    own_folders: whether these lie below `out`, even where the user has set them.
+    own_folders: whether the three folders lie below `out`, even if the user has set others.
+    commands: the commands so far, as a user would type them.
     """
 
     def __init__(self, out: Path, *, total: int, own_folders: bool = True):
@@ -57,7 +58,7 @@ class Steps:
 
     @contextmanager
     def nnunet_folders(self) -> Iterator[None]:
-        """Let this process see nnU-Net's three folders below `out`, as the commands do."""
+        """Set the variables of nnU-Net's three folders in this process, as they are set for the commands."""
         before = {name: os.environ.get(name) for name in _FOLDERS}
         os.environ.update({name: self.environment[name] for name in _FOLDERS})
         try:
@@ -69,20 +70,23 @@ class Steps:
                     os.environ[name] = value
 
     def announce(self, title: str) -> None:
-        """Begin the next step."""
+        """Print the title of the next step, with its number and the time so far."""
         self.number += 1
         minutes, seconds = divmod(int(time.monotonic() - self.begun), 60)
         tqdm.write(f"[{self.number}/{self.total}] {minutes}:{seconds:02d}  {title}", file=sys.stderr)
 
     def run(self, command: str, *arguments: object, epochs: int = 0) -> str:
-        """Run one of nnU-Net's or this package's commands and return its output; with `epochs`, count them."""
+        """Run a command of nnU-Net or of this package, and return its output.
+
+        epochs: number of epochs if it is a training, whose progress is then shown.
+        """
         module, function = _ENTRY_POINTS[command].split(":")
         code = f"import sys; from {module} import {function}; sys.argv[0] = {command!r}; {function}()"
         self.commands.append(shlex.join([command, *map(str, arguments)]))
         return self.python(code, *arguments, name=command, epochs=epochs)
 
     def predict_without_this_package(self, calls: Sequence[Sequence[object]]) -> str:
-        """Run stock nnUNetv2_predict for each list of arguments, in a process where nnunet_dante does not exist."""
+        """Run nnUNetv2_predict with each list of arguments, in a process that cannot import nnunet_dante."""
         module, function = _ENTRY_POINTS["nnUNetv2_predict"].split(":")
         words = [[str(word) for word in call] for call in calls]
         self.commands += [shlex.join(["nnUNetv2_predict", *call]) for call in words]
@@ -91,12 +95,12 @@ class Steps:
         return self.python(code, name="nnUNetv2_predict")
 
     def python(self, code: str, *arguments: object, name: str, epochs: int = 0) -> str:
-        """Run `code` in a new process of this interpreter.
+        """Run Python code in a new process, and return its output.
 
         Raises:
-            DanteError: it failed; names the log file and shows its end.
+            DanteError: the process failed; the message names the log file and shows its end.
         """
-        # A training on few cores augments faster in its own process; nnU-Net's planner does not work with 0.
+        # With few cores, a training is faster if it augments in its own process. nnU-Net's planner does not accept 0.
         environment = self.environment | {"nnUNet_n_proc_DA": "0" if epochs else "1"}
         log = self.logs / f"{self.number}_{name}_{len(list(self.logs.iterdir()))}.log"
         with log.open("w") as stream, EpochCount(epochs) as count:
@@ -117,7 +121,7 @@ class Steps:
 
 
 class EpochCount:
-    """Epochs of a growing nnU-Net log: a bar on a terminal, one line per epoch elsewhere, nothing for 0 epochs."""
+    """Show the epochs in a growing log of nnU-Net: a bar on a terminal, else a line per epoch; for 0 epochs nothing."""
 
     def __init__(self, total: int):
         self.total, self.done = total, 0
@@ -131,7 +135,7 @@ class EpochCount:
         self.bar.close()
 
     def read(self, log: Path) -> None:
-        """Show the epochs that `log` counts by now, and its last Dice."""
+        """Show how many epochs are done according to `log`, and the last Dice."""
         said = log.read_text(errors="replace") if self.total else ""
         done = len(_EPOCH.findall(said))
         if done == self.done:
@@ -145,7 +149,7 @@ class EpochCount:
 
 
 def _mean_dice(said: str) -> float:
-    """Mean of the last pseudo Dice of a log, nan left out."""
+    """Return the mean of the last pseudo Dice values in a log, without those that are nan."""
     found = _DICE.findall(said)
     numbers = [float(n) for n in re.findall(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?", found[-1])] if found else []
     return sum(numbers) / len(numbers) if numbers else float("nan")

@@ -1,7 +1,7 @@
 """Segment with an exported .model as a Dafne client does: by dafne-dl alone, without nnunet_dante or nnU-Net.
 
-dafne-dl is installed into a folder of its own and never into the user's environment: as a normal dependency it would
-bring TensorFlow.
+dafne-dl is installed into a folder of its own and not into the user's environment: as a normal dependency, it would
+also install TensorFlow.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ nibabel.save(merged.as_reoriented(ornt_transform(axcodes2ornt("IAL"), original))
 
 
 def install_dafne(cache: Path) -> Path:
-    """Return the folder in `cache` with dafne-dl, installed there once through pip, without dependencies.
+    """Return a folder below `cache` with dafne-dl; pip installs it there once, without its dependencies.
 
     Raises:
         DemoDataError: pip failed, for instance offline.
@@ -55,6 +55,6 @@ def install_dafne(cache: Path) -> Path:
         fresh = Path(folder, "packages")
         if failure := pip("install", "--no-deps", "--target", str(fresh), *REQUIREMENTS):
             raise DemoDataError(f"dafne-dl could not be installed into {target}: pip said {failure!r}. The demo goes "
-                                f"on without it; with a network connection, run it again.")
+                                f"on without it. With a network connection, run the demo again.")
         fresh.replace(target)
     return target

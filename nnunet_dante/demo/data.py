@@ -1,8 +1,8 @@
 """The demo's data: a spine in CT and one in T2-weighted MR, each cut into a left and a right case.
 
 The images are `sample_ct` and `sample_mri` of the PyPI package tptbox 1.1.0 (TPTBox, Apache-2.0). The package is
-neither installed nor imported: a wheel is a zip file, and four small images are read out of it. The cut is the
-midsagittal plane of the labelled spine; the halves share no voxel and keep their place in the world.
+neither installed nor imported: its wheel is a zip file, from which four small images are read. Each volume is cut at
+the midsagittal plane of the labelled spine. The halves share no voxel, and their world coordinates do not change.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _ADVICE = (f"With a network connection run 'pip download --no-deps {REQUIREMENT}
 
 
 class DemoDataError(DanteError):
-    """The demo's images cannot be found, downloaded or verified."""
+    """The images of the demo cannot be found, downloaded or verified."""
 
 
 def user_cache() -> Path:
-    """Return the folder where this user's programs keep what can be downloaded again.
+    """Return this package's cache folder, in the place where the system keeps the caches of a user.
 
     Raises:
-        RuntimeError: if the system knows no home folder.
+        RuntimeError: the system knows no home folder.
     """
     if os.environ.get("XDG_CACHE_HOME"):
         base = Path(os.environ["XDG_CACHE_HOME"])
@@ -57,29 +57,30 @@ def user_cache() -> Path:
 
 
 def writable_cache(fallback: Path) -> Path:
-    """Return `user_cache()` where it can be written, else `fallback`; the folder exists afterwards."""
+    """Return `user_cache()` if files can be written there, else `fallback`; the folder is created."""
     try:
         cache = user_cache()
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):
             return cache
     except (OSError, RuntimeError):
-        pass  # no home folder, or one that is read-only: containers often have neither
+        pass  # no home folder, or a read-only one, as is often the case in containers
     fallback.mkdir(parents=True, exist_ok=True)
     return fallback
 
 
 VERTEBRA = {"vertebral_body": (49, 50), "posterior_elements": tuple(range(41, 49))}
-# The cord (60) lies inside the canal; left out, it would punch a hole into the canal's mask.
-# The end plates (62), one voxel thin, stay background: the CT does not mark them.
+# The cord (60) lies inside the canal; without it, the canal's mask would have a hole.
+# The end plates (62) are only one voxel thick and not marked in the CT, so they count as background.
 SPINE = VERTEBRA | {"spinal_canal": (60, 61), "intervertebral_disc": (100,)}
 
 
 @dataclass(frozen=True)
 class Modality:
-    """One volume, its mask, and the nnU-Net data set it becomes.
+    """One volume, its mask, and the nnU-Net data set that is made of them.
 
-    structures: label name -> the integers of the source mask that are merged into it.
+    structures: label name -> the integers of the source mask that are merged into this label.
+    train, check: names of the case for training and of the case for testing.
     """
 
     dataset: str
@@ -92,12 +93,12 @@ class Modality:
 
     @property
     def labels(self) -> dict[str, int]:
-        """Label name -> integer, as in dataset.json."""
+        """{label name: integer}, as in dataset.json."""
         return {"background": 0} | {name: index for index, name in enumerate(self.structures, start=1)}
 
 
-# nnU-Net picks the normalisation by channel name: "CT" means clipping to the intensities found in the labelled
-# structures, every name it does not know (such as "T2w") means z-score per image.
+# nnU-Net chooses the normalisation by the channel's name: "CT" means that intensities are clipped to the range in the
+# labelled structures; a name that it does not know, such as "T2w", means a z-score per image.
 CT = Modality("Dataset801_SpineCT", "CT", "sub-ct_label-22_ct.nii.gz", "sub-ct_seg-subreg_label-22_msk.nii.gz",
               VERTEBRA, train="ct_left", check="ct_right")
 MR = Modality("Dataset802_SpineMR", "T2w", "sub-mri_label-6_T2w.nii.gz", "sub-mri_seg-subreg_label-6_msk.nii.gz",
@@ -105,7 +106,7 @@ MR = Modality("Dataset802_SpineMR", "T2w", "sub-mri_label-6_T2w.nii.gz", "sub-mr
 
 
 def merge_labels(mask: np.ndarray, structures: dict[str, tuple[int, ...]]) -> np.ndarray:
-    """Return a uint8 mask of the same shape: 1, 2, ... in the order of `structures`, 0 elsewhere."""
+    """Return a uint8 mask of the same shape with 1, 2, ... in the order of `structures`, and 0 elsewhere."""
     merged = np.zeros(mask.shape, np.uint8)
     for index, values in enumerate(structures.values(), start=1):
         merged[np.isin(mask, values)] = index
@@ -114,16 +115,16 @@ def merge_labels(mask: np.ndarray, structures: dict[str, tuple[int, ...]]) -> np
 
 def split_at_midline(image: nibabel.Nifti1Image, mask: nibabel.Nifti1Image,
                      ) -> dict[str, tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]]:
-    """Cut image and mask at the midsagittal plane; returns {"left": (image, mask), "right": (image, mask)}.
+    """Cut image and mask at the midsagittal plane; return {"left": (image, mask), "right": (image, mask)}.
 
-    The plane stands at right angles to the voxel axis that runs left-right, at the centre of mass of everything
-    labelled, rounded to a boundary between two voxels. "left" is the patient's left. World coordinates are kept.
+    The plane is perpendicular to the voxel axis between left and right, at the centre of mass of all labels, rounded to
+    a boundary between two voxels. "left" is the patient's left. World coordinates do not change.
 
     Raises:
         ConfigurationError: image and mask do not lie on one voxel grid, or the mask is empty.
     """
     if image.shape != mask.shape or not np.allclose(image.affine, mask.affine, atol=1e-3):
-        raise ConfigurationError(f"image {image.shape} and mask {mask.shape} do not lie on one voxel grid; "
+        raise ConfigurationError(f"image {image.shape} and mask {mask.shape} do not lie on the same voxel grid; "
                                  "resample the mask to the image first")
     directions = nibabel.aff2axcodes(image.affine)
     axis = next(i for i, code in enumerate(directions) if code in "LR")
@@ -143,10 +144,10 @@ def split_at_midline(image: nibabel.Nifti1Image, mask: nibabel.Nifti1Image,
 
 
 def write_dataset(raw: Path, modality: Modality, files: dict[str, Path]) -> Path:
-    """Write `modality` below nnUNet_raw; returns the data set's folder.
+    """Write the data set of a modality below nnUNet_raw, and return its folder.
 
-    Both halves go to imagesTr (nnU-Net scores the check case after each epoch, it never trains on it); the check
-    case lies in imagesTs as well, for prediction.
+    Both halves are written into imagesTr; nnU-Net scores the check case after each epoch, and never trains on it. The
+    check case is also written into imagesTs, for prediction.
     """
     folder = raw / modality.dataset
     for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
@@ -167,7 +168,7 @@ def write_dataset(raw: Path, modality: Modality, files: dict[str, Path]) -> Path
 
 
 def write_split(preprocessed: Path, modality: Modality) -> Path:
-    """Write the one fold: train on one half, check on the other; returns splits_final.json."""
+    """Write one fold that trains on one half and validates on the other; return the path of splits_final.json."""
     folder = preprocessed / modality.dataset
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "splits_final.json"
@@ -176,14 +177,15 @@ def write_split(preprocessed: Path, modality: Modality) -> Path:
 
 
 def fetch_images(target: Path, *, data: Path | None = None, cache: Path | None = None) -> dict[str, Path]:
-    """Put the four images of `FILES` below `target`; returns file name -> path.
+    """Return {file name: path} of the four images of `FILES`, which are unpacked into `target`.
 
     Args:
-        data: A folder that already holds the images, or the wheel; nothing is downloaded then.
-        cache: Where the wheel is kept between runs (default: the user's cache folder).
+        target: folder for the images.
+        data: folder that already holds the images or the wheel; then nothing is downloaded.
+        cache: folder in which the wheel is kept between runs; default: the user's cache folder.
 
     Raises:
-        DemoDataError: offline, wrong checksum, or `data` without the files.
+        DemoDataError: there is no network connection, a checksum is wrong, or `data` does not hold the files.
     """
     target.mkdir(parents=True, exist_ok=True)
     if data is not None:
@@ -202,10 +204,10 @@ def fetch_images(target: Path, *, data: Path | None = None, cache: Path | None =
 
 
 def download_wheel(cache: Path) -> Path:
-    """Return the verified wheel in `cache`; pip downloads it there once.
+    """Return the wheel in `cache`; pip downloads it once, and its SHA-256 is checked.
 
     Raises:
-        DemoDataError: if pip cannot download it, or its SHA-256 is not `WHEEL_SHA256`.
+        DemoDataError: pip cannot download it, or its SHA-256 is not `WHEEL_SHA256`.
     """
     wheel = cache / WHEEL
     if wheel.exists() and _sha256(wheel) == WHEEL_SHA256:
@@ -222,7 +224,7 @@ def download_wheel(cache: Path) -> Path:
 
 
 def _find(data: Path) -> dict[str, Path]:
-    """Return name -> path of all of `FILES` at any depth below `data`, or of the wheel alone."""
+    """Return {name: path} of all of `FILES`, at any depth below `data`; if there are not all, of the wheel."""
     files = {path.name: path for path in sorted(data.rglob("*")) if path.name in {*FILES, WHEEL}}
     missing = [name for name in FILES if name not in files]
     if not missing:
@@ -244,7 +246,7 @@ def _verify(wheel: Path) -> None:
 
 
 def pip(*arguments: str) -> str:
-    """Run pip with one retry; returns "" or, where it failed, the last line that it said."""
+    """Run pip with one retry; return "" if it succeeded, else the last line of its error output."""
     command = [sys.executable, "-m", "pip", *arguments[:1], "--quiet", "--retries", "1", "--timeout", "15",
                "--disable-pip-version-check", *arguments[1:]]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

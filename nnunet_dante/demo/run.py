@@ -1,4 +1,4 @@
-"""The demo: pretrain on CT, move to MR, fine-tune in three ways, predict with stock nnU-Net, report."""
+"""The demo: pretrain on CT, transfer to MR, fine-tune in three ways, predict with stock nnU-Net, write a report."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ LEARNING_RATE = 0.01  # ten times the default: a small network and 192 steps ins
 METHODS = {"LoRA": "nnUNetTrainerLoRA", "gradual unfreezing": "nnUNetTrainerGradualUnfreezing",
            "from scratch": "nnUNetTrainerFromScratch"}
 BEFORE, IN_DAFNE = "before training", "LoRA in Dafne"
-CAVEAT = ("One person per modality: both halves of a spine are the same person, so this shows that it runs, not how "
-          "good it is.")
-_MARK = ".nnunet_dante_demo"  # says that the demo may replace what lies here
+CAVEAT = ("There is one person per modality, and both halves of a spine belong to the same person. So the demo shows "
+          "that everything runs, but not how good a method is.")
+_MARK = ".nnunet_dante_demo"  # a file with this name shows that a demo wrote this folder and may replace it
 
 
 def run_demo(out: Path, *, data: Path | None = None) -> Path:
-    """Run everything below `out` and return the path of report.md. An earlier demo in `out` is replaced.
+    """Run the demo in the folder `out`, and return the path of report.md. An earlier demo in `out` is replaced.
 
     data: a folder with the images, instead of downloading them (see `data.fetch_images`).
 
     Raises:
-        DemoDataError: the images cannot be had.
-        ConfigurationError: `out` holds nnU-Net folders that no demo wrote.
-        DanteError: a command failed; names its log.
+        DemoDataError: the images cannot be found or downloaded.
+        ConfigurationError: `out` holds nnU-Net folders that were not written by a demo.
+        DanteError: a command failed; the message names its log.
     """
     out = out.resolve()
     _clear(out)
@@ -67,16 +67,16 @@ def run_demo(out: Path, *, data: Path | None = None) -> Path:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier demo left; other files in `out` stay, and other people's data are not touched.
+    """Remove the folders of an earlier demo; all other files in `out` stay.
 
     Raises:
-        ConfigurationError: `out` holds folders of these names that no demo wrote.
+        ConfigurationError: `out` holds folders of the same names that were not written by a demo.
     """
     ours = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "images", "cache")
     found = [name for name in ours if (out / name).exists()]
     if found and not (out / _MARK).exists():
-        raise ConfigurationError(f"--out {out} holds {', '.join(found)}, which no demo wrote and none will overwrite; "
-                                 f"choose a new folder.")
+        raise ConfigurationError(f"--out {out} holds {', '.join(found)}, which were not written by a demo and are not "
+                                 f"overwritten; choose a new folder.")
     for name in found:
         shutil.rmtree(out / name)
     out.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def _pretrain(steps: Steps, device: str) -> None:
 
 
 def _small(plans: dict) -> dict:
-    """Return nnU-Net's own plans with a network and patch that two CPU cores train in a minute or two."""
+    """Return the plans with a network and patch so small that two CPU cores train it in a minute or two."""
     configuration = plans["configurations"][CONFIGURATION] | {"patch_size": [32, 32, 32], "batch_size": 2,
                                                               "data_identifier": f"{DONOR_PLANS}_{CONFIGURATION}"}
     network = configuration["architecture"]["arch_kwargs"]
@@ -133,7 +133,7 @@ def _transfer(steps: Steps) -> None:
 
 
 def _predict(steps: Steps, predictions: dict[str, Path], device: str) -> None:
-    """Predict with each method's final weights, and with the start weights, which LoRA's checkpoint gives back."""
+    """Predict with the final weights of each method, and with the start weights, taken from LoRA's checkpoint."""
     lora = _fold(steps.out, METHODS["LoRA"])
     remove(lora / "checkpoint_final.pth", lora / "checkpoint_start.pth")
     common = ["-i", Path("nnUNet_raw", MR.dataset, "imagesTs"), "-d", 802, "-c", CONFIGURATION, "-f", FOLD, "-p", PLANS,
@@ -146,7 +146,7 @@ def _predict(steps: Steps, predictions: dict[str, Path], device: str) -> None:
 
 
 def _segment_in_dafne(steps: Steps) -> bool:
-    """Export and let dafne-dl segment; returns False, with a word to the user, where dafne-dl cannot be had."""
+    """Export the model and let dafne-dl segment with it; print why and return False if dafne-dl is not available."""
     out, model, folder = steps.out, Path("SpineMR.model"), Path("predictions", IN_DAFNE.replace(" ", "_"))
     steps.run("nnunet-dante", "export", _fold(out, METHODS["LoRA"]).parent.relative_to(out), "-o", model, "--mirroring")
     try:
@@ -162,7 +162,7 @@ def _segment_in_dafne(steps: Steps) -> bool:
 
 
 def _report(steps: Steps, predictions: dict[str, Path]) -> Path:
-    """Score all predictions, write compare's report on them into the demo's folder, and show the scores."""
+    """Score all predictions, write the report of `compare` on them into the demo's folder, and print the scores."""
     with steps.nnunet_folders():
         sources = _sources(steps.out, predictions)
         minutes = (time.monotonic() - steps.begun) / 60
@@ -176,7 +176,7 @@ def _report(steps: Steps, predictions: dict[str, Path]) -> Path:
 
 
 def _sources(out: Path, predictions: dict[str, Path]) -> list[Source]:
-    """Return the results to compare: facts of the trainings from their folds, scores from the predictions."""
+    """Return the results to compare: the cost of each training from its fold, the scores from the predictions."""
     untrained: dict[str, Any] = {"curve": [], "seconds": [], "stages": (), "trained_parameters": None,
                                  "adapter_mib": None}
     sources = []
@@ -195,15 +195,15 @@ def _sources(out: Path, predictions: dict[str, Path]) -> list[Source]:
 
 def _introduction(minutes: float) -> list[Block]:
     return [
-        Text("A network pretrained on the CT of one spine is moved to the T2-weighted MR of another, where it meets "
-             "two structures it has never seen: spinal canal and intervertebral disc. It was trained on the left half "
-             "and tested on the right half; no voxel is in both."),
+        Text("A network that was pretrained on the CT of one spine is adapted to the T2-weighted MR of another, with "
+             "two structures that it has never seen: spinal canal and intervertebral disc. It was trained on the left "
+             "half and tested on the right half; no voxel is in both."),
         Text(CAVEAT),
         Text("All masks are from stock nnUNetv2_predict, in a process in which nnunet_dante could not be imported. All "
              f"trainings took the same {EPOCHS} x {ITERATIONS} steps and are judged by their last epoch. Learning rate "
-             "and number of steps were chosen with these images in view, for all methods alike. "
-             f"\"{BEFORE}\" is the CT network after its head and first layer were fitted to the MR data, without "
-             f"training. The whole demo took {minutes:.1f} minutes."),
+             "and number of steps were chosen on these images, and are the same for all methods. "
+             f"\"{BEFORE}\" is the CT network with a head and a first layer for the MR data, without training. The "
+             f"whole demo took {minutes:.1f} minutes."),
     ]
 
 
@@ -222,13 +222,13 @@ def _appendix(steps: Steps, predictions: dict[str, Path]) -> list[Block]:
         *dafne, Heading("What LoRA leaves on disk"),
         Table(name="files", title="Size of the files", head=["file", "KiB"], records=[],
               rows=[[name, f"{kib:.0f}"] for name, kib in sizes.items()]),
-        Text("The checkpoint is a stock nnU-Net checkpoint; the adapter is what LoRA trained, to be applied to the "
-             "same start weights. On a network as tiny as this one, the adapter's share is large; on nnU-Net's default "
-             "network it is about 6 %."),
+        Text("The checkpoint is a stock nnU-Net checkpoint. The adapter holds what LoRA trained, and is applied to the "
+             "same start weights. For a tiny network like this one, the adapter is large compared with the checkpoint; "
+             "for nnU-Net's default network, it has about 6 % of its size."),
         Heading("What transfer matched"), Code(transferred.read_text().strip()),
         Heading("The commands"), Code("\n".join(steps.commands)),
-        Text("All run in the folder of this report, with nnUNet_raw, nnUNet_preprocessed and nnUNet_results set to the "
-             "folders of these names. Between the first two, the demo made the planned network and patch small "
-             "(nnUNetDemoPlans.json)."),
+        Text("All commands run in the folder of this report, with nnUNet_raw, nnUNet_preprocessed and nnUNet_results "
+             "set to the folders of these names. Between the first two, the demo made network and patch of the plans "
+             "smaller (nnUNetDemoPlans.json)."),
         Text("Images: sample_ct and sample_mri of TPTBox 1.1.0, Apache-2.0."),
     ]

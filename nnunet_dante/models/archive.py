@@ -1,4 +1,4 @@
-"""The models in a folder or zip file: where they are, which of their files hold weights, and how a zip is unpacked."""
+"""Find the models in a folder or zip file and the files with their weights, and unpack zip files safely."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..errors import DonorError
 from ..files import MAX_JSON_BYTES
 
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
-BUNDLE_FACTS = "nnunet_checkpoint.pth"  # in bundles of MONAI: all that a checkpoint of nnU-Net says, without weights
+BUNDLE_FACTS = "nnunet_checkpoint.pth"  # part of MONAI's bundles: a checkpoint of nnU-Net without the weights
 _JSON = ("plans.json", "dataset.json")
 _V1 = "plans.pkl"
-_DEPTH = 5  # nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION, and what a release may put around it
-_MAX_INFLATION = 100  # weights compress to about 0.9 of their size; a hundredfold is an attack, not a model
+_DEPTH = 5  # folders above a model: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION, and two more of a release
+_MAX_INFLATION = 100  # weights compress to about 0.9 of their size, so a factor of 100 is an attack
 
 V1_ADVICE = ("This is a model of nnU-Net v1, which nnU-Net v2 and so this package cannot use. Ask its authors for a "
              "version for nnU-Net v2, or train it again: nnUNetv2_convert_old_nnUNet_dataset converts data sets of v1.")
@@ -25,9 +25,11 @@ V1_ADVICE = ("This is a model of nnU-Net v1, which nnU-Net v2 and so this packag
 
 @dataclass(frozen=True)
 class Model:
-    """A model in a folder or zip. `weights` maps its files with weights to their bytes; all paths begin at the source.
+    """A model in a folder or zip file. All paths begin at the source.
 
-    The name is that of its folder, for nnU-Net TRAINER__PLANS__CONFIGURATION.
+    name: name of its folder, for nnU-Net TRAINER__PLANS__CONFIGURATION.
+    folder: the folder that holds plans.json.
+    weights: file with weights -> its size in bytes.
     """
 
     name: str
@@ -35,13 +37,16 @@ class Model:
     weights: dict[PurePosixPath, int]
 
     def choose_weights(self, fold: int | str | None, checkpoint: str) -> PurePosixPath:
-        """Return the file to read: `fold` None takes fold_all, else the lowest.
+        """Return the file with the weights of a fold.
 
-        Bundles of MONAI and slimmed models name their files otherwise: where nobody asked for another name than the
-        default, their usual names are taken, else the only name there is.
+        Bundles of MONAI and slimmed models use other file names than nnU-Net. If the default name was asked for and is
+        not there, MONAI's usual names are tried, and then the only name that there is.
+
+        fold: number of the fold, or "all"; None takes fold_all, or else the lowest fold.
+        checkpoint: name of the file.
 
         Raises:
-            DonorError: there is no such file, or one of several must be chosen.
+            DonorError: there is no such file, or there are several and the user must choose.
         """
         in_fold = [file for file in self.weights if fold is None or file.parent.name == f"fold_{fold}"]
         names = {file.name for file in in_fold}
@@ -58,13 +63,13 @@ class Model:
 
 
 def find_models(source: Path) -> list[Model]:
-    """Return the models in a folder or zip, in the order of their paths; every command finds the same ones.
+    """Return the models in a folder or zip file, in the order of their paths. All commands find models this way.
 
-    A model is a folder with plans.json, or with the facts that a bundle of MONAI keeps in its place. Its weights are in
+    A model is a folder that holds plans.json, or the nnunet_checkpoint.pth of a MONAI bundle. Its weights are in
     folders fold_*, or else beside plans.json.
 
     Raises:
-        DonorError: the zip is damaged or hostile, or it holds a model of nnU-Net v1 and no other.
+        DonorError: the zip file is damaged or hostile, or the only models are of nnU-Net v1.
     """
     files = _files_in_folder(source) if source.is_dir() else {
         place: entry.file_size for place, entry in _entries(source).items()}
@@ -101,30 +106,32 @@ def _files_in_folder(root: Path) -> dict[PurePosixPath, int]:
 
 
 def is_v1_model(path: Path) -> bool:
-    """Return whether the name and the files beside say that this file is of nnU-Net v1; nothing is read."""
+    """Return whether a file belongs to nnU-Net v1, by its name and by the files beside it; no file is read."""
     return path.is_file() and (path.name == _V1 or path.name.endswith(".model.pkl")
                                or (path.suffix == ".model" and path.with_name(f"{path.name}.pkl").is_file()))
 
 
 def is_v1_content(content: Mapping[Any, Any]) -> bool:
-    """Return whether this content of a torch file is a checkpoint of nnU-Net v1."""
+    """Return whether the content of a torch file is a checkpoint of nnU-Net v1."""
     return {"plot_stuff", "state_dict"} <= set(content)
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether the file is a zip of files; torch's checkpoints are zips, too, of one pickle and its tensors."""
+    """Return whether a file is a zip file, but no checkpoint of torch, which is a zip file with a data.pkl."""
     try:
         with zipfile.ZipFile(path) as archive:
             return all(PurePosixPath(name).name != "data.pkl" for name in archive.namelist())
-    except Exception:  # whatever zipfile raises on no zip, or a damaged one: reading it as a checkpoint says so
+    except Exception:  # not a zip file, or a damaged one; reading it as a checkpoint gives a better message
         return False
 
 
 def unpack(path: Path, folder: Path, *, also: Collection[PurePosixPath] = ()) -> None:
-    """Copy every plans.json and dataset.json of a zip, and the files `also`, into `folder` and nothing outside of it.
+    """Unpack every plans.json and dataset.json of a zip file, and the files `also`, into `folder`.
+
+    Nothing is written outside of `folder`.
 
     Raises:
-        DonorError: the zip is damaged, or holds an entry that leaves it, or unpacks to absurdly much.
+        DonorError: the zip file is damaged, an entry leads out of it, or it would unpack to an absurd size.
     """
     entries = _entries(path)
     try:
@@ -141,7 +148,7 @@ def unpack(path: Path, folder: Path, *, also: Collection[PurePosixPath] = ()) ->
 
 
 def _entries(path: Path) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """Return the entries that a model may need, after a check that they stay in the archive and have sane sizes."""
+    """Return the entries that a model may need; none of them leads out of the zip file or has an absurd size."""
     try:
         with zipfile.ZipFile(path) as archive:
             listed = [entry for entry in archive.infolist() if not entry.is_dir()]
@@ -155,7 +162,7 @@ def _entries(path: Path) -> dict[PurePosixPath, zipfile.ZipInfo]:
             continue
         left -= entry.file_size
         if name.anchor or ".." in name.parts or left < 0 or place in entries:
-            raise DonorError(f"{path.name} holds the entry {entry.filename!r}, which leaves the archive, stands there "
+            raise DonorError(f"{path.name} holds the entry {entry.filename!r}, which leads out of the archive, occurs "
                              "twice or unpacks to an absurd size; nnUNetv2_export_model_to_zip writes no such entry.")
         if len(place.parts) <= _DEPTH + 2:
             entries[place] = entry

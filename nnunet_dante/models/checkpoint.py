@@ -1,4 +1,4 @@
-"""Checkpoint files: read without executing what is in them, write whole or not at all, identify by hash."""
+"""Checkpoint files: read them without running code from them, write them whole or not at all, and hash them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from .torch_file import foreign_names, load
 
 
 def load_checkpoint_safely(path: PathLike, *, trust: bool = False) -> dict[str, Any]:
-    """Read a torch file on the CPU with the checks of `torch_file.py`, its checksums among them.
+    """Return the dict in a torch file, with its tensors on the CPU, after the checks of `torch_file.py`.
 
-    Allowed are tensors, dicts, lists, tuples, numbers, strings, torch.device, torch.dtype and numeric numpy scalars.
-    With `trust` the file is unpickled in full and unchecked, which runs whatever code it holds.
+    The file may hold tensors, dicts, lists, tuples, numbers, strings, torch.device, torch.dtype and numeric numpy
+    scalars.
+
+    trust: unpickle the file without any check, which runs the code that it holds.
 
     Raises:
-        UntrustedFileError: the file holds something else; nothing of it was executed.
-        DonorError: the file is missing, damaged or no torch file, claims more than it holds, or holds no dict.
+        UntrustedFileError: the file holds something else; no code from it was executed.
+        DonorError: the file is missing, is damaged, is no torch file, claims more than it holds, or holds no dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,9 +59,9 @@ def _damaged(path: Path, detail: str) -> DonorError:
 
 
 def weights_of(content: Mapping[Any, Any]) -> StateDict | None:
-    """Return the weights in what a checkpoint file holds, or None.
+    """Return the weights in the content of a checkpoint file; None if it has none.
 
-    nnU-Net keeps them as "network_weights", other tools as "state_dict" or "model", or as the whole content.
+    nnU-Net stores them as "network_weights". Other tools store them as "state_dict" or "model", or nothing else.
     """
     for found in (content.get("network_weights"), content.get("state_dict"), content.get("model"), content):
         if isinstance(found, dict) and found and all(
@@ -69,14 +71,14 @@ def weights_of(content: Mapping[Any, Any]) -> StateDict | None:
 
 
 def save_atomically(obj: object, path: PathLike) -> None:
-    """`torch.save` that leaves either the old file or the whole new one; equal content gives equal bytes."""
-    # Given a path, torch writes its name into the archive, here that of the temporary file with a process id.
+    """Save like `torch.save`, but leave either the old file or the whole new one; equal content gives equal bytes."""
+    # If torch is given a path, it writes the name of the file into the archive. That of a temporary file is random.
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         torch.save(obj, stream)
 
 
 def file_sha256(path: PathLike) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, as hex digits."""
     with Path(path).open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):
@@ -85,37 +87,37 @@ def file_sha256(path: PathLike) -> str:
 
 
 def alias_sets(state: ReadOnlyStateDict) -> dict[str, tuple[str, ...]]:
-    """Canonical key -> all keys of the same tensor; canonical is the first key in the order of `state`.
+    """Return {first key of a tensor: all of its keys}, in the order of `state`.
 
-    nnU-Net's networks register one weight under up to four names, so a state dict of 48 tensors can have 136 keys.
+    nnU-Net's networks register a weight under up to four names, so a state dict of 48 tensors can have 136 keys.
     """
     sets: dict[object, list[str]] = {}
     for key, tensor in state.items():
-        # An empty tensor has no address: it is its own set.
+        # An empty tensor has no address of its own, so it is never taken for the same as another.
         place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else key
         sets.setdefault(place, []).append(key)
     return {keys[0]: tuple(keys) for keys in sets.values()}
 
 
 def unique_tensors(state: ReadOnlyStateDict) -> StateDict:
-    """The first key of every alias set -> its tensor."""
+    """Return each tensor of `state` once, under the first of its keys."""
     return {key: state[key] for key in alias_sets(state)}
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of tensors that hold NaN or infinite numbers; waits for the device once."""
+    """Return the names of tensors that hold NaN or infinite numbers; a GPU is waited for only once."""
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     if not named:
         return []
-    # Smallest and largest number: NaN passes through both, and on a CPU that takes a tenth of isfinite's time.
+    # If there is a NaN, the smallest and the largest number are NaN. On a CPU, this takes a tenth of isfinite's time.
     extremes = torch.stack([torch.stack(torch.aminmax(tensor.detach())) for _, tensor in named])
     return [name for (name, _), finite in zip(named, extremes.isfinite().all(1).tolist()) if not finite]
 
 
 def weights_sha256(state: ReadOnlyStateDict) -> str:
-    """Hex SHA-256 over (canonical name, dtype, shape, bytes) of the unique tensors, sorted by name.
+    """Return the SHA-256 over (name, dtype, shape, bytes) of the unique tensors, sorted by name, as hex digits.
 
-    The same for a full state dict and for its unique tensors alone, on any device, before and after saving.
+    It is the same for a full state dict and for its unique tensors alone, on any device, before and after saving.
 
     Raises:
         ConfigurationError: a value is no tensor.
@@ -127,5 +129,5 @@ def weights_sha256(state: ReadOnlyStateDict) -> str:
     for name, tensor in sorted(unique_tensors(state).items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())  # viewed as bytes: numpy knows no bfloat16
+        digest.update(flat.view(torch.uint8).numpy().tobytes())  # as bytes, because numpy has no bfloat16
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The pretrained model: read from a model folder, an exported zip or a bare checkpoint, and checked."""
+"""Read the pretrained model (the donor) from a model folder, an exported zip file or a checkpoint, and check it."""
 
 from __future__ import annotations
 
@@ -50,16 +50,18 @@ _WRAPPERS = ("module.", "_orig_mod.")
 class Donor:
     """A pretrained nnU-Net whose weights are known to fit its plans.
 
-    weights: full stock state dict, float32, with the network's own aliases. mirroring_axes: spatial axes along which
-    images were mirrored, () for none, None if the checkpoint does not say. network_trainer: the nnU-Net trainer that
-    builds this network ("nnUNetTrainer" unless the trainer replaces the architecture of the plans). started_from:
-    provenance of the donor that a transfer started this model from, if one did. kept: the strength of the update that
-    its training made ("strength"), and of which adapters it is the sum ("sum_of"), if the checkpoint says so. trust:
-    the plans may name code of any package, as the user said.
-
-    encoder_only: there is no decoder, and weights holds the encoder alone; then no label is known. own_spacing: False
-    where nothing says at which spacing such an encoder was trained; plans and configuration are empty where nothing
-    says its architecture.
+    source: name of the folder or file that the user gave.
+    weights: the full stock state dict, float32; names of one weight share one tensor, as in the network.
+    mirroring_axes: spatial axes along which the training mirrored its images; () for none, None if unknown.
+    network_trainer: the nnU-Net trainer that builds this network; "nnUNetTrainer", unless the trainer replaces the
+        architecture of the plans.
+    started_from: provenance of the donor from which a transfer started this model; {} if none did.
+    kept: "strength" of the update that its training made, and "sum_of": the adapters whose sum it is; each only if the
+        checkpoint has it.
+    trust: whether the user allows plans that name code of any package.
+    encoder_only: whether there is no decoder; then `weights` holds only the encoder, and no label is known.
+    own_spacing: whether the spacing at which such an encoder was trained is known. If nothing tells its architecture,
+        plans and configuration are empty.
     """
 
     source: str
@@ -81,11 +83,11 @@ class Donor:
 
     @property
     def dataset_name(self) -> str:
-        """The data set the donor was trained on."""
+        """Name of the data set on which the donor was trained."""
         return str(self.plans.get("dataset_name", "unknown"))
 
     def provenance(self) -> dict[str, Any]:
-        """Return who the donor is, without weights or paths of this machine, for plans and checkpoints."""
+        """Return what plans and checkpoints record about the donor, without weights and paths of this machine."""
         return {"source": self.source, "sha256": self.sha256, "trainer": self.trainer_name,
                 "configuration": self.configuration, "dataset": self.dataset_name, "fold": self.fold,
                 "checkpoint": self.checkpoint_name, **self.kept}
@@ -93,23 +95,24 @@ class Donor:
 
 def open_donor(source: PathLike, *, configuration: str | None = None, fold: int | str | None = None,
                checkpoint: str = DEFAULT_CHECKPOINT, trust: bool = False, partial: bool = False) -> Donor:
-    """Read whatever says plans, labels and weights of an nnU-Net completely, and check that they fit each other.
+    """Read the plans, labels and weights of an nnU-Net, and check that they fit each other.
 
     Args:
-        source: a model folder, a zip of `nnUNetv2_export_model_to_zip`, a bundle of MONAI, a folder or zip around one
-            of these, or a checkpoint. One that holds weights alone needs plans.json and dataset.json beside it.
-            `totalsegmentator:291` is the model of that number in TotalSegmentator's folder of weights.
-        configuration: chooses where the source holds several models, or where nothing says which one was trained.
-        fold: None takes fold_all, else the lowest.
+        source: a model folder, a zip file of `nnUNetv2_export_model_to_zip`, a bundle of MONAI, a folder or zip file
+            that contains one of these, or a checkpoint. A checkpoint with weights alone needs plans.json and
+            dataset.json beside it. `totalsegmentator:291` is the model of that number in TotalSegmentator's folder of
+            weights.
+        configuration: needed if the source holds several models, or if nothing says which configuration was trained.
+        fold: number of the fold, or "all"; None takes fold_all, or else the lowest fold.
         checkpoint: name of the file with the weights.
-        trust: read files that execute code. Use it only if you know their author.
+        trust: also read files that execute code. Use it only if you know their author.
         partial: also accept a checkpoint that holds an encoder and no decoder, such as those of nnssl.
 
     Raises:
-        DonorError: nothing usable there, or plans and weights disagree.
-        ConfigurationError, TransferError: plans or dataset.json lack an entry, or it cannot be used.
-        UntrustedFileError: the checkpoint, or building the network of the plans, would execute code that is neither
-            nnU-Net's nor torch's, and `trust` is False.
+        DonorError: the source holds no usable model, or its plans and weights do not fit each other.
+        ConfigurationError, TransferError: an entry of plans or dataset.json is missing or cannot be used.
+        UntrustedFileError: reading the checkpoint, or building the network, would execute code that belongs neither to
+            nnU-Net nor to torch, and `trust` is False.
     """
     path = find_donor(source)
     path = path.resolve() if path.is_dir() else path
@@ -154,9 +157,13 @@ def _model(source: Path, configuration: str | None) -> Model:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where a donor lies: its weights, the folder with its plans.json, that folder's name, and what the user gave.
+    """The files of a donor.
 
-    bare: the user gave a checkpoint, which counts by itself where it is complete.
+    weights: the file with the weights.
+    folder: the folder with plans.json.
+    name: name of this folder in the source.
+    source: name of what the user gave.
+    bare: whether the user gave a checkpoint. If it is complete, plans.json and dataset.json beside it do not count.
     """
 
     weights: Path
@@ -235,7 +242,7 @@ def fit_encoder(donor: Donor, plans: Plans) -> Donor:
 
 
 def _content(files: _Files, trust: bool) -> dict[str, Any]:
-    """Read the checkpoint, its weights as "network_weights" whatever it calls them, with the facts of its bundle."""
+    """Return the content of the checkpoint with its weights as "network_weights", and the facts of a MONAI bundle."""
     content = load_checkpoint_safely(files.weights, trust=trust)
     if is_v1_content(content):
         raise DonorError(f"{files.weights.name}: {V1_ADVICE}")
@@ -262,7 +269,7 @@ def _plans_and_labels(files: _Files, init: dict[str, Any]) -> tuple[Plans, Datas
 
 
 def _fitting(donor: Donor, candidates: list[str]) -> tuple[str, StateDict, str]:
-    """Return the one configuration whose network the weights fit, the weights in it, and the trainer that builds it."""
+    """Return the configuration whose network the weights fit, the weights under its keys, and the trainer for it."""
     fitting, problems = dict[str, tuple[StateDict, str]](), list[DanteError]()
     for candidate in candidates:
         try:
@@ -280,7 +287,7 @@ def _fitting(donor: Donor, candidates: list[str]) -> tuple[str, StateDict, str]:
 
 
 def _started_from(plans: Plans, content: dict[str, Any]) -> dict[str, str]:
-    """Return the provenance of the donor that a transfer started this model from; {} if it started otherwise."""
+    """Return the provenance of the donor from which a transfer started this model; {} if none did."""
     block = content.get("dante")
     if not plans.get("dante") or not isinstance(block, dict) or block.get("start_source") != "transfer":
         return {}
@@ -298,7 +305,7 @@ def _kept(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mirroring_axes(content: dict[str, Any], name: str) -> tuple[int, ...] | None:
-    """Return the axes; nnU-Net writes None for a training without mirroring, and a missing entry says nothing."""
+    """Return the mirroring axes; None if there is no entry. nnU-Net writes None for a training without mirroring."""
     if (key := "inference_allowed_mirroring_axes") not in content:
         return None
     axes = () if content[key] is None else content[key]
@@ -308,23 +315,24 @@ def _mirroring_axes(content: dict[str, Any], name: str) -> tuple[int, ...] | Non
 
 
 def _stock_keys(weights: dict[str, Tensor]) -> StateDict:
-    """Strip the prefixes that DDP ("module.") and torch.compile ("_orig_mod.") leave on every key."""
+    """Remove the prefixes that DDP ("module.") and torch.compile ("_orig_mod.") add to every key."""
     while prefix := next((w for w in _WRAPPERS if all(key.startswith(w) for key in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
 
 
 def _matched(donor: Donor, configuration: str) -> tuple[StateDict, str]:
-    """Put the weights into the network, or encoder, they belong to; the plans' own is tried before the trainer's.
+    """Return the weights under the keys of the network, or encoder, that they fit, and the trainer that builds it.
 
-    It is built without memory, so plans that describe a larger one than the weights cannot fill the machine.
+    The network of the plans is tried first, then that of the trainer. Both are built without memory for weights, so
+    plans that describe a huge network cannot use up the memory of the machine.
     """
     problems, found = list[str](), list[str]()
     name, trainer = donor.checkpoint_name, donor.trainer_name
     for builder in dict.fromkeys(("nnUNetTrainer", "nnUNetTrainer" if donor.encoder_only or trainer == _UNKNOWN
                                   else trainer)):
         try:
-            with torch.device("cpu" if donor.trust else "meta"):  # own architectures may need real numbers
+            with torch.device("cpu" if donor.trust else "meta"):  # a user's own architecture may need numbers
                 network = build_network(donor.plans, donor.dataset_json, configuration, trainer_name=builder,
                                         trust=donor.trust)
         except ConfigurationError as error:

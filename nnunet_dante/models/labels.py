@@ -1,8 +1,8 @@
-"""What the numbers of nnU-Net mean: channels, head rows and cascade inputs by name.
+"""The names that belong to nnU-Net's numbers: image channels, rows of the segmentation head, inputs of a cascade.
 
-nnU-Net's rules, all easy to get wrong: a head without regions has one row per label value in ascending order,
-background included; with regions it has one row per entry of "labels" in the order of the file, without background
-(regions_class_order plays no part here); "ignore" never has a row.
+nnU-Net's rules are easy to get wrong. Without regions, the head has one row per label value in ascending order, and one
+of them is the background's. With regions, it has one row per entry of "labels", in the order of the file and without
+the background; regions_class_order does not matter here. "ignore" never has a row.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from ..types import DatasetJson
 
 
 def channel_names(dataset_json: DatasetJson) -> tuple[str, ...]:
-    """Names of the image channels in the order of the files _0000, _0001, ...; reads the old key "modality" too.
+    """Return the names of the image channels in the order of the files _0000, _0001, ...
+
+    The old key "modality" is read, too.
 
     Raises:
-        TransferError: there are none, or their numbers are not 0..n-1.
+        TransferError: there are no names, or their numbers are not 0 to n - 1.
     """
     named = dataset_json.get("channel_names", dataset_json.get("modality"))
     if not isinstance(named, dict) or not named:
@@ -32,10 +34,10 @@ def channel_names(dataset_json: DatasetJson) -> tuple[str, ...]:
 
 
 def file_ending(dataset_json: DatasetJson) -> str:
-    """Return the ending of the image files, such as ".nii.gz"; files are searched by it.
+    """Return the ending of the image files, such as ".nii.gz".
 
     Raises:
-        TransferError: it is none.
+        TransferError: dataset.json has none, or one that is not like an ending.
     """
     ending = dataset_json.get("file_ending")
     if not isinstance(ending, str) or not re.fullmatch(r"(\.[A-Za-z0-9]+)+", ending):
@@ -67,8 +69,8 @@ def _labels(dataset_json: DatasetJson) -> dict[str, Any]:
 def plain_labels(dataset_json: DatasetJson) -> DatasetJson:
     """Return dataset.json with each label as a whole number, or as a list of whole numbers for a region.
 
-    nnU-Net also trains labels that are written as text ("1") or as a list of one number. Code that sorts or compares
-    them needs plain numbers. regions_class_order becomes a list of whole numbers, too.
+    nnU-Net also trains labels that are written as text ("1") or as a list of one number, but code that sorts or
+    compares labels needs plain numbers. regions_class_order becomes a list of whole numbers, too.
 
     Raises:
         TransferError: labels or regions_class_order hold something else.
@@ -95,15 +97,15 @@ def plain_labels(dataset_json: DatasetJson) -> DatasetJson:
 
 
 def has_regions(dataset_json: DatasetJson) -> bool:
-    """True where nnU-Net trains overlapping regions with sigmoid instead of exclusive labels with softmax."""
+    """Return whether nnU-Net trains overlapping regions (sigmoid), and not exclusive labels (softmax)."""
     return any(isinstance(v, (list, tuple)) and len(v) > 1 for v in _labels(dataset_json).values())
 
 
 def head_names(dataset_json: DatasetJson) -> tuple[str, ...]:
-    """Name of each row of the segmentation head, "background" first unless the data set has regions.
+    """Return the name of each row of the segmentation head; "background" comes first unless there are regions.
 
     Raises:
-        TransferError: labels are missing, share a number, or leave numbers out.
+        TransferError: there are no labels, two labels share a number, or a number between 0 and the largest is missing.
     """
     labels = {name: _values(value) for name, value in _labels(dataset_json).items() if name != "ignore"}
     if has_regions(dataset_json):
@@ -117,9 +119,9 @@ def head_names(dataset_json: DatasetJson) -> tuple[str, ...]:
 
 
 def previous_stage_names(dataset_json: DatasetJson) -> tuple[str, ...]:
-    """Name of each one-hot channel that a cascade adds to the images: one per foreground value, ascending.
+    """Return the name of each one-hot channel that a cascade adds to the images: one per foreground value, ascending.
 
-    With regions a value has no name of its own; it is named by the set of regions that contain it.
+    With regions, a value has no name of its own. Its name is then that of all regions that contain it.
     """
     labels = {name: _values(v) for name, v in _labels(dataset_json).items() if name not in ("ignore", "background")}
     foreground = sorted(frozenset().union(*labels.values()) - {0})

@@ -1,4 +1,4 @@
-"""The stock network of a plans configuration, and whether weights belong to it."""
+"""Build the network that the plans describe, and check whether weights fit it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,15 @@ _MAX_MODULES = 20_000  # a large residual U-Net has about a thousand
 
 def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
                   trainer_name: str = "nnUNetTrainer", trust: bool = False) -> nn.Module:
-    """Build on the CPU what nnU-Net trains and predicts with, deep-supervision heads included.
+    """Build the network that nnU-Net trains and predicts with, on the CPU, with its deep-supervision heads.
 
-    `trainer_name` matters only for trainers that replace the plans' architecture (nnU-Net's Primus, BatchNorm) or add
-    to it (this package's SpatialAdapter and AdaptFormer). `trust` allows plans to name code of any package.
+    Args:
+        plans: content of plans.json.
+        dataset_json: content of dataset.json; it gives the numbers of channels and labels.
+        configuration: configuration of the plans, such as 3d_fullres.
+        trainer_name: trainer whose network it is. This matters for trainers that replace the architecture of the plans
+            (nnU-Net's Primus, BatchNorm) or add modules to it (this package's SpatialAdapter and AdaptFormer).
+        trust: allow plans that name code of any package.
 
     Raises:
         UntrustedFileError: the plans name code that is neither nnU-Net's nor torch's.
@@ -62,7 +67,7 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
             return network
     except ConfigurationError:
         raise
-    except Exception as error:  # whatever a foreign architecture raises, the user needs to know which one it was
+    except Exception as error:  # a foreign architecture may raise anything; the message must name the architecture
         architecture = known[configuration].get("architecture")
         name = architecture.get("network_class_name") if isinstance(architecture, dict) else "of the plans"
         raise ConfigurationError(f"The network {name!r} of configuration {configuration!r} cannot be built "
@@ -72,7 +77,7 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """Stop a network that grows without end: plans may ask for a million stages."""
+    """Stop with an error when a network becomes too large; plans may ask for a million stages."""
     built = itertools.count(1)
 
     def count(*_: Any) -> None:
@@ -88,26 +93,26 @@ def _limited() -> Iterator[None]:
 
 
 class UnknownTrainerError(ConfigurationError):
-    """A trainer is neither one of nnU-Net's own nor of this package."""
+    """A trainer belongs neither to nnU-Net nor to this package."""
 
 
 def trainer_class(name: str) -> Any:
-    """Return the class of a trainer of nnU-Net.
+    """Return the class of the nnU-Net trainer `name`.
 
     Raises:
-        UnknownTrainerError: nnU-Net has none of this name.
+        UnknownTrainerError: nnU-Net has no trainer of this name.
     """
     folder = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
     found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
     if found is None:
         raise UnknownTrainerError(
-            f"Trainer {name!r} is none of nnU-Net's own, so the network that it builds is unknown. Copy its Python "
+            f"Trainer {name!r} is not part of nnU-Net, so the network that it builds is unknown. Copy its Python "
             f"file into {folder}.")
     return found
 
 
 def network_aliases(network: nn.Module) -> dict[str, tuple[str, ...]]:
-    """First state-dict key of each tensor -> all its keys; also of a network on the meta device, without memory."""
+    """Return {first state-dict key of a tensor: all of its keys}; this also works on the meta device."""
     sets: dict[int, list[str]] = {}
     for key, tensor in network.state_dict(keep_vars=True).items():
         sets.setdefault(id(tensor), []).append(key)
@@ -143,7 +148,7 @@ def aliased(weights: StateDict, aliases: dict[str, tuple[str, ...]], expected: R
 
 
 def differences(weights: ReadOnlyStateDict, expected: Mapping[str, Tensor]) -> list[str]:
-    """Lines that say where `weights` depart from the state dict `expected` in keys or shapes; empty if nowhere."""
+    """Return a line for each key or shape in which `weights` and the state dict `expected` differ; [] if none do."""
     lines = [f"{key} is missing" for key in expected if key not in weights]
     lines += [f"{key} is not part of the network" for key in weights if key not in expected]
     lines += [f"{key} has shape {tuple(weights[key].shape)}, the network {tuple(expected[key].shape)}"
@@ -152,9 +157,10 @@ def differences(weights: ReadOnlyStateDict, expected: Mapping[str, Tensor]) -> l
 
 
 def head_rows(network: nn.Module) -> dict[str, int]:
-    """State-dict key of each segmentation head's weight and bias -> dimension of its rows; for surgery.
+    """Return {state-dict key: dimension of the rows} of the weights and biases of all segmentation heads.
 
-    A convolution keeps its outputs in dimension 0 of the weight, a transposed one (Primus) in dimension 1.
+    A row belongs to one output, and so to one label. Rows are dimension 0 of a convolution's weight, and dimension 1 of
+    a transposed convolution's weight (Primus).
     """
     rows: dict[int, int] = {}
     for module in head_modules(network):
@@ -165,10 +171,10 @@ def head_rows(network: nn.Module) -> dict[str, int]:
 
 def stem_weights(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
                  trainer_name: str = "nnUNetTrainer", trust: bool = False) -> tuple[str, ...]:
-    """State-dict keys of the weights, shape (out, in, *kernel), that read the image channels.
+    """Return the state-dict keys of the weights, shape (out, in, *kernel), that read the image channels.
 
-    Found by building the network with one channel more and looking which shapes change: some stems have several such
-    layers (PrimusV2 reads the image in a residual block, so twice). No memory is allocated for the weights.
+    To find them, the network is also built with one channel more: these are the weights whose shapes change. Some
+    networks have several (PrimusV2 reads the image in a residual block, which has two). The weights take no memory.
     """
     more = {**dataset_json, "channel_names": dict(enumerate([*channel_names(dataset_json), "one more"]))}
     more.pop("modality", None)  # nnU-Net reads the old key first

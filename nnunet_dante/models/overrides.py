@@ -1,4 +1,4 @@
-"""What plans can override: the number of steps per epoch, and every option of every method."""
+"""The numbers and options that plans can override: steps per epoch, and every option of every method."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ..methods import Method
 from ..methods.base import COUNT
 
 OVERRIDES = {"epochs": int, "iterations": int, "val_iterations": int, "lr": float, "rank": int, "alpha": float}
-"""Name -> kind of the overrides that have an option of their own on the command line."""
+"""Name -> type of the overrides that have an option of their own on the command line."""
 
 SEARCH_PATH = "nnUNet_extTrainer"
-_AUTO = ("strength", "auto")  # the default, in words
+_AUTO = ("strength", "auto")  # "auto" is the default, so that this override changes nothing
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
           dict: 'JSON such as {"a": 1}', list: "a list such as a,b"}
 
 
 def known_overrides() -> dict[str, type]:
-    """Return name -> kind of all overrides, those of methods of the user's own included, if they are imported."""
+    """Return {name: type} of all overrides, also those of the user's own methods that are already imported."""
     found: dict[str, type] = dict(OVERRIDES)
     for method in _methods(Method):
         try:
-            # nnU-Net's search forgets the modules it imports; the names in them are still those of their functions.
+            # nnU-Net's search drops the modules that it imports, but functions still know the names in their module.
             hints = typing.get_type_hints(method, localns=getattr(method.__init__, "__globals__", None))
-        except NameError:  # a method of the user's own; its hints use names that its module does not import
+        except NameError:  # the type hints of a user's own method use names that its module does not import
             continue
         for name in _options(method):
             if name != "uses_start_weights" and (kind := _kind(hints[name])) in _KINDS:
@@ -39,13 +39,13 @@ def known_overrides() -> dict[str, type]:
 
 
 def checked_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides that are not None, after checking their names, kinds and ranges.
+    """Return the overrides that are not None, after a check of their names, types and ranges.
 
-    A name that is not known yet may be an option of the user's own trainers: those below nnUNet_extTrainer are
-    imported to find out.
+    An unknown name may be an option of the user's own trainers. To find out, the trainers below nnUNet_extTrainer are
+    imported.
 
     Raises:
-        ConfigurationError: an unknown name, or a value of the wrong kind or out of range.
+        ConfigurationError: a name is unknown, or a value has the wrong type or is out of range.
     """
     known, checked = _known_with_own(overrides), dict[str, Any]()
     for name, value in overrides.items():
@@ -58,10 +58,10 @@ def checked_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Return the overrides in texts such as "l2_sp=0.01", checked.
+    """Return the overrides in texts such as "l2_sp=0.01", after the checks of `checked_overrides`.
 
     Raises:
-        ConfigurationError: as `checked_overrides`, or a text without =, or the same key twice.
+        ConfigurationError: as for `checked_overrides`; or a text has no =, or a key is set twice.
     """
     found = dict[str, str]()
     for text in texts:
@@ -83,7 +83,7 @@ def _known_with_own(names: Iterable[str]) -> dict[str, type]:
     return known
 
 
-_own_methods: list[type[Method]] = []  # nnU-Net's search forgets the modules it imports, and their classes with them
+_own_methods: list[type[Method]] = []  # keeps the classes alive: nnU-Net's search drops the modules that it imports
 
 
 def _import_own_trainers() -> None:
@@ -91,17 +91,17 @@ def _import_own_trainers() -> None:
 
     for folder in filter(os.path.isdir, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
         try:
-            # No class has this name, so the search imports every module.
+            # The search imports every module, because no class has this name.
             recursive_find_python_class(folder, "every module", None, folder, cleanup_imports_from_base_folder=True)
         except Exception as error:  # whatever a user's module raises
             raise ConfigurationError(f"a trainer below {folder} ({SEARCH_PATH}) cannot be imported: "
-                                     f"{type(error).__name__}: {error}. nnU-Net could not use it either; mend it, or "
-                                     f"take the folder out of {SEARCH_PATH}.") from error
+                                     f"{type(error).__name__}: {error}. nnU-Net could not use it either. Correct it, "
+                                     f"or take the folder out of {SEARCH_PATH}.") from error
     _own_methods[:] = _methods(Method)
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:
-    """Refuse a value that is out of range for every method that defines the option; derived methods do not count."""
+    """Refuse a value that no method accepts; a method counts only if it defines the option itself."""
     if name in ("iterations", "val_iterations") and not COUNT.allows(value):
         raise ConfigurationError(f"Override {name} is {value!r}; give {COUNT.text}.")
     errors: list[ConfigurationError] = []
@@ -111,7 +111,7 @@ def _refuse_out_of_range(name: str, value: Any) -> None:
         try:
             method.check(name, value)
             if not any(required and other != name for other, required in _options(method).items()):
-                method(**{name: value})  # its own checks, beyond the limits
+                method(**{name: value})  # the method's own checks, beyond the range
             return
         except ConfigurationError as error:
             errors.append(error)
@@ -120,7 +120,7 @@ def _refuse_out_of_range(name: str, value: Any) -> None:
 
 
 def _options(method: type) -> dict[str, bool]:
-    """Return option -> whether the method cannot be made without it."""
+    """Return {option: whether it has no default, so that it must be given} of a method."""
     fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
     return {f.name: f.default is f.default_factory is dataclasses.MISSING for f in fields if f.init}
 
@@ -155,7 +155,7 @@ def _wrong(name: str, value: Any, kind: type) -> ConfigurationError:
 
 
 def _kind(hint: Any) -> Any:
-    """Return the class behind a type hint: `dict` of dict[str, int], `int` of int | None, `list` of a tuple."""
+    """Return the class for a type hint: `dict` for dict[str, int], `int` for int | None, `list` for a tuple."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         kinds = [_kind(part) for part in typing.get_args(hint) if part is not type(None)]
         return kinds[0] if len(kinds) == 1 else None

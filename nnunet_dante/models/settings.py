@@ -1,7 +1,7 @@
 """The "dante" block of a plans file: where a training starts, and the numbers and options it overrides.
 
-Overrides with a flag of `nnunet-dante transfer` stand under "overrides", all others under "options". They stand apart
-because version 0.1.0 refuses overrides that it does not know; it reads these plans without them.
+"overrides" holds those that have a flag of their own in `nnunet-dante transfer`, "options" holds all others. There are
+two entries because version 0.1.0 refuses overrides that it does not know, and ignores "options".
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ FORMAT = 1
 
 
 class StartWeights(msgspec.Struct):
-    """What the block says of one configuration. Unknown fields pass: they may belong to a later version.
+    """What the block says about one configuration. Unknown fields are kept, as a later version may have written them.
 
-    Plans travel inside checkpoints, so the name of a file from elsewhere must not lead out of the data set's folder.
+    Plans are copied into checkpoints and may come from somebody else. So the name of the file must not contain a
+    folder: it must not lead out of the folder of the data set.
     """
 
     file: Annotated[str, msgspec.Meta(pattern=r"\A[^/\\]+\.pth\Z")]
     sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     donor: dict[str, Any] = {}
-    label_map: dict[str, str | None] = {}  # the data set's name -> the donor's, None for a new one
+    label_map: dict[str, str | None] = {}  # name of a label in the data set -> its name in the donor, None if new
     channel_map: dict[str, str | None] = {}
     inverted_channels: list[str] = []
     mirroring_axes: list[Literal[0, 1, 2]] | None = None  # None: unknown
@@ -38,7 +39,7 @@ class StartWeights(msgspec.Struct):
 
 
 class DanteBlock(msgspec.Struct):
-    """The whole block, as this version and 0.1.0 write it."""
+    """The whole block, as both this version and 0.1.0 write it."""
 
     format: Literal[1]
     version: str = ""
@@ -54,7 +55,7 @@ def new_dante_block(configuration: str, entry: Mapping[str, Any], overrides: Map
 
 
 def with_overrides(block: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the block with exactly these overrides."""
+    """Return the block with these overrides in place of its own."""
     options = {name: value for name, value in overrides.items() if name not in OVERRIDES}
     block = {name: value for name, value in block.items() if name != "options"}
     return {**block, "overrides": {name: value for name, value in overrides.items() if name in OVERRIDES},
@@ -62,10 +63,10 @@ def with_overrides(block: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
 
 
 def read_dante_block(plans: Plans) -> dict[str, Any]:
-    """Return the plans' "dante" block, validated; without one, empty "start_weights" and "overrides".
+    """Return the "dante" block of plans after a check. Plans without one give empty "start_weights" and "overrides".
 
-    Its "overrides" hold the options, too. Names that no method of this version has are kept, unchecked: they may belong
-    to a later version, or to a method of the user's own.
+    The "overrides" that are returned include the options. Names that no method of this version knows are kept without
+    a check: they may belong to a later version, or to the user's own method.
 
     Raises:
         ConfigurationError: the block is damaged or of a newer format.

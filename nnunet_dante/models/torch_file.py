@@ -1,7 +1,8 @@
-"""Torch files of unknown origin: what they claim is checked before torch reads them, and what came out afterwards.
+"""Read torch files of unknown origin: check the file before torch reads it, and check the tensors afterwards.
 
-`torch.load(weights_only=True)` runs no code of the file. But it does not look at the checksums, unpacks compressed
-entries without limit, and calls what it allows with any argument: 60 bytes of pickle ask for 2 GB (seen in torch 2.15).
+`torch.load(weights_only=True)` runs no code from the file. But it ignores the checksums, unpacks compressed entries
+without a limit, and calls the functions that it allows with any arguments: a pickle of 60 bytes can ask for 2 GB (seen
+in torch 2.15). So `foreign_names` goes through the file first, and `load` reads it only then.
 """
 
 from __future__ import annotations
@@ -25,23 +26,24 @@ from ..files import MAX_JSON_BYTES, bounded
 _NUMERIC_DTYPES = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64",
                    "Float16", "Float32", "Float64")
 _SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-_DTYPE_STATE = (None, None, None, -1, -1, 0)  # of a plain number: no parts, no fields, its own size
+_DTYPE_STATE = (None, None, None, -1, -1, 0)  # the pickled state of a dtype of plain numbers
 _DTYPES = {f"torch.{name}": getattr(torch, name) for name in (
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")}
 _STORAGES = {f"torch.{name}Storage": dtype for name, dtype in {
     "Bool": torch.bool, "Byte": torch.uint8, "Char": torch.int8, "Short": torch.int16, "Int": torch.int32,
     "Long": torch.int64, "Half": torch.float16, "BFloat16": torch.bfloat16, "Float": torch.float32,
     "Double": torch.float64}.items()} | {"torch.storage.UntypedStorage": torch.uint8}
-_MAX_ARGUMENT = 64  # names of devices and dtypes, bytes of a scalar, dimensions of a tensor
-_LEGACY_HEADER = 3  # pickles before the content in the format before torch 1.6: magic number, protocol, system
+_MAX_ARGUMENT = 64  # largest length of an argument: a device's name, the bytes of a scalar, the shape of a tensor
+_LEGACY_HEADER = 3  # before torch 1.6, three pickles come before the content: magic number, protocol, system
 
 
 def allow_list() -> list[Any]:
-    """What nnU-Net's `save_checkpoint` writes beyond torch's own safe types: numeric numpy scalars and their dtypes.
+    """Return what torch must allow beyond its own safe types, so that it reads what nnU-Net's `save_checkpoint` writes.
 
-    nnU-Net logs Dice and losses as numpy scalars. numpy 1 pickles their constructor as `numpy.core.multiarray.scalar`,
-    numpy 2 as `numpy._core.multiarray.scalar`; either file must open under either numpy, so both names map to the
-    constructor at hand. Arrays, object and string dtypes are left out: no nnU-Net checkpoint needs them.
+    These are numeric numpy scalars and their dtypes, because nnU-Net logs Dice and losses as numpy scalars. numpy 1
+    pickles the constructor of a scalar as `numpy.core.multiarray.scalar`, numpy 2 as `numpy._core.multiarray.scalar`.
+    Each version must read the files of both, so both names stand for the constructor of the installed numpy. Arrays
+    and the dtypes of objects and texts are not allowed, because no checkpoint of nnU-Net needs them.
     """
     scalar = np.float64(0.0).__reduce__()[0]
     dtypes = [getattr(np.dtypes, f"{name}DType") for name in _NUMERIC_DTYPES]
@@ -49,9 +51,10 @@ def allow_list() -> list[Any]:
 
 
 class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
-    """Python's own unpickler, without the opcodes that allocate what they claim or import by number.
+    """An unpickler without the opcodes that reserve as much memory as the file claims, or that import by number.
 
-    Not the one in C: five bytes make its table of known objects 64 GB large.
+    It is derived from the unpickler written in Python. In the one written in C, five bytes of a file can make the table
+    of known objects 64 GB large.
     """
 
     stack: list[Any]
@@ -60,7 +63,10 @@ class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         if bytes([code]) not in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4)}
 
     def load_build(self) -> None:
-        """Let a state change no function, class or tensor; an OrderedDict drops it, since it could replace methods."""
+        """Ignore the state that a pickle gives to an object, and refuse it where torch writes none.
+
+        A state replaces attributes. With it, a file could replace the methods of an OrderedDict, or change a function.
+        """
         state, built = self.stack.pop(), self.stack[-1]
         if isinstance(built, OrderedDict):
             if not isinstance(state, dict) or set(state) - {"_metadata"}:
@@ -74,7 +80,7 @@ class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
 
 class Inert:
-    """Stands for a foreign class or function: takes anything, does nothing."""
+    """Takes the place of a foreign class or function; it accepts any arguments and does nothing."""
 
     def __init__(self, *_: Any, **__: Any):
         pass
@@ -89,11 +95,11 @@ class Inert:
 
 
 class _UnusualCall(ValueError):
-    """What is called is allowed, but not with these arguments."""
+    """The file calls a function that is allowed, but with arguments that torch never writes."""
 
 
 class _Mark:
-    """Stands for a known name, or for what calling it returned."""
+    """Takes the place of an allowed class or function, or of an object that calling it returned."""
 
     __slots__ = ("name",)
 
@@ -129,7 +135,11 @@ _CALLS: dict[str, Callable[[tuple], bool]] = {
 
 
 class _Scan(BoundedUnpickler):
-    """Goes through a pickle as torch would, but builds nothing: notes foreign names, and the bytes of storages."""
+    """Go through a pickle as torch would, but build nothing; collect foreign names, and the size of each storage.
+
+    foreign: names that are not allowed, in the order in which they come.
+    storages: key -> size in bytes that the pickle claims.
+    """
 
     def __init__(self, stream: BinaryIO):
         super().__init__(stream)
@@ -154,10 +164,12 @@ class _Scan(BoundedUnpickler):
 
 
 def foreign_names(stream: BinaryIO) -> tuple[str, ...]:
-    """Return what reading a torch file or pickle would import beyond what nnU-Net's checkpoints need.
+    """Return the names that a torch file or pickle imports, without those that nnU-Net's checkpoints need.
+
+    Nothing is imported or executed. The position in the stream does not change.
 
     Raises:
-        Exception: of any kind, if the file is damaged, not written by `torch.save`, or claims more than it holds.
+        Exception: any error, if the file is damaged, not written by `torch.save`, or claims more than it holds.
     """
     start = stream.tell()
     found: dict[str, None] = {}
@@ -178,7 +190,7 @@ def _scan(stream: BinaryIO, found: dict[str, None]) -> None:
         _scan_zip(stream, found)
         return
     stream.seek(0)
-    stream = io.BytesIO(stream.read())  # from memory, a claimed length allocates no more than there is
+    stream = io.BytesIO(stream.read())  # reading from memory allocates no more bytes than there are
     for _ in range(_LEGACY_HEADER):
         _load(stream, found)
     scan = _load(stream, found)
@@ -203,7 +215,7 @@ def _scan_zip(stream: BinaryIO, found: dict[str, None]) -> None:
         if (len({name.casefold() for name in entries}) < len(listed) or min(e.header_offset for e in listed) != 0
                 or any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in listed)
                 or sum(e.file_size for e in listed) > size):
-            raise ValueError("its entries overlap, are compressed or have one name")
+            raise ValueError("its entries overlap, are compressed or share a name")
         pickled = entries[f"{folder}/data.pkl"]
         if pickled.file_size > MAX_JSON_BYTES:
             raise ValueError(f"its pickle has {pickled.file_size} bytes")
@@ -218,7 +230,7 @@ def _scan_zip(stream: BinaryIO, found: dict[str, None]) -> None:
 
 
 def _check_directory(stream: BinaryIO) -> None:
-    """Refuse a zip whose list of entries Python and torch would look for in different places."""
+    """Refuse a zip file in which Python and torch would find different lists of entries."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(0, size - 98))
     tail = stream.read().rjust(98, b"\0")
@@ -234,23 +246,23 @@ def _check_directory(stream: BinaryIO) -> None:
 
 
 def load(stream: BinaryIO) -> Any:
-    """Return what a torch file holds, on the CPU, after `foreign_names` found none.
+    """Return the content of a torch file, with its tensors on the CPU. Call `foreign_names` first.
 
     Raises:
-        Exception: of any kind, if torch cannot read it, or it holds what a checkpoint never does.
+        Exception: any error, if torch cannot read the file, or it holds something that no checkpoint holds.
     """
     with torch.serialization.safe_globals(allow_list()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of protocols and old formats that are no concern of the user
+        warnings.simplefilter("ignore")  # torch warns of pickle protocols and old formats, which the user cannot change
         content = torch.load(stream, map_location="cpu", weights_only=True)
     check_tensors([leaf for leaf in bounded(content) if isinstance(leaf, Tensor)])
     return content
 
 
 def check_tensors(tensors: list[Tensor]) -> None:
-    """Refuse tensors that are larger than the memory behind them: the first copy of such a view would fill the machine.
+    """Refuse tensors that claim to be larger than their memory; copying one of them could need all memory there is.
 
     Raises:
-        ValueError: a tensor is one of these, or no plain tensor of numbers.
+        ValueError: there is such a tensor, or one that does not hold plain numbers on the CPU.
     """
     views, storages = dict[object, int](), dict[int, int]()
     for tensor in tensors:

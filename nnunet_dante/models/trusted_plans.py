@@ -46,17 +46,17 @@ _MAX_VOXELS = 1 << 31
 
 
 def check_plans(plans: Plans, *, trust: bool = False) -> None:
-    """Refuse plans that name code beyond nnU-Net's and torch's own, or that no network or file name can be made of.
+    """Refuse plans that name code of other packages than nnU-Net and torch, or that cannot be used.
 
-    With `trust` names are not looked at: own architectures and normalisations are code that the user installed.
+    trust: do not check names of code. Architectures and normalisations of the user's own are code of other packages.
 
     Raises:
-        UntrustedFileError: a name leads elsewhere; nothing was imported from there.
-        ConfigurationError: an entry is missing, of the wrong kind, or absurdly large.
+        UntrustedFileError: a name belongs to another package, from which nothing was imported.
+        ConfigurationError: an entry is missing, of the wrong type, or absurdly large.
     """
     try:
         bounded(plans)
-        json.dumps(plans)  # those in a checkpoint may hold tensors, which no plans.json could take
+        json.dumps(plans)  # plans in a checkpoint may hold tensors, which plans.json cannot
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"The plans cannot be used: {error}. Use those that nnU-Net wrote.") from error
     configurations = plans.get("configurations") if isinstance(plans, dict) else None
@@ -66,7 +66,7 @@ def check_plans(plans: Plans, *, trust: bool = False) -> None:
     if axes not in [list(p) for p in permutations(range(3))]:
         raise _wrong("transpose_forward", axes, "an order of the axes 0, 1 and 2")
     for name, config in configurations.items():
-        if not re.fullmatch(r"\w[\w.-]*", str(name)):  # file and folder names are made of it
+        if not re.fullmatch(r"\w[\w.-]*", str(name)):  # files and folders get this name
             raise _wrong("configurations", name, "names of letters, digits, '_', '-' and '.'")
         _check_geometry(config)
         _check_numbers(config)
@@ -104,10 +104,10 @@ def _check_links(config: dict[str, Any]) -> None:
 
 
 def check_donor(plans: Plans, dataset_json: DatasetJson, configuration: str, *, trust: bool = False) -> None:
-    """`check_plans`, and refuse a configuration that lacks, with what it inherits, what a transfer needs.
+    """Check plans as `check_plans` does, and that `configuration` and dataset.json have all that a transfer needs.
 
     Raises:
-        UntrustedFileError, ConfigurationError: as `check_plans`.
+        UntrustedFileError, ConfigurationError: as for `check_plans`.
         TransferError: dataset.json names no channels or labels.
     """
     check_plans(plans, trust=trust)
@@ -120,7 +120,7 @@ def check_donor(plans: Plans, dataset_json: DatasetJson, configuration: str, *, 
         raise ConfigurationError(f"dataset.json of the model cannot be used: {error}. Use that of nnU-Net.") from error
     known = plans["configurations"]
     if configuration not in known:
-        raise _wrong("configurations", sorted(known), f"such that {configuration!r} is among them")
+        raise _wrong("configurations", sorted(known), f"a set of configurations that includes {configuration!r}")
     entry, seen = dict(known[configuration]), {configuration}
     while (parent := entry.pop("inherits_from", None)) is not None:
         if parent not in known or parent in seen:
@@ -142,7 +142,7 @@ def check_donor(plans: Plans, dataset_json: DatasetJson, configuration: str, *, 
 
 
 def _are(values: Any, kind: type) -> bool:
-    """Whether all are positive and finite; whole numbers pass as float."""
+    """Return whether `values` are a list of positive finite numbers of this type; whole numbers count as float."""
     kinds = (int, float) if kind is float else (int,)
     return isinstance(values, (list, tuple)) and all(
         isinstance(v, kinds) and not isinstance(v, bool) and 0 < v < float("inf") for v in values)
@@ -167,7 +167,7 @@ def _check_names(entry: dict[str, Any]) -> None:
 
 @lru_cache
 def _is_nnunets(name: str, folder: str, kind: type | None) -> bool:
-    """False if nnU-Net would find something of another kind; what it does not find, it cannot call."""
+    """Return False if nnU-Net would find something else by this name; a name that it does not find is harmless."""
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         return False
     found = recursive_find_python_class(str(Path(nnunetv2.__path__[0], *folder.split("."))), name, f"nnunetv2.{folder}")
@@ -190,7 +190,7 @@ def _check_architecture(architecture: Any) -> None:
 
 
 def _imported(architecture: Any) -> Iterator[tuple[str, Any]]:
-    """Every name that nnU-Net would import to build the network."""
+    """Yield (key, name) of everything that nnU-Net would import to build the network."""
     if not isinstance(architecture, dict):
         return
     yield "network_class_name", architecture.get("network_class_name")
@@ -202,7 +202,7 @@ def _imported(architecture: Any) -> Iterator[tuple[str, Any]]:
 
 @lru_cache
 def _located(name: str) -> Any:
-    """What nnU-Net finds under a name below `_PACKAGES`; it searches for classes that moved."""
+    """Return what nnU-Net finds by a name that begins with one of `_PACKAGES`; it also finds classes that moved."""
     if (found := pydoc.locate(name)) is None and name.startswith("dynamic_network_architectures."):
         folder, package = Path(dynamic_network_architectures.__path__[0]), "dynamic_network_architectures.architectures"
         return recursive_find_python_class(str(folder / "architectures"), name.split(".")[-1], package)

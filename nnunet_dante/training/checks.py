@@ -1,6 +1,6 @@
-"""What commonly stops `nnUNetv2_train`, looked for before it starts, because nnU-Net answers with a traceback.
+"""Look for common mistakes before `nnUNetv2_train` starts, because nnU-Net answers them with a traceback.
 
-Only what is certain to fail is refused. Where nnU-Net's rules are not certain, it decides by itself.
+Only what certainly fails is refused. Everything else is left to nnU-Net.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _PREFIX = "nnUNetTrainer"
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise where a training with these arguments of `nnUNetv2_train` cannot start.
+    """Check that a training with these arguments of `nnUNetv2_train` can start.
 
     Raises:
-        ConfigurationError: says what is wrong, what there is, and the command that helps.
+        ConfigurationError: it cannot; the message says what is wrong, what is there, and which command helps.
     """
     parser = argparse.ArgumentParser("nnunet-dante train", add_help=False, exit_on_error=False)
     for name in ("dataset", "configuration", "fold"):
@@ -65,8 +65,8 @@ def _check_device(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         other = "mps" if torch.backends.mps.is_available() else "cpu"
-        raise ConfigurationError(f"torch finds no CUDA GPU on this machine, and nnU-Net trains on one unless told "
-                                 f"otherwise: add -device {other}.")
+        raise ConfigurationError(f"torch finds no CUDA GPU on this machine, and nnU-Net trains on one by default: add "
+                                 f"-device {other}.")
 
 
 def _check_folders() -> None:
@@ -96,8 +96,8 @@ def _trainer(name: str) -> Any:
         by_word = {_word(trainer): trainer for trainer in sorted(known)}
         near = [_word(name)] if _word(name) in by_word else get_close_matches(_word(name), by_word, cutoff=0.5)
         meant = f"Did you mean {' or '.join(by_word[word] for word in near)}? " if near else ""
-        raise ConfigurationError(f"There is no trainer {name!r}. {meant}Your own trainers are searched in the "
-                                 f"folders of nnUNet_extTrainer, {os.environ[SEARCH_PATH]}.") from None
+        raise ConfigurationError(f"There is no trainer {name!r}. {meant}Trainers of your own must be in a folder of "
+                                 f"nnUNet_extTrainer, {os.environ[SEARCH_PATH]}.") from None
 
 
 def _word(trainer: str) -> str:
@@ -111,7 +111,7 @@ def _classes_of_nnunet() -> Iterable[str]:
 
 
 def _dataset_folder(dataset: str) -> Path:
-    """Return the data set's folder in nnUNet_preprocessed; a number is looked up as nnU-Net looks it up."""
+    """Return the data set's folder in nnUNet_preprocessed; a number is looked up as in nnU-Net."""
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     root = _folder("nnUNet_preprocessed")
@@ -149,7 +149,7 @@ def _plans_there(folder: Path) -> str:
 
 
 def _check_start(given: argparse.Namespace, trainer: Any, folder: Path, plans: dict[str, Any]) -> None:
-    """A trainer of this package that fine-tunes needs plans with start weights."""
+    """Refuse plans without start weights if the trainer fine-tunes."""
     method = getattr(trainer, "method", None)
     if not getattr(method, "uses_start_weights", False) or given.pretrained_weights or given.c or given.val:
         return
@@ -162,7 +162,7 @@ def _check_start(given: argparse.Namespace, trainer: Any, folder: Path, plans: d
 
 
 def _configuration(name: str, plans: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration of the plans, with what it inherits."""
+    """Return a configuration of the plans, with the entries that it inherits."""
     known = plans["configurations"]
     if name not in known:
         raise ConfigurationError(f"The plans {plans.get('plans_name')!r} hold no configuration {name!r}; they hold "
@@ -189,7 +189,7 @@ def _check_fold(fold: str) -> None:
 
 def _check_previous_stage(given: argparse.Namespace, folder: Path, plans: dict[str, Any],
                           configuration: dict[str, Any]) -> None:
-    """The second stage of a cascade reads the first stage's prediction of every case; five folds make all of them."""
+    """Refuse to train a cascade's second stage if it lacks the first stage's prediction of a case."""
     stage = configuration["previous_stage"]
     made = Path(_folder("nnUNet_results"), folder.name, f"{given.tr}__{given.p}__{stage}", "predicted_next_stage",
                 given.configuration)

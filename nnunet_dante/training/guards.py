@@ -1,4 +1,4 @@
-"""The part of the trainer that ends a training early: on a plateau cleanly, on NaN or infinity with an error."""
+"""The part of the trainer that ends a training early: on a plateau of the loss, or with an error on NaN or infinity."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..models.checkpoint import not_finite
 from ..types import ReadOnlyStateDict
 
 _Base: Any = object
-_TOLERATED = 20  # steps in a row that a GradScaler may skip before the training counts as broken
+_TOLERATED = 20  # if a GradScaler skips so many steps in a row, the training ends with an error
 
 
 class _Plateau(Exception):
-    """Ends nnU-Net's loop over the epochs."""
+    """Raised to leave nnU-Net's loop over the epochs."""
 
 
 class StoppingMixin(_Base):
-    """Stop when the training loss is on a plateau (option stop_patience), and when loss or weights are not finite."""
+    """Stop a training if its loss is on a plateau (option stop_patience), or if loss or weights are not finite."""
 
     def run_training(self) -> None:
-        """Run nnU-Net's loop; a plateau ends it as its last epoch would."""
+        """Run nnU-Net's loop; if the loss is on a plateau, end it as after its last epoch."""
         try:
             super().run_training()
         except _Plateau as reason:
@@ -34,10 +34,11 @@ class StoppingMixin(_Base):
             self.on_train_end()
 
     def on_epoch_start(self) -> None:
-        """Stop before the epoch if the last ones brought nothing. This depends on the logged losses alone.
+        """Stop before an epoch if the loss is on a plateau.
 
-        So a training that has stopped stops again when it is continued. Epochs count from the one at which the last
-        group opens, and the size prior begins: before it, a plateau says nothing about what comes.
+        This depends only on the logged losses, so a training that stopped here stops again when it is continued. Only
+        epochs count in which all groups are open and the size prior is active: a plateau before that does not tell how
+        the loss will go on.
         """
         patience, first = self.run_method.stop_patience, self.training_plan.schedule.stages[-1].first_epoch
         if self.run_method.size_prior:
@@ -49,7 +50,7 @@ class StoppingMixin(_Base):
         super().on_epoch_start()
 
     def on_train_start(self) -> None:
-        """Start counting steps whose numbers are not finite."""
+        """Start to count the steps with numbers that are not finite."""
         super().on_train_start()
         self.broken_steps: list[tuple[int, int]] = []  # epoch and step of those in a row
 
@@ -71,13 +72,13 @@ class StoppingMixin(_Base):
         return outputs
 
     def _finite_gradient(self, scale: float) -> bool:
-        """Return whether the gradient is finite. A GradScaler lowers its scale where not; without one, look at all."""
+        """Return whether the gradient is finite. A GradScaler lowers its scale if it is not."""
         if self.grad_scaler is not None:
             return self.loss_scale >= scale
         return not not_finite((n, p.grad) for n, p in self.bare_network.named_parameters() if p.grad is not None)
 
     def _step_not_finite(self, what: str, batch: dict) -> None:
-        """Stop the training, unless a GradScaler has skipped this step and has not skipped too many in a row."""
+        """Stop the training, unless a GradScaler skipped this step and has not skipped too many in a row."""
         self.broken_steps.append((self.current_epoch, self.step_in_epoch))
         bad = not_finite_weights(self.bare_network)
         where = f"epoch {self.current_epoch}, step {self.step_in_epoch}"
@@ -91,13 +92,13 @@ class StoppingMixin(_Base):
                    + (describe_not_finite(bad) if bad else "all weights are finite, so look for NaN in these images"))
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Check the weights after each epoch: no loss has shown yet what the last step made of them."""
+        """Check the weights after each epoch, because no loss has been computed since the last step."""
         super().on_train_epoch_end(train_outputs)
         if bad := not_finite_weights(self.bare_network):
             self._stop(f"after the last step of epoch {self.current_epoch} {describe_not_finite(bad)}")
 
     def refuse_not_finite(self, weights: ReadOnlyStateDict, file: str) -> None:
-        """Never let a checkpoint with NaN or infinite weights take the place of a good one."""
+        """Stop before a checkpoint with NaN or infinite weights is written over a good one."""
         if bad := not_finite(weights.items()):
             self._stop(f"{Path(file).name} is not written: {describe_not_finite(bad)}")
 
@@ -117,10 +118,10 @@ MIN_GAIN = 1e-3
 
 
 def on_plateau(losses: Sequence[float], *, patience: int) -> bool:
-    """Return whether the mean loss of the last 10 epochs is less than 0.001 below that of `patience` epochs before.
+    """Return whether the mean loss of 10 epochs has fallen by less than 0.001 within the last `patience` epochs.
 
-    FSEFT's rule (arXiv 2303.17051; there with a patience of 20). Never with a patience of 0, nor in the first
-    10 + patience epochs.
+    This is FSEFT's rule (arXiv 2303.17051), which uses a patience of 20. The result is False with a patience of 0, and
+    in the first 10 + patience epochs.
     """
     if patience < 1 or len(losses) < WINDOW + patience:
         return False
@@ -138,6 +139,6 @@ def not_finite_weights(network: nn.Module) -> list[str]:
 
 
 def describe_not_finite(names: list[str]) -> str:
-    """Return how many tensors are not finite, and the first of them."""
+    """Return a text with the number of these tensors and the names of the first."""
     more = ", ..." if len(names) > _SHOWN else ""
     return f"{len(names)} tensors hold NaN or infinite numbers: {', '.join(names[:_SHOWN])}{more}"

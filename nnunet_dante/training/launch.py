@@ -1,4 +1,4 @@
-"""Running nnU-Net's own training command with this package's trainers in its search path."""
+"""Run nnU-Net's own training command so that it finds the trainers of this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIABLE = "nnUNet_extTrainer"
 
 
 def trainers_folder() -> Path:
-    """Return the folder with the trainer module: inside an installed package, beside it in a source checkout."""
+    """Return the folder with the trainers: inside the installed package, or beside it in a clone of the repository."""
     package = Path(nnunet_dante.__file__).parent
     for folder in (package / "trainers", package.parent / "trainers"):
         if (folder / "nnunet_dante_trainers.py").is_file():
@@ -26,21 +26,21 @@ def trainers_folder() -> Path:
 
 
 def search_path() -> str:
-    """Return nnUNet_extTrainer with this package's folder first, and whatever it held before."""
+    """Return the value of nnUNet_extTrainer with this package's folder in front of those that it already holds."""
     ours = str(trainers_folder())
     others = [p for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p and p != ours]
     return os.pathsep.join([ours, *others])
 
 
 def export_line() -> str:
-    """Return the line for the shell that makes nnU-Net's own commands find the trainers."""
+    """Return a line for the shell; after it, nnU-Net's own commands find the trainers."""
     if os.name == "nt":
         return f'$env:{VARIABLE} = "{search_path()}"'
     return f'export {VARIABLE}="{search_path()}"'
 
 
 def device_option() -> tuple[str, ...]:
-    """Return the `-device` words that a printed command needs on this machine; none where torch finds a CUDA GPU."""
+    """Return the option `-device` for printed commands; it is empty if torch finds a CUDA GPU on this machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -49,13 +49,13 @@ def device_option() -> tuple[str, ...]:
 
 
 def train_command(dataset: str, configuration: str, fold: str, *, plans: str, trainer: str) -> str:
-    """Return the training command as it is printed. `dataset` is the full name, as two data sets may share a number."""
+    """Return the training command to print. `dataset` is the full name, because two data sets may share a number."""
     return shlex.join(["nnunet-dante", "train", dataset, configuration, fold, "-p", plans, "-tr", trainer,
                        *device_option()])
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Run `nnUNetv2_train` with `arguments` in this process, after looking for what commonly goes wrong.
+    """Run `nnUNetv2_train` with `arguments` in this process, after a check for common mistakes.
 
     Raises:
         ConfigurationError: an argument, environment variable or file would stop the training; the message says what

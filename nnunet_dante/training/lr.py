@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 def learning_rate(epoch: int, *, initial_lr: float, epochs: int, warmup_epochs: int = 0) -> float:
     """Return the learning rate at `epoch`: linear warm-up, then nnU-Net's decay (1 - t) ** 0.9.
 
-    t runs from 0 after the warm-up to 1 at `epochs`; the first epoch already trains, at initial_lr / warmup_epochs.
+    t rises from 0 after the warm-up to 1 at `epochs`. The first epoch has the rate initial_lr / warmup_epochs, not 0.
     """
     if epoch < warmup_epochs:
         return initial_lr * (epoch + 1) / warmup_epochs
@@ -16,10 +16,10 @@ def learning_rate(epoch: int, *, initial_lr: float, epochs: int, warmup_epochs: 
 
 
 class WarmupPolyLR:
-    """Write `learning_rate(epoch) * lr_scale` into every parameter group.
+    """Set the learning rate of every parameter group to `learning_rate(epoch)` times the group's "lr_scale".
 
-    nnU-Net's own PolyLRScheduler writes one number into all groups; a group without "lr_scale" has factor 1.
-    It has no state, so a resumed training cannot get it wrong.
+    nnU-Net's own PolyLRScheduler sets one rate for all groups. A group without "lr_scale" has the factor 1. The rate
+    depends only on the epoch, so it needs no state when a training is continued.
     """
 
     def __init__(self, optimizer: Optimizer, *, initial_lr: float, epochs: int, warmup_epochs: int = 0):

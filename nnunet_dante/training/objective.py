@@ -21,9 +21,9 @@ _Base: Any = object
 
 
 class ObjectiveMixin(_Base):
-    """Add to nnU-Net's loss the terms that the method's options l2_sp, ewc and size_prior ask for.
+    """Add the terms of the options l2_sp, ewc and size_prior to nnU-Net's loss.
 
-    Without these options nothing here changes a training.
+    Without these options, this mixin changes nothing.
     """
 
     loss: Any
@@ -38,7 +38,7 @@ class ObjectiveMixin(_Base):
         super().initialize()
 
     def on_train_start(self) -> None:
-        """Put the terms around nnU-Net's loss, after its data are there and before the first step."""
+        """Add the terms to nnU-Net's loss before the first step, when the data loaders already exist."""
         super().on_train_start()
         terms: list[Any] = []
         if self.run_method.l2_sp or self.run_method.ewc:
@@ -65,13 +65,13 @@ class ObjectiveMixin(_Base):
 
     @property
     def known_rows(self) -> list[int]:
-        """The rows of the segmentation head that start as the donor's, and the background row that goes with them."""
+        """The rows of the segmentation head that start as the donor's, and the background row if there are any."""
         donors = (self.start_entry or {}).get("label_map", {})
         return [row for row, name in enumerate(head_names(self.dataset_json))
                 if donors.get(name) is not None or (name == "background" and any(donors.values()))]
 
     def _start_values(self, weights: dict[str, Weight]) -> StateDict:
-        """Copy the weights; rows of new labels are pulled to 0 instead, as Li 2018 does with new layers."""
+        """Return the values to which weights are pulled: a copy of them, but 0 for rows of new labels (Li 2018)."""
         start = {name: weight.detach().clone() for name, weight in weights.items() if isinstance(weight, torch.Tensor)}
         known = self.known_rows
         for name, dim in head_rows(self.bare_network).items():
@@ -100,7 +100,7 @@ class ObjectiveMixin(_Base):
             raise ConfigurationError(f"size_prior={self.run_method.size_prior!r} cannot be used here: {reason}; set it "
                                      f"to 0.")
         plans, configuration, method = self.plans_manager, self.configuration_manager, self.run_method
-        folder = Path(str(nnUNet_raw), plans.dataset_name, method.size_images)  # an absolute one stays as it is
+        folder = Path(str(nnUNet_raw), plans.dataset_name, method.size_images)  # an absolute path stays the same
         volumes = unlabelled_volumes(folder, plans=plans, configuration=configuration, dataset_json=self.dataset_json)
         sizes = self._expected_sizes()
         mib = sum(volume.data.nbytes for volume in volumes) / 2**20
@@ -118,7 +118,7 @@ class ObjectiveMixin(_Base):
             else list(self.label_manager.foreground_labels)
 
     def _expected_sizes(self) -> dict[int, float]:
-        """Return output -> mean size in the training masks that hold the organ, mm^3."""
+        """Return {output of the network: mean size in mm^3 over the training masks that contain the organ}."""
         labels = self.label_manager.foreground_regions if self.label_manager.has_regions \
             else self.label_manager.foreground_labels
         masks = self.dataset_class(self.preprocessed_dataset_folder, self.do_split()[0])
@@ -135,12 +135,12 @@ class ObjectiveMixin(_Base):
         return found
 
     def on_train_epoch_start(self) -> None:
-        """Measure anew in every epoch, so that a training continues from a checkpoint as it would have gone on."""
+        """Reset the size prior in every epoch, so that a continued training computes the same as one without a stop."""
         super().on_train_epoch_start()
         self.size_gradient, self.size_ratios, self.size_visits, self.steps_to_visit = [], [], 0, 0
 
     def train_step(self, batch: dict) -> dict:
-        """In the second half of the epochs, look at an image without mask whenever its turn has come."""
+        """Train one step; in the second half of the epochs, first measure an image without a mask if it is due."""
         if self.size_prior is not None and 2 * self.current_epoch >= self.num_epochs:
             if self.steps_to_visit == 0:
                 self._visit(self.size_prior)
@@ -148,9 +148,10 @@ class ObjectiveMixin(_Base):
         return super().train_step(batch)
 
     def _visit(self, prior: SizePrior) -> None:
-        """Measure one image and keep its gradient for as many steps as it has batches of tiles.
+        """Measure one image, and keep its gradient for as many steps as the image has batches of tiles.
 
-        One image a step would cost many times the step itself; so both cost about the same, with the same weight.
+        To measure an image in every step would cost many times as much as the step itself. This way, the size prior
+        costs about as much as the training.
         """
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if self.is_ddp else (0, 1)
         volume = prior.choose(self.current_epoch, self.size_visits * ranks + rank)
@@ -160,7 +161,7 @@ class ObjectiveMixin(_Base):
         self.steps_to_visit = prior.steps(volume)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Log the size of the terms; the loss in the log is nnU-Net's own."""
+        """Log the values of the terms; the loss in the log is nnU-Net's own."""
         super().on_train_epoch_end(train_outputs)
         if self.start_penalty is not None:
             self.print_to_log_file(f"Penalty on the distance from the start weights: {self.start_penalty.value():.5g}")

@@ -1,4 +1,4 @@
-"""Where weights come from: loading the start weights of a transfer, and what a checkpoint says of its training."""
+"""Where weights come from: load the start weights of a transfer, and describe a training for its checkpoint."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def provenance(trainer: DanteMixin) -> dict:
-    """Return method, donor, label map, score before training, cost and, for methods with an adapter, the adapter.
+    """Return the block "dante" of a checkpoint: method, donor, label map, score before training, cost, and adapter.
 
-    Everything is a number, string, list, dict or tensor, so the checkpoint loads with weights_only=True.
+    It holds only numbers, strings, lists, dicts and tensors, so that the checkpoint can be read with weights_only=True.
     """
     method, entry = trainer.run_method, trainer.start_entry or {}
     block = {
@@ -57,8 +57,10 @@ def provenance(trainer: DanteMixin) -> dict:
 def refuse_other_names(entry: dict, dataset_json: DatasetJson) -> None:
     """Refuse a data set whose labels or channels differ, in number or order, from those of the start weights.
 
-    entry: the "start_weights" of the plans. The rows of the head lie in the order of its labels: if two names were
-    exchanged, the weights would still fit, but each organ would start from the weights of the other.
+    The rows of the head are in the order of the labels. If two names were exchanged, the weights would still fit, but
+    each organ would start from the weights of the other.
+
+    entry: "start_weights" of the plans for the configuration.
 
     Raises:
         ConfigurationError: they differ.
@@ -72,10 +74,14 @@ def refuse_other_names(entry: dict, dataset_json: DatasetJson) -> None:
 
 
 def load_start_weights(network: nn.Module, folder: Path, entry: dict) -> None:
-    """Load the file named by a plans' start_weights `entry` from `folder` into `network`, by stock keys.
+    """Load start weights into a network.
+
+    network: the network that the plans describe; it is changed in place.
+    folder: the folder of the data set in nnUNet_preprocessed.
+    entry: "start_weights" of the plans for the configuration; it names the file.
 
     Raises:
-        ConfigurationError: the file is missing, is not the one the plans were written with, or does not fit.
+        ConfigurationError: the file is missing, is not the one for which the plans were written, or does not fit.
     """
     file = folder / entry["file"]
     if not file.is_file():
@@ -93,6 +99,6 @@ def load_start_weights(network: nn.Module, folder: Path, entry: dict) -> None:
                                  f"was trained with {trainer}. Train with -tr {trainer}.")
     try:
         network.load_state_dict(weights)
-    except (RuntimeError, AttributeError) as error:  # torch takes names apart at their dots
+    except (RuntimeError, AttributeError) as error:  # torch splits names at their dots
         raise ConfigurationError(f"{file} does not fit the network that the plans describe: {error}. Do not edit the "
                                  f"architecture after a transfer; run `nnunet-dante transfer` again.") from error

@@ -1,4 +1,4 @@
-"""What --c needs: a refusal where something has changed since the checkpoint, and the state of the random numbers."""
+"""For --c: refuse to continue a training if something has changed, and store the state of the random numbers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,17 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
                    mirroring_axes: tuple[int, ...] | None) -> None:
     """Refuse to continue `checkpoint` with other options, start weights, plans, labels or cases than its own.
 
-    nnU-Net reads all of these anew from the disk, without a look at the checkpoint's. More epochs are refused, too:
-    learning rate, stages and size prior are functions of their number, so the epochs behind would have been others.
-    A checkpoint of another package is not looked at. steps: "iterations" and "val_iterations" of an epoch. cases: what
-    `describe_cases` returns for "training" and "validation". mirroring_axes: None for none, as nnU-Net has it.
+    nnU-Net reads all of these again from the disk and does not compare them with the checkpoint. Another number of
+    epochs is refused, too: learning rate, stages and size prior depend on it, so the epochs that are already done would
+    have been different. Checkpoints of other packages are not checked.
+
+    Args:
+        checkpoint: content of the checkpoint.
+        file: its file, for the message.
+        method, plans, dataset_json: those of the training now.
+        steps: {"iterations", "val_iterations"} of an epoch now.
+        cases: what `describe_cases` returns now for "training" and "validation".
+        mirroring_axes: axes of mirroring now; None for none, as in nnU-Net.
 
     Raises:
         ConfigurationError: something differs; the message says what.
@@ -47,9 +54,9 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
                for key in _DATASET_KEYS if then["dataset_json"].get(key) != dataset_json.get(key))]
     if lines:
         raise ConfigurationError(
-            f"{Path(file).name} cannot be continued: since its training began, {'; '.join(lines)}. Put it back as it "
-            f"was (nnunet-dante transfer writes it into the plans), or train anew without --c. --val still validates "
-            f"it, and a finished model can be the MODEL of another transfer.")
+            f"{Path(file).name} cannot be continued: since its training began, {'; '.join(lines)}. Undo this change "
+            f"(nnunet-dante transfer writes options into the plans), or start a new training without --c. --val still "
+            f"validates the checkpoint, and a finished model can be the MODEL of another transfer.")
 
 
 def describe_cases(cases: Iterable[str]) -> str:
@@ -63,7 +70,7 @@ def _method(dante: Mapping[str, Any], method: Method) -> Iterator[str]:
         yield f"the method was {dante['method']}, is {type(method).__name__}"
         return
     defaults = {field.name: field.default for field in dataclasses.fields(method)}
-    for name, now in dataclasses.asdict(method).items():  # an option that came later was not there: its default then
+    for name, now in dataclasses.asdict(method).items():  # in an older checkpoint, a newer option has its default
         if (before := dante.get("options", {}).get(name, defaults[name])) != now:
             yield f"{name} was {before!r}, is {now!r}"
 
@@ -89,7 +96,7 @@ def _plans(then: Plans, now: Plans, configuration: str) -> Iterator[str]:
 
 
 def random_state() -> dict:
-    """Return the state of Python's, numpy's and torch's generators (the GPUs' too)."""
+    """Return the state of the random number generators of Python, numpy and torch, also on GPUs."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
     return {
@@ -102,7 +109,7 @@ def random_state() -> dict:
 
 
 def restore_random_state(state: dict) -> None:
-    """Set all generators to a `random_state()`; GPUs only where their number is the same as then."""
+    """Set all generators to the result of `random_state()`; those of GPUs only if there are as many GPUs as then."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -1,4 +1,4 @@
-"""The expected size of each organ as a training signal on images without masks (FSEFT's transductive inference)."""
+"""The size prior: the expected size of each organ trains on images without masks (FSEFT's transductive inference)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Gradient = list[tuple[nn.Parameter, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """A preprocessed image without a mask: data (channels, *space), three-dimensional also for 2d networks."""
+    """A preprocessed image without a mask. data: shape (channels, *space) with three axes of space, also in 2d."""
 
     name: str
     data: Tensor
@@ -34,16 +34,20 @@ class Volume:
 
 @dataclass(frozen=True, kw_only=True)
 class SizePrior:
-    """weight * mean over organs of max(0, |e| - margin), e = (p* - p) / max(p, p*) (FSEFT, arXiv 2303.17051).
+    """The penalty weight * mean over organs of max(0, |e| - margin), e = (p* - p) / max(p, p*) (arXiv 2303.17051).
 
-    p is the predicted size of an organ in a whole volume, the sum of its probabilities in mm^3; p* the expected one.
-    As in FSEFT's code max(p, p*) is a scale and has no gradient: with one, the pull on an organ that is predicted r
-    times too large would fade as 1 / r. (That code adds the margin where p is too large; only what it prints changes.)
+    p is the predicted size of an organ in a whole volume (the sum of its probabilities, in mm^3), p* the expected size.
+    As in FSEFT's code, max(p, p*) is a constant without a gradient. With its gradient, the pull on an organ that is
+    predicted r times too large would fall as 1 / r. (If p is too large, that code adds the margin to the loss that it
+    prints. The gradient is the same.)
 
     Args:
-        sizes_mm3: p* of the network's outputs by number; others do not count.
-        patch: what the network takes, 2 or 3 axes. batch: of the training.
-        probabilities: from logits (batch, outputs, *patch).
+        volumes: the images without masks.
+        sizes_mm3: {output of the network: p*}; outputs that are not in it do not count.
+        weight, margin: as in the formula.
+        patch: patch size of the network, with 2 or 3 axes.
+        batch: batch size of the training.
+        probabilities: function from logits (batch, outputs, *patch) to probabilities.
     """
 
     volumes: Sequence[Volume]
@@ -55,21 +59,22 @@ class SizePrior:
     probabilities: Callable[[Tensor], Tensor]
 
     def steps(self, volume: Volume) -> int:
-        """Return how many training batches the volume is: the training visits the next one after as many steps."""
+        """Return the number of training batches in a volume; the next volume is measured after so many steps."""
         return math.ceil(len(self._tiles(volume)) / self.batch)
 
     def choose(self, epoch: int, visit: int) -> Volume:
-        """Return the volume of a visit, a pure function: each volume in turn, in an order of the epoch's own."""
+        """Return the volume for a visit: one after the other, in an order that depends only on the epoch."""
         order = np.random.default_rng(epoch).permutation(len(self.volumes))
         return self.volumes[order[visit % len(order)]]
 
     def measure(self, network: nn.Module, volume: Volume, *, loss_scale: float = 1.0) -> tuple[list[float], Gradient]:
-        """Return p / p* of each organ, and the gradient for each parameter that requires one.
+        """Return p / p* of each organ, and the gradient of the penalty for each parameter that requires one.
 
-        A first pass without gradients measures the sizes; if all are within the margin, the gradient is empty. The
-        penalty's slope is one number per organ, so the second pass holds one batch of tiles at a time in memory.
-        loss_scale keeps half-precision gradients in range: they are divided by it again, and taken anew with a smaller
-        one if they overflow.
+        The first pass measures the sizes without gradients. If all are within the margin, the gradient is empty. The
+        slope of the penalty is one number per organ, so the second pass needs only one batch of tiles in memory.
+
+        loss_scale: factor that keeps gradients in the range of half precision. Gradients are divided by it at the end,
+            and computed again with a smaller one if they overflow.
         """
         with evaluating(network):
             batches = self._batches(volume)
@@ -110,13 +115,13 @@ class SizePrior:
         return tiles(volume.data.shape[1:], self._patch3(volume))
 
     def _batches(self, volume: Volume) -> list[list[Tile]]:
-        # Half a training batch: this network is not compiled and so needs more memory for its activations.
+        # Half a training batch, because this network is not compiled and needs more memory for its activations.
         size, found = max(1, self.batch // 2), self._tiles(volume)
         return [found[i:i + size] for i in range(0, len(found), size)]
 
 
 def penalty(ratio: float, margin: float) -> tuple[float, float]:
-    """Return max(0, |e| - margin) and its slope in ratio = p / p*, the scale max(p, p*) held constant."""
+    """Return max(0, |e| - margin) and its derivative by ratio = p / p*, with max(p, p*) as a constant."""
     error = 1 - min(ratio, 1 / max(ratio, 1e-12))
     if error <= margin:
         return 0.0, 0.0
@@ -125,10 +130,10 @@ def penalty(ratio: float, margin: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of patch size and the part of it that counts.
+    """A window of patch size, and the part of it that counts.
 
-    start: first voxel in the volume, negative where the patch is larger than the volume. own: slices of the window;
-    the parts of all tiles together are the volume, without overlap.
+    start: first voxel of the window in the volume; negative if the patch is larger than the volume.
+    own: slices of the part that counts, in the window. These parts of all tiles cover the volume without overlap.
     """
 
     start: tuple[int, ...]
@@ -144,10 +149,10 @@ class Tile:
 
 
 def tiles(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:
-    """Return as few windows as cover a volume of `shape`.
+    """Return the smallest number of windows that cover a volume of `shape`.
 
-    The last window of an axis is moved inwards and counts only where none before it did; a volume smaller than the
-    patch lies in its middle, as in nnU-Net's prediction.
+    The last window of an axis is moved inwards, and only voxels that no window before it contains count in it. A volume
+    that is smaller than the patch is in the middle of it, as in nnU-Net's prediction.
     """
     return [Tile(tuple(a for a, _ in axes), tuple(own for _, own in axes))
             for axes in product(*(_axis(n, p) for n, p in zip(shape, patch)))]
@@ -166,11 +171,11 @@ def _axis(n: int, patch: int) -> list[tuple[int, slice]]:
 
 def unlabelled_volumes(folder: Path, *, plans: PlansManager, configuration: ConfigurationManager,
                        dataset_json: DatasetJson) -> list[Volume]:
-    """Return the images of `folder` (CASE_0000 and so on), preprocessed by nnU-Net and kept in memory as float32.
+    """Return the images of `folder` (CASE_0000 and so on), preprocessed by nnU-Net, as float32.
 
     Raises:
-        ConfigurationError: there are none, or one has another number of channels than the data set.
-        TransferError: one cannot be read.
+        ConfigurationError: there are no images, or one has another number of channels than the data set.
+        TransferError: an image cannot be read.
     """
     ending = dataset_json["file_ending"]
     cases = image_files(folder, ending)
@@ -194,7 +199,7 @@ def _volume(name: str, files: list[str], plans: PlansManager, configuration: Con
 
 
 def voxel_mm3(properties: dict[str, Any], plans: PlansManager, configuration: ConfigurationManager) -> float:
-    """Return the volume of a preprocessed voxel, mm^3; 2d configurations keep the slice distance of each image."""
+    """Return the volume of a preprocessed voxel in mm^3; in 2d, each image keeps its own distance of slices."""
     spacing = [float(s) for s in configuration.spacing]
     own = [float(properties["spacing"][axis]) for axis in plans.transpose_forward]
     return float(np.prod([*own[:len(own) - len(spacing)], *spacing]))

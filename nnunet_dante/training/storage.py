@@ -1,7 +1,7 @@
-"""The part of the trainer that loses no work when a training is killed or a file cannot be written.
+"""The part of the trainer that makes sure that no work is lost if a training is killed or a file cannot be written.
 
-nnU-Net continues (`--c`) from the first there is of checkpoint_final, checkpoint_latest and checkpoint_best. Each is
-written whole or not at all; this sees to it that the three and the adapter belong together at any moment.
+nnU-Net continues (`--c`) from the first that exists of checkpoint_final, checkpoint_latest and checkpoint_best. Each
+file is written whole or not at all. This mixin keeps the three checkpoints and the adapter consistent with each other.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ class StorageMixin(_Base):
                  device: torch.device = torch.device("cuda")):  # noqa: B008 - nnU-Net compares signatures
         with self._results():
             super().__init__(plans, configuration, fold, dataset_json, device)
-        log = Path(self.log_file)  # nnU-Net goes on without a log, and would train until the first checkpoint
+        log = Path(self.log_file)  # nnU-Net continues without a log, and would only fail at the first checkpoint
         if self.local_rank == 0 and not (log.is_file() and log.stat().st_size):
             raise cannot_write(log, OSError(errno.EACCES, "nothing can be written into this folder"))
 
     @contextmanager
     def _results(self) -> Iterator[None]:
-        """Turn nnU-Net's errors on writing results into this package's."""
+        """Turn errors that come from writing results into a `StorageError`."""
         try:
             yield
         except OSError as error:
             folder = Path(getattr(self, "output_folder", None) or "")
             file = Path(error.filename or folder)
-            ours = file.is_relative_to(folder.parent) or folder.is_relative_to(file)  # that, or a folder on the way
+            ours = file.is_relative_to(folder.parent) or folder.is_relative_to(file)  # or a folder above it
             if error.errno in _NO_ROOM or (error.errno in _NO_ACCESS and error.filename and ours):
                 raise cannot_write(folder if folder.is_relative_to(file) else file, error) from error
             raise
 
     def run_training(self) -> None:
-        """Say how to go on when a result cannot be written."""
+        """Train as nnU-Net does; if a result cannot be written, the error says how to continue."""
         try:
             with self._results():
                 super().run_training()
@@ -72,7 +72,7 @@ class StorageMixin(_Base):
         super().on_train_start()
 
     def set_aside(self) -> None:
-        """Rename what an earlier training left in this folder: --c and `compare` must not take it for this one's."""
+        """Rename the results of an earlier training in this folder, so that --c and `compare` cannot mix the two up."""
         if self.local_rank != 0 or self.disable_checkpointing:
             return
         folder, moved = Path(self.output_folder), []
@@ -88,9 +88,10 @@ class StorageMixin(_Base):
                                    f"called NAME.previous: {', '.join(moved)}.")
 
     def on_epoch_end(self) -> None:
-        """Save the best checkpoint before the latest, which nnU-Net saves without this epoch's best score.
+        """Save checkpoint_latest after checkpoint_best, and with the best score of this epoch.
 
-        A training continued from there would take a worse epoch for its best, or lose the best to a kill in between.
+        nnU-Net saves checkpoint_latest first, with the old best score. A training that continues from it could take a
+        worse epoch for its best, and a kill between the two would lose the best checkpoint.
         """
         every, self.save_every = self.save_every, self.num_epochs + 1
         super().on_epoch_end()
@@ -99,7 +100,7 @@ class StorageMixin(_Base):
             self.save_after(self.current_epoch, _LATEST)
 
     def save_after(self, epochs: int, name: str) -> None:
-        """Save a checkpoint from which a training goes on after so many epochs; nnU-Net counts one more."""
+        """Save a checkpoint that says that so many epochs are done; nnU-Net writes `current_epoch` + 1."""
         self.current_epoch = epochs - 1
         self.save_checkpoint(str(Path(self.output_folder, name)))
         self.current_epoch = epochs
@@ -108,7 +109,7 @@ class StorageMixin(_Base):
         """Return the content of a checkpoint of this training.
 
         Raises:
-            DonorError: it cannot be read.
+            DonorError: the file cannot be read; the message says how to continue.
         """
         try:
             return load_checkpoint_safely(file, trust=True)
@@ -118,7 +119,7 @@ class StorageMixin(_Base):
                              + (f"continues from {others[0]}." if others else "starts anew.")) from error
 
     def keep_best(self) -> None:
-        """Let no epoch that is trained again replace a better checkpoint_best; with workers it may come out worse."""
+        """After --c, keep the score of the checkpoint_best on disk, so that no worse epoch replaces that file."""
         file = Path(self.output_folder, _BEST)
         if self.logger.resume and file.is_file():
             scores = (self._best_ema, self.read_checkpoint(str(file))["_best_ema"])

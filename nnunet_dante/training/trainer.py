@@ -2,15 +2,15 @@
 
 Each override is short and calls super(): network, data, losses, validation and prediction stay nnU-Net's.
 
-    configure_optimizers   start weights -> adapt -> gradient audit -> parameter groups (after build and compile,
-                           before the DDP wrap)
-    on_train_start         score of the start weights; checkpoint_best starts as them
-    on_train_epoch_start   the stage of this epoch
-    save_checkpoint        stock keys, the stock trainer's name, provenance under "dante", written atomically
-    load_checkpoint        base and factors apart again, random state: as if the training had never stopped
+    configure_optimizers   load the start weights, adapt the network, audit the gradients, make parameter groups (after
+                           nnU-Net has built and compiled the network, before it wraps it for DDP)
+    on_train_start         score the start weights, and save them as the first checkpoint_best
+    on_train_epoch_start   enter the stage of this epoch
+    save_checkpoint        write stock keys, the stock trainer's name, and provenance under "dante", atomically
+    load_checkpoint        restore base, factors and random state, so that a training continues as if it had not stopped
 
-Three more mixins under it serve any method: further terms of the loss (objective.py), the early end of a training
-(guards.py), and what a training that was killed leaves and finds (storage.py).
+The mixins from which it is derived serve any method: further terms of the loss (objective.py), the early end of a
+training (guards.py), results that survive a kill (storage.py), and how much of what was learned is kept (strength.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from ..versions import refuse_unsupported
 
-refuse_unsupported()  # before the imports that fail in other versions of nnU-Net, and do not say why
+refuse_unsupported()  # comes before imports that fail in other versions of nnU-Net with an unclear message
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -54,10 +54,12 @@ from .strength import StrengthMixin
 
 
 class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
-    """Fine-tune with `method`; stands left of a stock trainer: `class X(DanteMixin, nnUNetTrainer): method = LoRA()`.
+    """Fine-tune with `method`.
 
-    Start weights and overrides of the numbers come from the "dante" block of the plans, which `nnunet-dante
-    transfer` writes; -pretrained_weights wins over them. A method that fine-tunes refuses to train random weights.
+    Example: `class nnUNetTrainerMine(DanteMixin, nnUNetTrainer): method = LoRA()`; the mixin comes first.
+
+    Start weights and overrides come from the "dante" block of the plans, which `nnunet-dante transfer` writes;
+    -pretrained_weights replaces these start weights. A method that fine-tunes refuses to train random weights.
     """
 
     method: ClassVar[Method] = Method()
@@ -70,9 +72,9 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
     network: Any
 
     def __new__(cls, plans: dict | None = None, configuration: str = "", *_: Any, **__: Any) -> Any:
-        """Return a trainer that builds the donor's network, where not the plans but the donor's trainer describes it.
+        """Return a trainer that builds the donor's network, also if the donor's trainer describes it and not the plans.
 
-        For a donor of nnUNetTrainerBN that is `class X(cls, nnUNetTrainerBN)` under the name of `cls`.
+        For a donor of nnUNetTrainerBN, this is `class X(cls, nnUNetTrainerBN)` under the name of `cls`.
         """
         entry = read_dante_block(plans or {})["start_weights"].get(configuration, {})
         name = entry.get("network_trainer", "nnUNetTrainer")
@@ -99,7 +101,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
         self.base: StateDict = {}
         self.base_sha256 = ""
         self.start_dice: dict[str, float] = {}
-        self.cases: dict[str, str] = {}  # of the training, as it began
+        self.cases: dict[str, str] = {}  # what `describe_cases` returned when the training began
         self.resume_random_state: dict | None = None
         self.num_epochs = self.run_method.epochs
         self.num_iterations_per_epoch = overrides.get("iterations", self.num_iterations_per_epoch)
@@ -115,7 +117,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
 
     @property
     def steps(self) -> dict[str, int]:
-        """The steps of an epoch, by the names of their overrides."""
+        """The numbers of steps of an epoch, by the names of their overrides."""
         return {"iterations": self.num_iterations_per_epoch, "val_iterations": self.num_val_iterations_per_epoch}
 
     @property
@@ -125,7 +127,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
         return getattr(network, "_orig_mod", network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLR]:
-        """Load the start weights, adapt the network, prove that it trains, and build AdamW over the groups."""
+        """Load the start weights, adapt the network, audit its gradients, and return AdamW and the schedule."""
         network, method = self.bare_network, self.run_method
         if method.uses_start_weights and self.start_entry is not None:
             refuse_other_names(self.start_entry, self.dataset_json)
@@ -159,13 +161,13 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
         """Mirror in augmentation and prediction only along axes that both the transfer and the stock trainer allow."""
         rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         chosen = (self.start_entry or {}).get("mirroring_axes")
-        if chosen is not None:  # the plans say nothing where the donor's checkpoint did not
+        if chosen is not None:  # None: the donor's checkpoint did not tell its axes
             axes = tuple(axis for axis in axes or () if axis in chosen) or None
             self.inference_allowed_mirroring_axes = axes
         return rotation, dummy_2d, patch_size, axes
 
     def on_train_start(self) -> None:
-        """Score the start weights before the first step, or take up a stopped training where it was."""
+        """Score the start weights before the first step; after --c, restore the state of the random numbers."""
         super().on_train_start()
         self._listening.remove()
         if self.resume_random_state is not None:
@@ -216,7 +218,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
         return [name for name in head_names(self.dataset_json) if name != "background"]
 
     def on_train_epoch_start(self) -> None:
-        """Enter the stage of this epoch; frozen norms keep their running statistics."""
+        """Enter the stage of this epoch; frozen norms do not change their running statistics."""
         stage = self.training_plan.schedule.stage(self.current_epoch)
         if self.training_plan.set_stage(self.current_epoch):
             self._renew_wrappers()
@@ -227,14 +229,14 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
                 module.eval()
 
     def _renew_wrappers(self) -> None:
-        """Let dynamo and DDP see the new set of trainable parameters: neither notices by itself."""
+        """Make dynamo and DDP use the new set of trainable parameters, which they do not notice by themselves."""
         torch._dynamo.reset()
         if isinstance(self.network, DistributedDataParallel):
             devices = [self.local_rank] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network.module, device_ids=devices)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Refuse a fold that is not in splits_final.json: nnU-Net would silently take a random 80:20 split."""
+        """Return nnU-Net's split; refuse a fold that is not in splits_final.json, where it would draw one at random."""
         file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
         if self.fold != "all" and file.is_file() and self.fold >= (n := len(load_json(str(file)))):
             raise ConfigurationError(f"fold {self.fold} is not in {file}, which holds folds 0 to {n - 1}; train one "
@@ -244,7 +246,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
         return split
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write nnU-Net's checkpoint with the stock trainer's name and Dante's provenance, atomically."""
+        """Write nnU-Net's checkpoint with the stock trainer's name and the "dante" block, atomically."""
         buffer = io.BytesIO()
         super().save_checkpoint(buffer)  # type: ignore[arg-type]
         if buffer.tell() == 0:  # not rank 0, or checkpointing is disabled
@@ -258,18 +260,18 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
 
     @property
     def stock_trainer_name(self) -> str:
-        """The name of the trainer whose network this is: prediction looks it up and must not need this package."""
+        """The trainer to name in checkpoints. Prediction looks it up, so it must not belong to this package."""
         return next(c.__name__ for c in type(self).__mro__
                     if issubclass(c, nnUNetTrainer) and not issubclass(c, DanteMixin))
 
     def initialize_for_checkpoint(self) -> None:
-        """Build the network for the weights of a checkpoint; --val does not need the file of the start weights."""
+        """Build the network for the weights of a checkpoint; for --val, the start weights are not needed."""
         if not self.was_initialized:
             self.weights_from_checkpoint = not self.logger.resume
             self.initialize()
 
     def load_checkpoint(self, file: str, /) -> None:
-        """Load a checkpoint; one of this package continues as if it had never stopped, or not at all."""
+        """Load a checkpoint. After --c, the training continues as if it had not stopped, or it is refused."""
         checkpoint = self.read_checkpoint(file)
         self.initialize_for_checkpoint()
         if self.logger.resume:  # --c; validation (--val) takes the weights as they are

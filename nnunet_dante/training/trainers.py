@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..versions import refuse_unsupported
 
-refuse_unsupported()  # before the imports that fail in other versions of nnU-Net, and do not say why
+refuse_unsupported()  # comes before imports that fail in other versions of nnU-Net with an unclear message
 
 from typing import Any
 
@@ -40,19 +40,19 @@ class nnUNetTrainerLoRA(DanteMixin, nnUNetTrainer):
 
 
 class nnUNetTrainerLoRADecoder(DanteMixin, nnUNetTrainer):
-    """LoRA in the decoder only: the encoder and its norms are frozen, and no gradient goes beyond the bottleneck."""
+    """Train low-rank factors in the decoder only; the encoder and its norms are frozen and receive no gradient."""
 
     method = LoRA(encoder=False)
 
 
 class nnUNetTrainerLoRAFlat(DanteMixin, nnUNetTrainer):
-    """LoRA with each kernel as one matrix: fewer factors, which Hugging Face PEFT can read."""
+    """LoRA that factorises each kernel as one matrix: fewer numbers, in a form that Hugging Face PEFT can read."""
 
     method = LoRA(factorisation="flat")
 
 
 class nnUNetTrainerDoRA(DanteMixin, nnUNetTrainer):
-    """LoRA of the directions of the weights, and one trained magnitude per output channel."""
+    """Train low-rank factors for the directions of the weights, and one magnitude per output channel."""
 
     method = DoRA()
 
@@ -64,7 +64,7 @@ class nnUNetTrainerLPFT(DanteMixin, nnUNetTrainer):
 
 
 class nnUNetTrainerConvAdapter(DanteMixin, nnUNetTrainer):
-    """Train a parallel 1x1 convolution per convolution, merged into the centre of its kernel; and the heads."""
+    """Train the heads, and a 1x1 convolution parallel to each convolution, merged into the centre of its kernel."""
 
     method = ConvAdapter()
 
@@ -82,7 +82,7 @@ class nnUNetTrainerNormAffine(DanteMixin, nnUNetTrainer):
 
 
 class nnUNetTrainerGradualUnfreezing(DanteMixin, nnUNetTrainer):
-    """Open the head, then the decoder from the output inwards, then the encoder; all is open after half the epochs."""
+    """Train the heads, then also the decoder, from the output inwards, then the encoder; all after half the epochs."""
 
     method = GradualUnfreezing()
 
@@ -118,18 +118,17 @@ class nnUNetTrainerFromScratch(DanteMixin, nnUNetTrainer):
 
 
 class AddedModulesMixin(DanteMixin):
-    """Fine-tune with a method that leaves modules in the network; otherwise as `DanteMixin`.
+    """Fine-tune with a method that adds modules to the network; otherwise like `DanteMixin`.
 
-    The other methods adapt a network that nnU-Net has built. These modules cannot be merged into stock weights, so
-    training and prediction must build the network with them: checkpoints name this very trainer, and whoever predicts
-    needs it in `nnUNet_extTrainer`. What shapes the network comes from the class alone, not from the plans' overrides:
-    prediction sees the class.
+    The modules cannot be merged into stock weights, so training and prediction must build the network with them. That
+    is why checkpoints name this trainer, and prediction needs it in `nnUNet_extTrainer`. The shape of the network
+    depends only on the class, not on overrides in the plans, because prediction knows only the class.
     """
 
     @classmethod
     def build_network_architecture(cls, plans_manager: Any, configuration_manager: Any, num_input_channels: int,
                                    num_output_channels: int, enable_deep_supervision: bool = True) -> nn.Module:
-        """Return the stock trainer's network with the method's modules, which do nothing yet."""
+        """Return the stock trainer's network with the method's modules, which at first do not change its output."""
         network = super().build_network_architecture(plans_manager, configuration_manager, num_input_channels,
                                                      num_output_channels, enable_deep_supervision)
         cls.method.adapt(network)
@@ -137,17 +136,17 @@ class AddedModulesMixin(DanteMixin):
 
     @property
     def stock_trainer_name(self) -> str:
-        """The name of this trainer: no stock trainer builds this network."""
+        """The name of this trainer, because no stock trainer builds this network."""
         return type(self).__name__
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Until training starts, show stock keys only: `-pretrained_weights` demands every key it sees of its file."""
+        """Hide the keys of the added modules until the training starts: a file for -pretrained_weights lacks them."""
         optimizer, scheduler = super().configure_optimizers()
         self._hidden = self.bare_network.register_state_dict_post_hook(_hide)
         return optimizer, scheduler
 
     def on_train_start(self) -> None:
-        """Show all keys again, then start."""
+        """Show all keys again, and start the training."""
         if not self.was_initialized:
             self.initialize()
         self._hidden.remove()
@@ -156,14 +155,14 @@ class AddedModulesMixin(DanteMixin):
         super().on_train_start()
 
     def load_checkpoint(self, file: str, /) -> None:
-        """Load a checkpoint of this trainer, all of its keys."""
+        """Load a checkpoint of this trainer with all keys."""
         self.initialize_for_checkpoint()
         self._hidden.remove()
         super().load_checkpoint(file)
 
     @classmethod
     def built_by(cls, builder: type[nnUNetTrainer]) -> type[DanteMixin]:
-        """Refuse: prediction builds this network from the class alone, which does not know the donor's trainer."""
+        """Refuse, because prediction builds the network from this class alone, without the donor's trainer."""
         raise ConfigurationError(f"{cls.__name__} adds modules to the network of the plans, but the donor's network is "
                                  f"built by its trainer {builder.__name__}. Choose another -tr, such as "
                                  f"nnUNetTrainerLoRA.")

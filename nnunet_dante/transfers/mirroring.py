@@ -1,8 +1,8 @@
-"""Along which axes a training mirrors its images: as the donor was trained, unless the user says otherwise.
+"""The axes along which a training mirrors its images: those of the donor's training, unless the user chooses others.
 
-Axes count as nnU-Net counts them: in the order of the preprocessed image (`transpose_forward` of the plans), and for 2d
-configurations within the slice. None stands for "unknown": the donor's checkpoint lacks the entry, and nnU-Net then
-mirrors along all axes. An empty tuple stands for "no mirroring".
+Axes are numbered as in nnU-Net: in the order of the preprocessed image (`transpose_forward` of the plans), and for 2d
+configurations within the slice. None means "unknown": the donor's checkpoint has no entry, and nnU-Net then mirrors
+along all axes. An empty tuple means "no mirroring".
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Axes = tuple[int, ...]
 
 
 def chosen_axes(choice: str, donor_axes: Axes | None, *, dimension: int) -> Axes | None:
-    """Return the axes of a training: "donor" keeps the donor's, "none" and "all" do not depend on it.
+    """Return the axes for a choice: "donor" for the donor's own axes, "none" or "all".
 
     Raises:
-        ConfigurationError: another choice.
+        ConfigurationError: `choice` is none of these.
     """
     if choice not in CHOICES:
         raise ConfigurationError(f"mirroring is {choice!r}; choose one of {', '.join(CHOICES)}.")
@@ -34,7 +34,7 @@ def chosen_axes(choice: str, donor_axes: Axes | None, *, dimension: int) -> Axes
 
 
 def describe_axes(choice: str, donor_axes: Axes | None, axes: Axes | None) -> str:
-    """Return what the report of a transfer says about mirroring."""
+    """Return the text about mirroring for the report of a transfer."""
     if choice != "donor":
         return f"{_listed(axes)} (--mirroring {choice}; the donor was trained with {_listed(donor_axes)})"
     if axes is None:
@@ -49,7 +49,7 @@ def _listed(axes: Axes | None) -> str:
 
 
 def side_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the names that differ in left and right alone, such as ("kidney_left", "kidney_right")."""
+    """Return pairs of names that differ only in left and right, such as ("kidney_left", "kidney_right")."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
@@ -60,10 +60,10 @@ def side_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def side_axis(image: Path, *, transpose: Sequence[int], dimension: int) -> int | None:
-    """Return the axis from left to right of the preprocessed image; None if a 2d network does not see it.
+    """Return the axis of the preprocessed image that runs between left and right; None if a 2d network does not see it.
 
-    nnU-Net reads the voxel axes of a NIfTI in reverse order. An image that says nothing of its orientation counts as
-    stored from left to right along its first axis.
+    nnU-Net reads the voxel axes of a NIfTI file in reverse order. If a file does not tell its orientation, its first
+    axis is taken as the one between left and right.
     """
     try:
         codes = nibabel.aff2axcodes(nibabel.load(image).affine)  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def side_axis(image: Path, *, transpose: Sequence[int], dimension: int) -> int |
 
 
 def side_warnings(names: Iterable[str], axes: Axes | None, *, side_axis: int | None, known: bool) -> Iterator[str]:
-    """Yield a warning if images are mirrored from left to right although labels tell the sides apart.
+    """Yield a warning if images are mirrored between left and right although labels tell the sides apart.
 
     known: the donor's checkpoint says along which axes it was trained.
     """

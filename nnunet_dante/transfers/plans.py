@@ -1,4 +1,4 @@
-"""Plans for another data set: the donor's network and preprocessing, the target's name, reader and channels."""
+"""Make plans for the target: with the donor's network and preprocessing, and the target's name, reader and channels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ _NOT_TAKEN = ("dante", "continue_training", "pretrain_info", _OLD_INTENSITY)
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelPlan:
-    """How a channel is normalised; `scheme_from` and `statistics_from` are "donor" or "target"."""
+    """How a channel is normalised.
+
+    scheme: name of nnU-Net's normalisation class. use_mask: whether it looks at voxels of the nonzero mask alone.
+    scheme_from, statistics_from: "donor" or "target".
+    """
 
     name: str
     scheme: str
@@ -37,11 +41,15 @@ class ChannelPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlansReport:
-    """What the target looks like through the donor's configuration; axes in the donor's transposed order.
+    """How the donor's configuration fits the target's images. All axes are in the transposed order of the plans.
 
-    spacing_ratio: target median spacing / spacing of the plans; above 1 images are upsampled and look smoother than
-    what the donor has seen, below 1 detail is lost. median_shape: voxels after resampling. donor: what the donor was
-    trained at, where these plans have the target's own geometry.
+    plans_spacing_mm: spacing to which images are resampled, which is the donor's or the target's own.
+    target_spacing_mm: median spacing of the target's images.
+    spacing_ratio: target_spacing_mm / plans_spacing_mm. Above 1, images are upsampled and look smoother than those that
+        the donor saw; below 1, detail is lost.
+    patch_size: in voxels.
+    median_shape: median shape of the target's images after resampling, in voxels.
+    donor: the geometry of the donor, if these plans have the target's own.
     """
 
     channels: tuple[ChannelPlan, ...]
@@ -56,14 +64,24 @@ class PlansReport:
 def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, dataset_name: str, reader: str,
                    channels: NameMatch, fingerprint: dict[str, Any], intensity: str = "donor",
                    batch_size: int | None = None) -> tuple[Plans, PlansReport]:
-    """Return plans for the target and what they mean for it; nothing of the donor's is changed in place.
+    """Return plans for the target, and a report of how they fit its images. `donor_plans` are not changed.
 
-    Kept: spacing, patch, topology, transpose, resampling, and by channel name normalisation and intensity statistics.
-    Only `configuration` is taken, with what it inherits from and the other stages of its cascade. New channels get
-    nnU-Net's own scheme for their name, and the target's statistics; so do all channels with intensity="target".
+    Spacing, patch size, topology, transpose and resampling stay the donor's; so do normalisation and intensity
+    statistics of channels that the donor knows by name. New channels get the normalisation that nnU-Net chooses for
+    their name, and the target's statistics. Of the configurations, only `configuration`, those from which it inherits,
+    and the other stages of its cascade are kept.
+
+    Args:
+        donor_plans: content of the donor's plans.json.
+        configuration: the donor's configuration.
+        plans_name, dataset_name, reader: go into the new plans.
+        channels: the channels of target and donor.
+        fingerprint: nnU-Net's fingerprint of the target.
+        intensity: "target" uses the target's intensity statistics for all channels.
+        batch_size: replaces the donor's.
 
     Raises:
-        ConfigurationError: an argument cannot work.
+        ConfigurationError: `intensity` or `configuration` is unknown, or the plans lack a configuration.
     """
     if intensity not in ("donor", "target"):
         raise ConfigurationError(f"intensity is {intensity!r}; choose 'donor' or 'target'.")
@@ -86,7 +104,7 @@ def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, d
 
 
 def _chain(configurations: dict[str, Any], wanted: str) -> list[str]:
-    """`wanted`, its ancestors, and the other stages of its cascade with theirs, in the order of the plans."""
+    """Return `wanted`, the other stages of its cascade, and all from which these inherit, in the order of the plans."""
     if wanted not in configurations:
         raise ConfigurationError(f"Configuration {wanted!r} is not in the plans; they hold {sorted(configurations)}.")
     found, waiting = set(), [wanted]
@@ -105,7 +123,7 @@ def _chain(configurations: dict[str, Any], wanted: str) -> list[str]:
 
 
 def _resolved(plans: Plans, configuration: str, key: str) -> Any:
-    """The value of `key`, inherited if the configuration does not have it."""
+    """Return the value of `key` of a configuration; it may be inherited."""
     own = plans["configurations"][configuration]
     return own[key] if key in own else _resolved(plans, own["inherits_from"], key)
 
@@ -126,13 +144,13 @@ def _intensities(donor_plans: Plans, channels: NameMatch, fingerprint: dict[str,
 def _retarget_configurations(plans: Plans, names: list[str], channels: NameMatch,
                              fingerprint: dict[str, Any]) -> None:
     identifiers: dict[str, str] = {}
-    cropped = fingerprint.get("median_relative_size_after_cropping", 1.0) < 0.75  # nnU-Net's rule for masked z-scores
+    cropped = fingerprint.get("median_relative_size_after_cropping", 1.0) < 0.75  # as nnU-Net decides on the mask
     source = channels.source
     schemes = [get_normalization_scheme(name) for name in channels.target]
     masks = [cropped and bool(s.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true) for s in schemes]
     for name in names:
         config = plans["configurations"][name]
-        if "data_identifier" in config:  # configurations that shared preprocessed data go on sharing it
+        if "data_identifier" in config:  # configurations that shared preprocessed data still share it
             config["data_identifier"] = identifiers.setdefault(config["data_identifier"],
                                                                f"{plans['plans_name']}_{name}")
         if (old := config.get("normalization_schemes")) is not None:
@@ -178,14 +196,14 @@ def describe_plans(plans: Plans, configuration: str, channels: NameMatch, *, has
 
 
 def merge_plans(existing: Plans, new: Plans, *, configuration: str) -> Plans:
-    """Return `new`, with the other configurations that earlier transfers put into `existing`.
+    """Return `new` together with the other configurations that earlier transfers wrote into `existing`.
 
     Raises:
-        ConfigurationError: `existing` was not written by a transfer, or what both hold differs.
+        ConfigurationError: `existing` was not written by a transfer, or the two differ in something that they share.
     """
     if not (block := read_dante_block(existing))["start_weights"]:
         raise ConfigurationError(f"Plans {existing.get('plans_name')!r} exist and were not written by `nnunet-dante "
-                                 "transfer`; they are left alone. Choose another name with -p.")
+                                 "transfer`, so they are not changed. Choose another name with -p.")
     others = {name: entry for name, entry in block["start_weights"].items() if name != configuration}
     if not others:
         return new

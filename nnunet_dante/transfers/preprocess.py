@@ -1,4 +1,4 @@
-"""Run nnU-Net's preprocessing for the plans of a transfer, or print the command that does."""
+"""Run nnU-Net's preprocessing for the plans of a transfer, or return the command for it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..types import Plans
 def preprocess(target: Target, plans: Plans, configuration: str, *, num_processes: int | None = None) -> None:
     """Preprocess every case for `configuration` and the other stages of its cascade, and copy the masks.
 
-    nnU-Net's own `preprocess_dataset` takes numbers alone, which two data sets may share. This calls the same
-    preprocessors by the full name.
+    nnU-Net's own `preprocess_dataset` takes only the number of a data set, which two data sets may share. Here, the
+    same preprocessors are called with the full name.
     """
     manager = PlansManager(plans)
     for name in with_own_data(plans, configuration):
@@ -30,16 +30,16 @@ def preprocess(target: Target, plans: Plans, configuration: str, *, num_processe
 
 
 def preprocess_command(target: Target, plans: Plans, configuration: str) -> str:
-    """Return the command that preprocesses the data, or what to do where nnU-Net's command cannot find the data set."""
+    """Return nnU-Net's command for the preprocessing, or what to do if this command cannot find the data set."""
     if target.number is None:
         return (f"the same `nnunet-dante transfer` again, with --preprocess: nnUNetv2_preprocess takes a number, and "
-                f"that of {target.name} does not lead to it alone")
+                f"with that of {target.name} it finds another data set, or several")
     return shlex.join(["nnUNetv2_preprocess", "-d", str(target.number), "-plans_name", str(plans["plans_name"]), "-c",
                        *with_own_data(plans, configuration)])
 
 
 def with_own_data(plans: Plans, configuration: str) -> tuple[str, ...]:
-    """Return `configuration` and the other stages of its cascade, without those that share preprocessed data."""
+    """Return `configuration` and the other stages of its cascade; of those with the same preprocessed data, one."""
     manager = PlansManager(plans)
     config = manager.get_configuration(configuration)
     names = [configuration, *filter(None, [config.previous_stage_name]), *(config.next_stage_names or [])]

@@ -1,21 +1,21 @@
-"""Move weights to other labels and channels by name: pure functions from state dict to state dict and report.
+"""Move weights to other labels and channels by name: pure functions that return a new state dict and a report.
 
-Rules for what the donor does not know, chosen so that what it does know is untouched:
+The rules for labels and channels that the donor does not know leave those that it does know as they are:
 
 - softmax head, new label: the mean of the rows kept. Softmax only sees differences between logits, so the mean row is
   the zero row: at the start a new label never wins against the known ones, and their ranking does not change. Where
-  background alone is kept, that mean would be background's row: all rows alike let no gradient through to the network.
-  Then it is the mean of all the donor's rows, so that the new labels start where the donor saw any structure.
+  only background is known, this mean would be background's row, and if all rows are equal, no gradient reaches the
+  network. Then it is the mean of all the donor's rows, so that new labels start where the donor saw any structure.
 - sigmoid head (regions), new region: zero weights and bias log(p / (1 - p)) with p = 0.1: absent everywhere at the
   start (the prior of Lin et al. 2017, Focal Loss, section 3.3, larger so that few steps suffice).
-- label of a softmax donor -> region: its row minus the background row, which for a donor of one foreground label is
-  exactly the same probability. Region of a sigmoid donor -> label: its row beside a background row of zeros, which
-  for one region is again exactly the same probability.
-- new image channel: zero kernels if at least one channel is known, so that the network computes what it did on the
-  known ones; if none is known (another modality) all get the mean of the donor's kernels times (donor channels /
-  target channels), so that a signal common to all channels keeps its strength.
+- label of a softmax donor -> region: its row minus the background row. If the donor has one foreground label, the
+  probability stays exactly the same. Region of a sigmoid donor -> label: its row, and a background row of zeros. If
+  there is one region, the probability again stays exactly the same.
+- new image channel: zero kernels if at least one channel is known, so that the network computes the same as before
+  from the known ones. If none is known (another modality), each gets the mean of the donor's kernels times (donor
+  channels / target channels), so that a signal that all channels share keeps its strength.
 - new label fed back by the previous stage of a cascade: zero kernels.
-- channel whose contrast is inverted: its kernels negated, so that the network computes what it did on -x.
+- channel whose contrast is inverted: its negated kernels, so that the network computes for x what it did for -x.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NO_NAMES = NameMatch(target=(), donor=())
 
 
 def _replace(weights: ReadOnlyStateDict, changed: Mapping[str, Tensor]) -> StateDict:
-    """Put each changed tensor under every name that its old one has."""
+    """Return the weights with each changed tensor under all names of the tensor that it replaces."""
     result = dict(weights)
     for names in alias_sets(weights).values():
         for tensor in (changed[n] for n in names if n in changed):
@@ -46,16 +46,15 @@ def _replace(weights: ReadOnlyStateDict, changed: Mapping[str, Tensor]) -> State
 
 def head_surgery(weights: ReadOnlyStateDict, *, heads: Mapping[str, int],
                  labels: LabelMatch) -> tuple[StateDict, NameReport]:
-    """Give every segmentation head the target's rows, by name; all deep-supervision heads alike.
+    """Give every segmentation head, also those of deep supervision, the rows of the target's labels by name.
 
     Args:
         weights: the donor's state dict; it is not changed.
-        heads: state-dict key of each head's weight and bias -> dimension of its rows (0 for a convolution's weight, 1
-            for a transposed one's, 0 for a bias).
-        labels: which rows of the donor the target's rows are.
+        heads: what `models.network.head_rows` returns: {key of a weight or bias: dimension of its rows}.
+        labels: the labels of target and donor.
 
     Raises:
-        TransferError: a head has another number of rows than the donor has names.
+        TransferError: the number of rows of a head is not the number of the donor's labels.
     """
     changed = {}
     for key, dim in heads.items():
@@ -65,10 +64,10 @@ def head_surgery(weights: ReadOnlyStateDict, *, heads: Mapping[str, int],
                                 f"{len(labels.donor)}: {', '.join(labels.donor)}. Use its own dataset.json.")
         new = _head_rows(rows, labels, is_bias=rows.ndim == 1)  # (target rows, ...)
         changed[key] = new.movedim(0, dim).contiguous()
-    rule = (f"absent at first: zero weights, probability {NEW_REGION_PROBABILITY}" if labels.target_regions
-            else "mean of the known rows: never wins at the start, known labels keep their ranking"
+    rule = (f"start absent: zero weights, probability {NEW_REGION_PROBABILITY}" if labels.target_regions
+            else "start as the mean of the known labels, so they never win before training"
             if labels.knows_structure
-            else "no label is known: mean of all the donor's rows, so they start where it saw any structure")
+            else "start as the mean of all the donor's labels, where it saw any structure")
     return _replace(weights, changed), labels.report(rule)
 
 
@@ -91,16 +90,16 @@ def _head_rows(rows: Tensor, labels: LabelMatch, *, is_bias: bool) -> Tensor:
 
 def stem_surgery(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], channels: NameMatch,
                  previous: NameMatch = NO_NAMES) -> tuple[StateDict, NameReport, NameReport]:
-    """Give the first convolution the target's channels, by name; return reports for images and previous stage.
+    """Give the first convolution the target's channels by name; also return a report on images and previous stage.
 
     Args:
         weights: the donor's state dict; it is not changed.
         stems: state-dict keys of the weights, shape (out, in, *kernel), that read the image.
-        channels: which channels of the donor the target's are.
-        previous: the same for the labels that a cascade feeds back as channels behind the images.
+        channels: the channels of target and donor.
+        previous: the labels that a cascade's second stage reads as further channels.
 
     Raises:
-        TransferError: a stem has another number of channels than the donor has names.
+        TransferError: the number of channels of a stem is not the number of the donor's channels.
     """
     changed, known = {}, any(i is not None for i in channels.source)
     for key in stems:
@@ -115,13 +114,13 @@ def stem_surgery(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], channels
         stem = [new if i is None else kernels[i] for i in channels.source]
         stem += [zero if i is None else kernels[len(channels.donor) + i] for i in previous.source]
         changed[key] = torch.stack(stem, dim=1)
-    rule = ("zero kernels: the network computes what it did on the known channels" if known
-            else "no channel is known: mean of the donor's kernels")
-    return _replace(weights, changed), channels.report(rule), previous.report("zero kernels")
+    rule = ("start with zero kernels, so the network computes the same as before from the known channels" if known
+            else "start as the mean of the donor's kernels, because it knows none of them")
+    return _replace(weights, changed), channels.report(rule), previous.report("start with zero kernels")
 
 
 def invert_channels(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], channels: tuple[int, ...]) -> StateDict:
-    """Negate the kernels of these channels; with padding by zeros that is the network on the negated channels."""
+    """Negate the kernels of these channels. As padding is zero, the network then acts as on the negated channels."""
     changed = {}
     for key in stems:
         changed[key] = weights[key].clone()

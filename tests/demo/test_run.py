@@ -51,7 +51,7 @@ def test_the_demo_ends_in_a_report_with_curves_and_overlays(tmp_path):
     text = report.read_text()
     for method in ("before training", "LoRA", "gradual unfreezing", "from scratch", "LoRA in Dafne"):
         assert f"| {method} |" in text
-    assert "One person per modality" in text
+    assert "There is one person per modality" in text
     for picture in ("only_case", "curves_1", "timeline"):
         assert (report.parent / "plots" / f"dataset802_spinemr_{picture}.png").stat().st_size > 10_000
     fold = report.parent / "nnUNet_results" / "Dataset802_SpineMR" / "nnUNetTrainerLoRA__nnUNetDantePlans__3d_fullres"

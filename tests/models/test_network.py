@@ -57,7 +57,7 @@ def test_differences_name_missing_foreign_and_misshapen_keys():
 def test_bad_requests():
     with pytest.raises(ConfigurationError, match="'4d' is not in the plans"):
         build_network(tiny.plans("D"), tiny.dataset_json(), "4d")
-    with pytest.raises(ConfigurationError, match="'NoTrainer' is none of nnU-Net's own"):
+    with pytest.raises(ConfigurationError, match="'NoTrainer' is not part of nnU-Net"):
         build_network(tiny.plans("D"), tiny.dataset_json(), "2d", trainer_name="NoTrainer")
 
 

@@ -178,5 +178,5 @@ def test_merge_refuses_what_does_not_agree_and_plans_of_others():
     other = with_block(retarget(tiny.plans("D", transpose=(2, 0, 1)))[0], "3d_fullres")
     with pytest.raises(ConfigurationError, match=r"hold \['2d'\].*transpose_backward.*transpose_forward.*-p"):
         merge_plans(flat, other, configuration="3d_fullres")
-    with pytest.raises(ConfigurationError, match="not written by `nnunet-dante transfer`; they are left alone"):
+    with pytest.raises(ConfigurationError, match="not written by `nnunet-dante transfer`, so they are not changed"):
         merge_plans(tiny.plans("D"), other, configuration="3d_fullres")
