@@ -1,14 +1,15 @@
-"""Adapters: what a training of few numbers changed, as a small file that knows which base it belongs to.
+"""Adapter files: small files with what a training changed, which also say to which base they belong.
 
-Format 2, a safetensors file: "<weight name>.<factor>" for adapted weights, "<name>" for tensors trained in full (norms,
-biases, stem, heads), and one metadata entry "nnunet_dante" with JSON. There "updates" says for each adapted weight what
-makes it of its factors: kind "lora" (lora_A, lora_B), "dora" (these and magnitude) or "conv_adapter" (pointwise), and
-the arguments of that class. Names are the stock keys, the first of each set of aliases. The base is identified by the
-hash of its weights (`weights_sha256`), not of its file. "sha256" there is over all else of the file, which has no
-checksum of its own; older files lack it. Format 1 knew kind "lora" alone, with one rank for all.
+Format 2 is a safetensors file. It holds "<weight name>.<factor>" for adapted weights, "<name>" for tensors that were
+trained in full (norms, biases, stem, heads), and JSON in one metadata entry, "nnunet_dante". In it, "updates" has for
+each adapted weight the kind of its factors and the arguments of their class. The kinds are "lora" (lora_A, lora_B),
+"dora" (these and magnitude) and "conv_adapter" (pointwise). Names are stock keys; if a tensor has several, the first.
+The base is identified by the hash of its weights (`weights_sha256`), and not of its file. "sha256" is a checksum of the
+rest of the file, as safetensors files have none; older adapters lack it. Format 1 had only the kind "lora", with one
+rank for all weights.
 
-"strength" has the strength of the update as its "value". Where that is not 1, "<name>" is the tensor at this strength,
-and "trained:<name>" the same one at full strength, so that the strength can still be changed.
+"strength" has the strength of the update as its "value". If it is not 1, "<name>" is the tensor at this strength, and
+"trained:<name>" the same tensor at full strength, so that the strength can still be changed.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..files import parse_json
-from ..models.checkpoint import atomic_path, weights_sha256
+from ..files import atomic_path, parse_json
+from ..models.checkpoint import weights_sha256
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 
 FORMAT = 2
@@ -53,7 +54,10 @@ class _InitArgs(msgspec.Struct):
 
 
 class Stock(msgspec.Struct, kw_only=True):
-    """What a checkpoint of nnU-Net says of its training; axes are None for no mirroring, UNSET if it does not say."""
+    """What a checkpoint of nnU-Net says about its training.
+
+    inference_allowed_mirroring_axes: None for no mirroring, UNSET if the checkpoint has no entry.
+    """
 
     init_args: _InitArgs
     trainer_name: str
@@ -86,10 +90,10 @@ IDENTITY = tuple(f for f in Header.__struct_fields__ if f not in (*Stock.__struc
 
 
 def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) -> None:
-    """Write an adapter file: whole, or not at all.
+    """Write an adapter file, the whole file or nothing.
 
     Raises:
-        AdapterError: it could not be read again.
+        AdapterError: the metadata is incomplete, so that the file could not be read again.
     """
     check(metadata, Header, path)
     _refuse_two_strengths(metadata, path)
@@ -102,9 +106,10 @@ def write_adapter(metadata: dict[str, Any], tensors: StateDict, path: PathLike) 
 
 
 def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple[dict[str, Any], StateDict]:
-    """Return metadata and tensors of an adapter file; metadata of format 1 comes as that of format 2.
+    """Return metadata and tensors of an adapter file; the metadata of format 1 is converted to format 2.
 
-    path: may be a folder of PEFT, too; base is the checkpoint that it is for, which gives the names (`read_folder`).
+    path: an adapter file, or a folder of PEFT.
+    base: for a folder of PEFT, the checkpoint to which it belongs; it gives the names of the weights (`read_folder`).
 
     Raises:
         AdapterError: the file is missing, damaged, of another kind or of a newer format.
@@ -126,10 +131,10 @@ def read_adapter(path: PathLike, *, base: dict[str, Any] | None = None) -> tuple
         with safe_open(path, framework="pt") as file:
             metadata = parse_json((file.metadata() or {}).get(_METADATA, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-    except Exception as error:  # whatever safetensors raises on damaged and odd files
+    except Exception as error:  # safetensors may raise anything on damaged and unusual files
         raise AdapterError(f"{path.name} is damaged or no safetensors file ({error}); copy it again.") from error
     if not isinstance(metadata, dict):
-        raise AdapterError(f"{path.name} is a safetensors file, but none of nnunet_dante's adapters.")
+        raise AdapterError(f"{path.name} is a safetensors file, but not an adapter of nnunet_dante.")
     if (checksum := metadata.pop("sha256", None)) not in (None, _checksum(metadata, tensors)):
         raise AdapterError(f"{path.name} does not hold what was written into it (checksum {str(checksum)[:12]}...); "
                            "copy it again.")
@@ -160,29 +165,29 @@ def _checksum(metadata: dict[str, Any], tensors: ReadOnlyStateDict) -> str:
 
 
 def updates_of_format_1(metadata: dict[str, Any], tensors: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the settings of the updates of format 1, which stood in the metadata once for all."""
+    """Return the settings of each update of format 1, whose metadata has them once for all updates."""
     return {key.removesuffix(".lora_A"): {"kind": "lora", **{option: metadata.get(option) for option in LOW_RANK}}
             for key in tensors if key.endswith(".lora_A")}
 
 
 def check(content: dict[str, Any], record: type[msgspec.Struct], path: PathLike) -> None:
-    """Refuse content that does not have the fields of `record`; it may have more.
+    """Check that the content of a file has the fields of `record`; it may have more.
 
     Raises:
-        AdapterError: names the first field that is missing or of another type.
+        AdapterError: names the first field that is missing or has another type.
     """
     try:
         msgspec.convert(content, record)
-    except Exception as error:  # a ValidationError, or what tensors in odd places raise
+    except Exception as error:  # a ValidationError, or an error from a tensor where none should be
         raise AdapterError(f"{Path(path).name} is damaged: {error}. Copy it again, or make it again from the "
                            "checkpoint of its training.") from error
 
 
 def are_tensors(value: Any) -> bool:
-    """Whether a value maps names to tensors."""
+    """Return whether a value is a dict from names to tensors."""
     return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def are_updates(value: Any) -> bool:
-    """Whether a value maps names to settings."""
+    """Return whether a value is a dict from names to the settings of an update."""
     return isinstance(value, dict) and all(isinstance(settings, dict) for settings in value.values())

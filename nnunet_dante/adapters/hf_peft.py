@@ -1,9 +1,10 @@
-"""Adapters of flat factors as folders of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors.
+"""Adapters with flat factors as folders of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors.
 
-PEFT finds layers by name and replaces them, and a stock nnU-Net network has up to four names for one layer, of which
-forward uses one. So the files say the names that forward uses, and a network must be left with these alone before PEFT
-sees it (`drop_aliases`); on another network PEFT does not find the layers and says so. PEFT has low-rank factors for
-plain convolutions and linear layers only: transposed, dilated, grouped and reflecting ones are stored in full.
+PEFT finds layers by name and replaces them. A stock nnU-Net network has up to four names for a layer, and its forward
+pass uses one of them. So the files contain the names that the forward pass uses, and `drop_aliases` removes the others
+from a network before PEFT gets it; without that, PEFT says that it does not find the layers. PEFT has low-rank factors
+only for plain convolutions and linear layers. Convolutions that are transposed, dilated, grouped or padded by
+reflection are stored in full.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from ..types import PathLike, ReadOnlyStateDict, StateDict
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _METADATA = "nnunet_dante"
-_STOCK = ("init_args", "trainer_name", "inference_allowed_mirroring_axes")  # what prediction needs of a checkpoint
+_STOCK = ("init_args", "trainer_name", "inference_allowed_mirroring_axes")  # entries that prediction needs
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NOT_READ = ("use_dora", "lora_bias", "use_qalora", "fan_in_fan_out", "target_parameters", "layer_replication")
 
 
 def drop_aliases(network: nn.Module) -> None:
-    """Leave each layer of a stock network, in place, the one name that forward uses; load stock weights before.
+    """Remove all names of each layer but the one that the forward pass uses; the network is changed in place.
 
-    `model = PeftModel.from_pretrained(network, folder)` then works, and so does training with PEFT.
+    Load stock weights before that. Afterwards `PeftModel.from_pretrained(network, folder)` works, and so does training
+    with PEFT.
     """
     taken: set[int] = set()
     for module in list(network.modules()):
@@ -45,17 +47,23 @@ def drop_aliases(network: nn.Module) -> None:
         for name, child in list(module._modules.items()):
             if child is not None and id(child) in taken | run:
                 del module._modules[name]
-                object.__setattr__(module, name, child)  # still there, but no part of the names
+                object.__setattr__(module, name, child)  # the attribute stays, but it is no submodule any more
             taken.add(id(child))
         taken -= run
 
 
 def write_folder(folder: PathLike, metadata: Mapping[str, Any], tensors: ReadOnlyStateDict,
                  weights: ReadOnlyStateDict, network: nn.Module) -> None:
-    """Write an adapter as `adapter.contents` returns it, of a checkpoint with `weights` of the stock `network`.
+    """Write an adapter as a folder of PEFT.
+
+    Args:
+        folder: the folder to write.
+        metadata, tensors: as `adapter.contents` returns them.
+        weights: weights of the checkpoint, under stock keys.
+        network: the stock network.
 
     Raises:
-        AdapterError: factors are not flat ones of LoRA, or something was trained that PEFT's files have no place for.
+        AdapterError: the factors are not flat factors of LoRA, or a tensor was trained that PEFT's files cannot hold.
     """
     kinds = {(settings["kind"], settings.get("factorisation")) for settings in metadata["updates"].values()}
     if kinds != {("lora", "flat")}:
@@ -94,19 +102,19 @@ def _to_peft(updates: Mapping[str, dict[str, Any]], tensors: ReadOnlyStateDict, 
         if list(layers[owner].children()):
             raise AdapterError(f"{name} was trained in full and belongs to no layer of its own, so PEFT's format has "
                                f"no place for it; write an adapter.safetensors.")
-        in_full.add(layer)  # PEFT exchanges whole layers, with all that they hold
+        in_full.add(layer)  # PEFT replaces whole layers, with all of their tensors
         content |= {f"{_PREFIX}{layer}.{key}": weights[f"{owner}.{key}"] for key in layers[owner].state_dict()}
     return _config(ranks, sorted(in_full)), {k: v.detach().clone().contiguous() for k, v in content.items()}
 
 
 def _fits(layer: Any) -> bool:
-    """Whether PEFT's low-rank layer computes what a flat update of this layer's weight does."""
+    """Return whether PEFT's low-rank layer computes the same as a flat update of this layer's weight."""
     return type(layer) is nn.Linear or type(layer) in _CONVS and (
         layer.groups == 1 and layer.padding_mode == "zeros" and set(layer.dilation) == {1})
 
 
 def _config(layers: Mapping[str, tuple[int, dict[str, Any]]], in_full: list[str]) -> dict[str, Any]:
-    """Return PEFT's LoraConfig. A layer's scale is alpha / rank of that layer, so a capped rank has its own alpha."""
+    """Return PEFT's LoraConfig. PEFT scales by alpha / rank of each layer, so lower ranks have another alpha."""
     stabilised = any(s.get("rank_stabilised") for _, s in layers.values())
     root = math.sqrt if stabilised else float
     alphas = {}
@@ -117,20 +125,20 @@ def _config(layers: Mapping[str, tuple[int, dict[str, Any]]], in_full: list[str]
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True,
             "r": rank, "lora_alpha": alpha, "use_rslora": stabilised, "lora_dropout": 0.0,
-            # Biases of layers with factors are trained, too; PEFT has them under "all" alone.
+            # The biases of layers with factors are trained, too. PEFT stores them only with "all".
             "bias": "all", "target_modules": sorted(layers), "modules_to_save": in_full,
             "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
             "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha}}
 
 
 def read_folder(folder: PathLike, base: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], StateDict]:
-    """Return metadata and tensors of a folder as `adapter_file.read_adapter` returns those of a file.
+    """Return metadata and tensors of a folder of PEFT, like `file.read_adapter` for an adapter file.
 
-    base: the checkpoint that it is for; names become those of its weights. A folder that PEFT itself has written does
-    not say what it belongs to: then the base's labels, plans and trainer count.
+    base: the checkpoint to which the folder belongs. The names of its weights are used. If PEFT itself wrote the
+        folder, labels, plans and trainer are the base's, because the folder does not tell them.
 
     Raises:
-        AdapterError: a file is missing or damaged, or holds more than LoRA, or does not fit the base.
+        AdapterError: a file is missing or damaged, holds more than LoRA, or does not fit the base.
     """
     folder = Path(folder)
     try:
@@ -146,7 +154,7 @@ def read_folder(folder: PathLike, base: Mapping[str, Any] | None = None) -> tupl
         tensors = {_renamed(name, names): tensor for name, tensor in tensors.items()}
     except AdapterError:
         raise
-    except Exception as error:  # whatever damaged and odd files raise
+    except Exception as error:  # damaged and unusual files may raise anything
         raise AdapterError(f"{folder.name} is no folder of PEFT with {CONFIG} and {WEIGHTS}, or is damaged "
                            f"({type(error).__name__}: {error}).") from error
     return {**(metadata or _identity_of(base, folder)), "updates": updates}, tensors
@@ -175,16 +183,17 @@ def _from_peft(config: Mapping[str, Any], content: ReadOnlyStateDict) -> tuple[d
 
 
 def _own_keys(content: ReadOnlyStateDict) -> Iterator[tuple[str, Tensor]]:
-    """With bias "all" PEFT writes biases once more under names of its own wrappers, trained and untrained."""
+    """Yield (name, tensor) without the copies of biases that PEFT adds under names of its own with bias "all"."""
     for key, tensor in content.items():
         if ".original_module." not in key and ".modules_to_save." not in key:
             yield key.removeprefix(_PREFIX), tensor
 
 
 def _of_layer(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """Return what PEFT takes for a layer: the value of the first pattern that matches the end of its name.
+    """Return the value that PEFT takes for a layer: that of the first pattern that matches the end of its name.
 
-    Patterns are regular expressions; only names are read, as an expression of unknown origin may take for ever.
+    Patterns may be regular expressions. Only names are read here, because evaluating an expression of unknown origin
+    may never end.
     """
     for pattern, value in (patterns or {}).items():
         name = pattern.replace("\\.", ".")

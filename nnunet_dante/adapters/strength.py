@@ -3,9 +3,9 @@
 For every strength s from 0 to 1, `start + s (trained - start)` is a network as valid as its two ends (WiSE-FT, Wortsman
 2022, arXiv 2109.01903): s = 0 is the start, s = 1 the trained network, both bit for bit.
 
-A checkpoint at another strength than 1 still holds the trained weights, so that the strength can be changed later. What
-factors give again (LoRA, DoRA, ConvAdapter) is not stored twice; tensors that were trained in full are, under
-"dante" -> "strength" -> "trained".
+A checkpoint with another strength than 1 still holds the trained weights, so that the strength can be changed later.
+Weights that can be computed from factors (LoRA, DoRA, ConvAdapter) are not stored twice. Tensors that were trained in
+full are stored under "dante" -> "strength" -> "trained".
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def start_weights(checkpoint: Mapping[str, Any]) -> StateDict | None:
 
 
 def trained_weights(checkpoint: Mapping[str, Any]) -> StateDict:
-    """Return the weights at the end of the training, whatever strength the checkpoint is at."""
+    """Return the weights at the end of the training, whatever the strength of the checkpoint is."""
     weights, dante = checkpoint["network_weights"], checkpoint.get("dante") or {}
     if not (kept := dante.get("strength")) or kept["value"] == 1:
         return dict(weights)
@@ -94,7 +94,7 @@ def at_strength(checkpoint: Mapping[str, Any], strength: float, *, start: ReadOn
         facts: JSON values that say how the strength was chosen; stored beside it.
 
     Raises:
-        StrengthError: the start is missing or of another network, or as `interpolate`.
+        StrengthError: the start is missing or belongs to another network, or as for `interpolate`.
     """
     if start is None and (start := start_weights(checkpoint)) is None:
         raise StrengthError("the weights before the training are needed to change its strength, and this checkpoint "

@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from ..datasets.dataset import Case
+from ..datasets.images import Case
 from ..errors import ConfigurationError, TransferError
 from ..methods.groups import parameter_groups
 from ..models.labels import has_regions, head_names

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..datasets.dataset import INTENSITY, Target, open_target
+from ..datasets.dataset import Target, open_target
+from ..datasets.fingerprint import INTENSITY
 from ..errors import ConfigurationError
+from ..models.archive import DEFAULT_CHECKPOINT
 from ..models.donor import Donor, open_donor
 from ..models.network import build_network
 from ..training.launch import device_option, train_command
@@ -24,7 +26,6 @@ from ..types import PathLike, Plans
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
 
-CHECKPOINT = "checkpoint_final.pth"
 _PROBED = 3
 
 
@@ -91,7 +92,7 @@ class Suggestion:
 
 
 def suggest(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
-            checkpoint: str = CHECKPOINT, train_fold: int | str | None = None, trust: bool = False,
+            checkpoint: str = DEFAULT_CHECKPOINT, train_fold: int | str | None = None, trust: bool = False,
             num_processes: int | None = None) -> Suggestion:
     """Measure how the donor fits the training cases and say what to train; only the fingerprint is written.
 
@@ -143,7 +144,7 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
         commands=(*([_predict_command(Path(source), donor)] if rule.keep else []),
                   _transfer_command(target, source, {
                       "-c": configuration, "--fold": fold,
-                      "--checkpoint": None if checkpoint == CHECKPOINT else checkpoint,
+                      "--checkpoint": None if checkpoint == DEFAULT_CHECKPOINT else checkpoint,
                       "--mirroring": "none" if side_notes else None,
                       "--rank": rank, "--alpha": 2 * rank if rank else None,
                       "-tr": None if rule.trainer == DEFAULT_TRAINER and not donor.encoder_only else rule.trainer}, inverted, trust),

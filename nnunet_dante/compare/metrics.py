@@ -25,7 +25,6 @@ from ..errors import ConfigurationError
 LabelValues = Mapping[str, int | Sequence[int]]
 """Label or region name -> integer(s) in the mask, as in nnU-Net's dataset.json."""
 
-METRICS = ("dice", "hd95_mm", "surface_dice")
 
 
 def dice(truth: np.ndarray, prediction: np.ndarray) -> float:

@@ -14,7 +14,8 @@ from typing import Any
 from .. import __version__
 from ..datasets.orientation import Orientation, training_orientation
 from ..errors import ConfigurationError, DafneError
-from ..models.checkpoint import unique_tensors, write_text_atomically
+from ..files import write_text_atomically
+from ..models.checkpoint import unique_tensors
 from ..models.donor import Donor, open_donor
 from ..models.network import differences
 from ..types import PathLike, StateDict

@@ -14,7 +14,8 @@ import torch
 
 from .. import __version__
 from ..errors import ConfigurationError, DafneError
-from ..models.checkpoint import save_atomically, weights_sha256, write_text_atomically
+from ..files import write_text_atomically
+from ..models.checkpoint import save_atomically, weights_sha256
 from ..models.network import build_network, differences, network_aliases
 from ..models.trusted_plans import check_donor
 from ..types import PathLike, StateDict

@@ -18,10 +18,8 @@ from ..files import read_json, write_text_atomically
 from ..models.labels import channel_names, file_ending, head_names, plain_labels
 from ..types import DatasetJson
 from .checks import check_channels, check_geometry, check_masks, shorten, stray_files
-from .fingerprint import INTENSITY, fingerprint, newest_change
+from .fingerprint import fingerprint, newest_change
 from .images import Case, case_files, opens, reader_for
-
-__all__ = ["INTENSITY", "Case", "Target", "open_target"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, DanteError, DonorError, UntrustedFileError
-from ..files import atomic_path, write_text_atomically  # noqa: F401 - the latter for importers of this module
+from ..files import atomic_path
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 from .torch_file import foreign_names, load
 

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
+from ..datasets.fingerprint import INTENSITY
 from ..errors import ConfigurationError
 from ..models.settings import read_dante_block, with_overrides
 from ..types import Plans
 from .geometry import DonorGeometry
 from .match import NameMatch
 
-__all__ = ["ChannelPlan", "PlansReport", "describe_plans", "merge_plans", "read_dante_block", "retarget_plans"]
-
-_INTENSITY = "foreground_intensity_properties_per_channel"
 _OLD_INTENSITY = "foreground_intensity_properties_by_modality"
 # pretrain_info (nnU-Net after 2.8.1) names a file of the donor's machine, from which the donor itself had started.
 _NOT_TAKEN = ("dante", "continue_training", "pretrain_info", _OLD_INTENSITY)
@@ -95,7 +93,7 @@ def retarget_plans(donor_plans: Plans, *, configuration: str, plans_name: str, d
         "original_median_spacing_after_transp": [float(s) for s in spacing],
         "original_median_shape_after_transp": [
             round(float(n)) for n in np.median(np.asarray(fingerprint["shapes_after_crop"], float), 0)[order]],
-        _INTENSITY: _intensities(donor_plans, channels, fingerprint, intensity)}
+        INTENSITY: _intensities(donor_plans, channels, fingerprint, intensity)}
     _retarget_configurations(plans, names, channels, fingerprint)
     if batch_size is not None:
         plans["configurations"][configuration]["batch_size"] = int(batch_size)
@@ -129,13 +127,13 @@ def _resolved(plans: Plans, configuration: str, key: str) -> Any:
 
 
 def _intensity_source(donor_plans: Plans, intensity: str) -> bool:
-    return intensity == "donor" and bool(donor_plans.get(_INTENSITY) or donor_plans.get(_OLD_INTENSITY))
+    return intensity == "donor" and bool(donor_plans.get(INTENSITY) or donor_plans.get(_OLD_INTENSITY))
 
 
 def _intensities(donor_plans: Plans, channels: NameMatch, fingerprint: dict[str, Any],
                  intensity: str) -> dict[str, Any]:
-    donors = {str(k): v for k, v in (donor_plans.get(_INTENSITY) or donor_plans.get(_OLD_INTENSITY) or {}).items()}
-    own = {str(k): v for k, v in fingerprint[_INTENSITY].items()}
+    donors = {str(k): v for k, v in (donor_plans.get(INTENSITY) or donor_plans.get(_OLD_INTENSITY) or {}).items()}
+    own = {str(k): v for k, v in fingerprint[INTENSITY].items()}
     keep = _intensity_source(donor_plans, intensity)
     return {str(i): deepcopy(donors[str(j)] if keep and j is not None else own[str(i)])
             for i, j in enumerate(channels.source)}

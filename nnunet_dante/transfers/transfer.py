@@ -26,7 +26,7 @@ from ..models.settings import new_dante_block, read_dante_block
 from ..peft.added_modules import is_added
 from ..types import PathLike, Plans, StateDict
 from .geometry import own_geometry, planned_encoder
-from .match import Match, NameReport, match_data_sets
+from .match import Match, match_data_sets
 from .mirroring import chosen_axes, describe_axes, side_axis, side_warnings
 from .plans import PlansReport, describe_plans, merge_plans, retarget_plans
 from .preprocess import preprocess as run_preprocessing
@@ -105,8 +105,7 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
                        same_plans=_without_dante(existing) == _without_dante(plans))
     orientation, differing = describe_orientation(donor, source, target, plans)
     notes = (*target.warnings, *differing, *_trainer_note(donor), *_invert_note(invert),
-             *_removed_note(existing, plans),
-             *side_note(donor, target, plans, axes), *(() if preprocess else stale))
+             *_removed_note(existing, plans), *side_note(donor, target, plans, axes), *(() if preprocess else stale))
     # All checks are done, so files are written from here on. The plans are the last, because they name the others.
     sha256 = _write(target, file, plans, donor.configuration, weights, entry)
     split = target.write_split()
@@ -337,6 +336,3 @@ def _existing_plans(file: Path) -> Plans | None:
 
 def _without_dante(plans: Plans | None) -> Plans:
     return {key: value for key, value in (plans or {}).items() if key != "dante"}
-
-
-__all__ = ["NameReport", "PlansReport", "TransferReport", "transfer"]

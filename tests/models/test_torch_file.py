@@ -100,7 +100,7 @@ def test_compressed_overlapping_and_oversized_entries_are_refused(refused):
     refused(stream.getvalue(), "overlap")
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(stream := io.BytesIO(content), "a") as archive:
         archive.writestr("archive/data.pkl", b"")
-    refused(stream.getvalue(), "one name")
+    refused(stream.getvalue(), "share a name")
 
 
 def test_a_second_list_of_entries_for_torch_alone_is_refused(refused):

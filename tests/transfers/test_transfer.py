@@ -289,7 +289,7 @@ def test_primus_keeps_what_does_not_depend_on_the_labels(place, trainer):
 
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"configuration": "2d"}, DonorError, "trained for configuration '3d_fullres'; -c asks for '2d'"),
-    ({"plans_name": "a__b"}, ConfigurationError, "must not be empty nor hold '__'"),
+    ({"plans_name": "a__b"}, ConfigurationError, "must not be empty, and must not hold '__'"),
     ({"plans_name": "../x"}, ConfigurationError, "The plans name is '../x'"),
     ({"intensity": "both"}, ConfigurationError, "choose 'donor' or 'target'"),
     ({"invert": ["T2"]}, ConfigurationError, "has the channels MRI"),
@@ -308,7 +308,7 @@ def test_plans_of_nnunets_planner_are_never_overwritten(place):
     place = place()
     (place.folder / "nnUNetPlans.json").write_text(json.dumps(tiny.plans(place.dataset)))
     before = sorted(place.folder.iterdir())
-    with pytest.raises(ConfigurationError, match="left alone. Choose another name with -p"):
+    with pytest.raises(ConfigurationError, match="so they are not changed. Choose another name with -p"):
         transfer(place.donor(), place.dataset, plans_name="nnUNetPlans")
     assert sorted(place.folder.iterdir()) == before
 
