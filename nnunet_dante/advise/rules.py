@@ -28,6 +28,7 @@ class Situation:
 
     cases: number of training cases.
     known, new: labels that the donor has, and those that it does not have.
+    new_channels: channels that the donor does not have, if it has others of the data set.
     zero_shot: mean Dice of the known labels before training; None if no label is known.
     zero_shot_inverted: the same on images whose bright and dark are exchanged.
     gradient_ratio: mean of ||g|| / ||w|| over the encoder's groups, divided by that over the decoder's. None if no
@@ -40,6 +41,7 @@ class Situation:
     zero_shot: float | None
     zero_shot_inverted: float | None
     gradient_ratio: float | None
+    new_channels: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -88,6 +90,10 @@ RULES = (
                 "and stem in full)"),
     Rule(applies=lambda s: s.cases >= MANY, trainer="nnUNetTrainerFineTune",
          reason=f"{MANY} cases or more carry the training of all weights", source="MedSeqFT"),
+    Rule(applies=lambda s: bool(s.new_channels), trainer="nnUNetTrainerLoRA", rank=16, order="input_first",
+         reason="your data set has channels that the donor does not know: they start without effect, and only a method "
+                "that trains the first layer can use them",
+         source="docs/reference.md, Surgery (LoRA here trains the first layer in full)"),
     Rule(applies=lambda s: bool(s.new) and not s.holds and s.input_side, trainer="nnUNetTrainerLoRA", rank=16,
          order="input_first",
          reason="labels are new, and your images look otherwise than the donor's: encoder and decoder must change",

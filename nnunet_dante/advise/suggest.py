@@ -122,6 +122,7 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
     situation = Situation(
         cases=len(cases), known=known, new=facts["labels"].new, zero_shot=_mean(measures.dice.values()),
         zero_shot_inverted=_mean(measures.dice_inverted.values()),
+        new_channels=facts["channels"].new if facts["channels"].matched else (),
         gradient_ratio=gradient_ratio(measures.gradients) if known else None)
     rule = choose(situation)
     if (trainer := next_trainer(donor, otherwise=rule.trainer)) != rule.trainer:

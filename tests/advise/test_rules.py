@@ -25,6 +25,7 @@ CASES = [
     ({"zero_shot": 0.5}, "LoRA", False, "output_first"),
     ({"new": ("vessel",)}, "DecoderOnly", False, "output_first"),
     ({"new": ("vessel",), "zero_shot": 0.3, "gradient_ratio": 2.0}, "LoRA", False, "input_first"),
+    ({"new_channels": ("T2",)}, "LoRA", False, "input_first"),
     ({"new": ("a",), "known": (), "zero_shot": None, "zero_shot_inverted": None, "gradient_ratio": None}, "DecoderOnly",
      False, "output_first"),
 ]

@@ -69,7 +69,8 @@ def data(nnunet_paths):
         folder.mkdir()
         (folder / "dataset_fingerprint.json").write_text(json.dumps({
             "spacings": [[1.0, 1.0, 1.0]] * n, "shapes_after_crop": [[18, 24, 20]] * n,
-            "median_relative_size_after_cropping": 1.0, "foreground_intensity_properties_per_channel": {"0": statistics}}))
+            "median_relative_size_after_cropping": 1.0, "foreground_intensity_properties_per_channel": {
+                str(channel): statistics for channel in range(len(options.get("channel_names", "1")))}}))
         if splits:
             (folder / "splits_final.json").write_text(json.dumps(splits))
         return folder
@@ -120,6 +121,14 @@ def test_new_labels_train_the_decoder(data, skilled_donor):
     assert "known to the donor: organ; new: vessel" in str(found)
     assert "your vessel and the donor's lesion (both have the number 2)" in str(found)
     assert all("-tr nnUNetTrainerDecoderOnly" in command for command in found.commands), "transfer prints the same trainer"
+
+
+def test_a_new_channel_trains_the_layer_that_reads_it(data, skilled_donor):
+    """It starts with zero kernels; a trainer that freezes the stem could never use it."""
+    data(channel_names={"0": "MRI", "1": "T2"})
+    found = suggest(skilled_donor, 901)
+    assert found.situation.holds and found.situation.new_channels == ("T2",)
+    assert found.rule.trainer == "nnUNetTrainerLoRA" and not found.rule.keep
 
 
 def test_no_known_label_cannot_be_scored(data, skilled_donor):
