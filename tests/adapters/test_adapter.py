@@ -194,7 +194,7 @@ def test_files_that_hold_no_adapter_are_refused(trained, tmp_path):
     with pytest.raises(AdapterError, match="is no folder of PEFT.*adapter extract"):
         info(trained)
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
-    with pytest.raises(AdapterError, match="none of nnunet_dante's"):
+    with pytest.raises(AdapterError, match="not an adapter of nnunet_dante"):
         info(tmp_path / "foreign")
 
 

@@ -59,7 +59,7 @@ def test_the_cut_is_at_the_middle_of_what_is_labelled():
 
 def test_masks_that_do_not_fit_are_refused():
     image, mask = spine()
-    with pytest.raises(ConfigurationError, match="one voxel grid"):
+    with pytest.raises(ConfigurationError, match="the same voxel grid"):
         split_at_midline(image, nibabel.Nifti1Image(np.asarray(mask.dataobj), np.eye(4)))
     with pytest.raises(ConfigurationError, match="empty"):
         split_at_midline(image, nibabel.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine))
