@@ -1,8 +1,8 @@
-"""The end of a training: how much of what was learned is kept, chosen on cases that the training did not see.
+"""The end of a training: choose how much of what was learned is kept, on cases that the training did not see.
 
 What a training changed is `trained - start`, and `start + s (trained - start)` is a network for every strength s
-(`adapters/strength.py`). Training on few cases can make a good donor worse; the best strength on the validation cases
-is then below 1, and 0 is the donor itself. So a training helps or does nothing, as far as these cases can tell.
+(`adapters/strength.py`). Training on few cases can make a good donor worse. Then the best strength on the validation
+cases is below 1, and strength 0 is the donor itself. So, as far as these cases can tell, a training does no harm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Base: Any = object
 
 
 def search(score: Callable[[float], float]) -> dict[float, float]:
-    """Return strength -> score on a coarse grid from 0 to 1 and on both sides of its best."""
+    """Return {strength: score} on a coarse grid from 0 to 1, and for the two strengths beside the best of them."""
     curve = {strength: score(strength) for strength in GRID}
     best = best_strength(curve)
     for strength in (round(best - FINER, 1), round(best + FINER, 1)):
@@ -50,7 +50,7 @@ def search(score: Callable[[float], float]) -> dict[float, float]:
 
 
 def best_strength(curve: Mapping[float, float]) -> float:
-    """Return the strength with the highest score; of equal ones the smallest."""
+    """Return the strength with the highest score; if several are equal, the smallest of them."""
     return max(sorted(curve), key=lambda strength: curve[strength])
 
 
@@ -68,7 +68,7 @@ def unseen_cases(number: int) -> str:
 
 
 def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelManager) -> list[float]:
-    """Return the Dice of each label or region, voxels of the ignore label left out; nan where neither mask has it."""
+    """Return the Dice of each label or region, without voxels of the ignore label; nan if neither mask has it."""
     ignored = None if label_manager.ignore_label is None else truth == label_manager.ignore_label
     dice = []
     for label in _organs(label_manager):
@@ -79,7 +79,7 @@ def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelMana
 
 
 def mean_dice(dice: Sequence[float]) -> float:
-    """Return the mean of the Dice values that are defined; nan where none is."""
+    """Return the mean of the Dice values that are defined; nan if none is."""
     return float(np.nanmean(dice)) if any(d == d for d in dice) else math.nan
 
 
@@ -99,8 +99,8 @@ def load_start(network: nn.Module, source: str, *, fold: Path, entry: dict | Non
         folder: returns the preprocessed data set, into which `nnunet-dante transfer` writes start weights.
 
     Raises:
-        StrengthError: there are none, or the file beside the checkpoints is missing or of another network.
-        ConfigurationError: the file that `transfer` wrote is missing, or was changed since.
+        StrengthError: there are no start weights, or their file in `fold` is missing or belongs to another network.
+        ConfigurationError: the file that `transfer` wrote is missing, or has been changed.
     """
     if source == "-pretrained_weights" and (file := fold / START).is_file():
         try:
@@ -118,20 +118,20 @@ def load_start(network: nn.Module, source: str, *, fold: Path, entry: dict | Non
 
 
 class StrengthMixin(_Base):
-    """Choose the strength after the last epoch and leave the network, checkpoint_final and adapter at it."""
+    """After the last epoch, choose the strength, and set network, checkpoint_final and adapter to it."""
 
     run_method: Any
     output_folder: str
     kept_strength: Mapping[str, Any] | None = None  # what the checkpoint of a finished training says of its strength
 
     def keep_start(self) -> None:
-        """Keep the weights that -pretrained_weights gave: the strength at the end is counted from them."""
+        """Save the weights that -pretrained_weights gave; the choice of the strength at the end needs them."""
         if self.start_source == "-pretrained_weights" and self.local_rank == 0 and not self.disable_checkpointing:
             save_atomically({"network_weights": dict(self.bare_network.state_dict())},
                             Path(self.output_folder, START))
 
     def on_train_end(self) -> None:
-        """End as nnU-Net does, with everything that was learned on disk; then choose how much of it is kept."""
+        """Let nnU-Net write everything that was learned to disk, then choose how much of it is kept."""
         super().on_train_end()
         if not self.run_method.uses_start_weights:
             return
@@ -161,12 +161,12 @@ class StrengthMixin(_Base):
             note_strength(Path(self.output_folder), {"dante": {"strength": self.kept_strength}})
 
     def start_state(self) -> StateDict:
-        """Return the weights before the training, on the CPU as those of a checkpoint; raises as `load_start`."""
+        """Return the weights before the training, on the CPU; raises the errors of `load_start`."""
         return load_start(self._built(), self.start_source, fold=Path(self.output_folder), entry=self.start_entry,
                           folder=lambda: Path(self.preprocessed_dataset_folder_base))
 
     def _strength(self, start: ReadOnlyStateDict, trained: ReadOnlyStateDict) -> tuple[float, dict[str, Any]]:
-        """Return the strength to keep, and the facts of its choice for the checkpoint; the same on all ranks."""
+        """Return the strength, and facts about its choice for the checkpoint; they are the same on all ranks."""
         if (before := self.kept_strength) is not None:
             return before["value"], {key: fact for key, fact in before.items() if key not in ("value", "trained")}
         if (given := self.run_method.strength) is not None:
@@ -194,10 +194,10 @@ class StrengthMixin(_Base):
 
     def _without_unseen_cases(self, start: ReadOnlyStateDict,
                               training: Sequence[str]) -> tuple[float, dict[str, Any]]:
-        """Return the strength, and the facts of its choice, where every case was trained on.
+        """Return the strength, and facts about its choice, if the training saw all cases.
 
-        The first of these rules that applies: the mean of what the folds of this data set chose on their unseen cases;
-        for few cases, what the start lacked on them before training, 1 - Dice; all.
+        The first rule that applies decides. If the folds of this data set were trained: the mean of the strengths that
+        they chose on their unseen cases. If there are few cases: 1 - Dice of the start weights on them. Else: 1.
         """
         folds = self._strengths_of_folds(training)
         if folds:
@@ -219,7 +219,7 @@ class StrengthMixin(_Base):
         return 1.0, {"rule": "no unseen cases"}
 
     def _strengths_of_folds(self, training: Sequence[str]) -> dict[str, float]:
-        """Return fold -> strength of the trainings beside this one, if each case is unseen by one of them."""
+        """Return {fold: strength} of the other folds' trainings, or {} if one of the cases was seen by all of them."""
         splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
         if not splits.is_file():
             return {}
@@ -239,7 +239,7 @@ class StrengthMixin(_Base):
 
     def _scorer(self, start: ReadOnlyStateDict, trained: ReadOnlyStateDict,
                 cases: Sequence[str]) -> Callable[[float], float]:
-        """Return strength -> mean Dice over cases and labels of nnU-Net's prediction, without mirroring."""
+        """Return a function from a strength to nnU-Net's mean Dice over cases and labels, without mirroring."""
         network = self._built()
         predictor = nnUNetPredictor(use_mirroring=False, device=self.device, allow_tqdm=False,
                                     perform_everything_on_device=self.device.type == "cuda")
@@ -253,7 +253,7 @@ class StrengthMixin(_Base):
             began = time.monotonic()
             network.load_state_dict(interpolate(start, trained, strength))
             dice = [d for case in cases[rank::ranks] for d in self._dice(predictor, data, case)]
-            if self.is_ddp:  # a rank that only waited for the others would end in NCCL's timeout
+            if self.is_ddp:  # all ranks take part: one that only waited for the others would run into NCCL's timeout
                 of_ranks: list[Any] = [None] * ranks
                 dist.all_gather_object(of_ranks, dice)
                 dice = sum(of_ranks, [])
@@ -274,7 +274,7 @@ class StrengthMixin(_Base):
         try:
             logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu()
         except RuntimeError as error:
-            if "Encountered inf" not in str(error):  # nnU-Net refuses to go on with it: the worst prediction there is
+            if "Encountered inf" not in str(error):  # nnU-Net refuses such a prediction, so it counts as the worst
                 raise
             return [0.0] * len(_organs(self.label_manager))
         mask = convert_predicted_logits_to_segmentation_with_correct_shape(
