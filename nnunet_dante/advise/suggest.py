@@ -21,7 +21,7 @@ from ..training.launch import device_option, train_command
 from ..transfers.mirroring import describe_axes
 from ..transfers.plans import PlansReport
 from ..transfers.report import MAX_SPACING_RATIO
-from ..transfers.transfer import DEFAULT_TRAINER, describe_orientation, fit, next_trainer, side_note
+from ..transfers.transfer import describe_orientation, fit, next_trainer, side_note
 from ..types import PathLike, Plans
 from .probe import Probe, cut_patches, probe
 from .rules import INPUT_SIDE, OUTPUT_SIDE, Rule, Situation, choose
@@ -148,7 +148,7 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
                       "--checkpoint": None if checkpoint == DEFAULT_CHECKPOINT else checkpoint,
                       "--mirroring": "none" if side_notes else None,
                       "--rank": rank, "--alpha": 2 * rank if rank else None,
-                      "-tr": None if rule.trainer == DEFAULT_TRAINER and not donor.encoder_only else rule.trainer}, inverted, trust),
+                      "-tr": None if rule.trainer == next_trainer(donor) else rule.trainer}, inverted, trust),
                   train_command(target.name, donor.configuration, used, plans="nnUNetDantePlans",
                                 trainer=rule.trainer)))
 

@@ -34,8 +34,6 @@ from .preprocess import preprocess_command, stale_data
 from .report import TransferReport
 from .surgery import head_surgery, invert_channels, stem_surgery
 
-DEFAULT_TRAINER = "nnUNetTrainerLoRA"
-
 
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
              plans_name: str = "nnUNetDantePlans", checkpoint: str = "checkpoint_final.pth",
@@ -116,8 +114,7 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
         split=split, batch_size=config.batch_size, mirroring_axes=axes,
         mirroring=describe_axes(mirroring, donor.mirroring_axes, axes),
         overrides=read_dante_block(plans)["overrides"], encoder_only=donor.encoder_only,
-        trainer=next_trainer(donor, otherwise=trainer or (
-            "nnUNetTrainerFineTune" if donor.encoder_only else DEFAULT_TRAINER)),
+        trainer=next_trainer(donor, otherwise=trainer),
         fold="all" if len(target.cases) == 1 else "0", preprocess="" if preprocess else command, notes=notes, **facts)
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
         write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
@@ -234,9 +231,14 @@ def _check_dimensions(donor: Donor, plans: Plans, target: Target) -> None:
                             f"{donor.configuration!r} is 3D with patch {list(config.patch_size)}. Use a 2d model.")
 
 
-def next_trainer(donor: Donor, *, otherwise: str = DEFAULT_TRAINER) -> str:
-    """Return the trainer to name in a command: the donor's own if that added modules to the network."""
-    return donor.network_trainer if any(map(is_added, donor.weights)) else otherwise
+def next_trainer(donor: Donor, *, otherwise: str | None = None) -> str:
+    """Return the trainer to name in a command; the donor's own if that added modules to the network.
+
+    otherwise: the trainer for all other donors; None takes one that fits the donor.
+    """
+    if any(map(is_added, donor.weights)):
+        return donor.network_trainer
+    return otherwise or ("nnUNetTrainerFineTune" if donor.encoder_only else "nnUNetTrainerLoRA")
 
 
 def _trainer_note(donor: Donor) -> tuple[str, ...]:
