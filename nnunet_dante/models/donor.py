@@ -50,14 +50,11 @@ _WRAPPERS = ("module.", "_orig_mod.")
 class Donor:
     """A pretrained nnU-Net whose weights are known to fit its plans.
 
-    source: name of the folder or file that the user gave.
     weights: the full stock state dict, float32; names of one weight share one tensor, as in the network.
     mirroring_axes: spatial axes along which the training mirrored its images; () for none, None if unknown.
-    network_trainer: the nnU-Net trainer that builds this network; "nnUNetTrainer", unless the trainer replaces the
-        architecture of the plans.
+    network_trainer: the nnU-Net trainer that builds this network; it may replace the architecture of the plans.
     started_from: provenance of the donor from which a transfer started this model; {} if none did.
-    kept: "strength" of the update that its training made, and "sum_of": the adapters whose sum it is; each only if the
-        checkpoint has it.
+    kept: "strength" of its training's update, and "sum_of": the adapters whose sum it is, if the checkpoint has them.
     trust: whether the user allows plans that name code of any package.
     encoder_only: whether there is no decoder; then `weights` holds only the encoder, and no label is known.
     own_spacing: whether the spacing at which such an encoder was trained is known. If nothing tells its architecture,
@@ -100,8 +97,7 @@ def open_donor(source: PathLike, *, configuration: str | None = None, fold: int 
     Args:
         source: a model folder, a zip file of `nnUNetv2_export_model_to_zip`, a bundle of MONAI, a folder or zip file
             that contains one of these, or a checkpoint. A checkpoint with weights alone needs plans.json and
-            dataset.json beside it. `totalsegmentator:291` is the model of that number in TotalSegmentator's folder of
-            weights.
+            dataset.json beside it. `totalsegmentator:291` is TotalSegmentator's model of that number.
         configuration: needed if the source holds several models, or if nothing says which configuration was trained.
         fold: number of the fold, or "all"; None takes fold_all, or else the lowest fold.
         checkpoint: name of the file with the weights.
@@ -157,12 +153,8 @@ def _model(source: Path, configuration: str | None) -> Model:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of a donor.
+    """The file with a donor's weights, the folder with its plans.json, this folder's name, and what the user gave.
 
-    weights: the file with the weights.
-    folder: the folder with plans.json.
-    name: name of this folder in the source.
-    source: name of what the user gave.
     bare: whether the user gave a checkpoint. If it is complete, plans.json and dataset.json beside it do not count.
     """
 
