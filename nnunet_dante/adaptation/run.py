@@ -26,6 +26,7 @@ from ..errors import ConfigurationError, DanteError
 from ..files import read_json, write_text_atomically
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.donor import open_donor
+from ..models.installed import find_donor
 from ..models.settings import read_dante_block, with_overrides
 from ..training.launch import device_option
 from ..types import PathLike
@@ -96,7 +97,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
     Example:
         >>> print(adapt("MODEL", "Dataset123_Mine", "OUT", budget_minutes=30))  # doctest: +SKIP
     """
-    asked = {"model": str(Path(model).resolve()), "source": str(Path(source).resolve()), "name": name,
+    asked = {"model": str(find_donor(model).resolve()), "source": str(Path(source).resolve()), "name": name,
              "configuration": configuration, "trainer": trainer, "budget_minutes": budget_minutes,
              "baseline": baseline, "groups": None if groups is None else str(groups),
              "overrides": dict(overrides or {}), "device": device or (device_option() or ("", "cuda"))[1]}
