@@ -18,15 +18,20 @@ from ..errors import ConfigurationError, TransferError
 from ..methods.groups import parameter_groups
 from ..models.labels import has_regions, head_names
 from ..peft.modes import full_resolution
+from ..training.partial import MarginalLoss
 from ..types import DatasetJson, Plans
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """One preprocessed patch around the structures of a case: image (1, c, *size), labels (1, 1, *size) as integers."""
+    """One preprocessed patch around the structures of a case: image (1, c, *size), labels (1, 1, *size) as integers.
+
+    undrawn: labels that were not drawn in this case.
+    """
 
     image: Tensor
     labels: Tensor
+    undrawn: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +100,15 @@ def probe(network: nn.Module, patches: Sequence[Patch], dataset_json: DatasetJso
     """
     network.eval().zero_grad()
     device = next(network.parameters()).device
-    loss, straight, inverted = _loss(dataset_json, batch_dice), [], []
+    loss, straight, inverted = MarginalLoss(_loss(dataset_json, batch_dice), regions=has_regions(dataset_json)), [], []
     for patch in patches:
         image, labels = patch.image.to(device), patch.labels.to(device)
+        loss.undrawn = torch.tensor([[name in patch.undrawn for name in head_names(dataset_json)]])
         logits = full_resolution(network(image))
         (loss(logits, _loss_target(labels, dataset_json)) / len(patches)).backward()
-        straight.append(_dice(logits, labels, dataset_json))
+        straight.append(_dice(logits, labels, dataset_json, patch.undrawn))
         with torch.no_grad():
-            inverted.append(_dice(full_resolution(network(-image)), labels, dataset_json))
+            inverted.append(_dice(full_resolution(network(-image)), labels, dataset_json, patch.undrawn))
     gradients = {}
     for group in parameter_groups(network):
         weights = [p for _, p in group.parameters]
@@ -141,14 +147,14 @@ def _loss_target(labels: Tensor, dataset_json: DatasetJson) -> Tensor:
     return torch.cat([*regions, *ignored], 1).float()
 
 
-def _dice(logits: Tensor, labels: Tensor, dataset_json: DatasetJson) -> dict[str, float]:
-    """Dice of every row that the labels or the prediction hold; nnU-Net's rule."""
+def _dice(logits: Tensor, labels: Tensor, dataset_json: DatasetJson, undrawn: frozenset[str]) -> dict[str, float]:
+    """Dice of every row that was drawn and that the labels or the prediction hold; nnU-Net's rule."""
     rows, valid = _rows(dataset_json), ~_ignored(labels, dataset_json)[:, 0]
     winner, found = logits.detach().argmax(1), {}
     for row, (name, values) in enumerate(rows.items()):
         truth = torch.isin(labels[:, 0], labels.new_tensor(values)) & valid
         predicted = (logits[:, row] > 0 if has_regions(dataset_json) else winner == row) & valid
-        if truth.any() or predicted.any():
+        if name not in undrawn and (truth.any() or predicted.any()):
             found[name] = float(2 * (truth & predicted).sum() / (truth.sum() + predicted.sum()))
     return found
 

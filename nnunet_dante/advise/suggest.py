@@ -114,6 +114,7 @@ def suggest(source: PathLike, dataset: str | int, *, configuration: str | None =
     plans, plans_report, weights, facts = fit(donor, target, num_processes=num_processes)
     known = tuple(name for name in facts["labels"].matched if name != "background")
     patches = cut_patches([target.cases[c] for c in probed], plans, donor.configuration, target.dataset_json, known)
+    patches = [replace(patch, undrawn=target.undrawn.get(c, frozenset())) for c, patch in zip(probed, patches)]
     network = build_network(plans, target.dataset_json, donor.configuration, trainer_name=donor.network_trainer,
                             trust=donor.trust)
     network.load_state_dict(weights)
@@ -157,12 +158,13 @@ def _training_cases(target: Target, fold: int | str | None) -> tuple[str, tuple[
     """Return the fold and its training cases; without `fold`, it is 0, or "all" if there is only one case."""
     folds = target.folds()
     if str(fold) == "all" or (fold is None and not folds):
-        return "all", tuple(sorted(target.cases))
+        return "all", tuple(target.labelled)
     number = int(fold or 0) if str(fold or 0).isdecimal() else len(folds)
     if number >= len(folds):
         raise ConfigurationError(f"--train-fold {fold} does not exist: {target.name} has {len(folds)} folds, counted "
                                  "from 0. Give one of these, or `all`.")
-    return str(number), tuple(sorted({*folds[number]["train"]}))
+    cases = {*folds[number]["train"]}.intersection(target.labelled)  # the others are no help
+    return str(number), tuple(sorted(cases))
 
 
 def _mean(values: Iterable[float]) -> float | None:

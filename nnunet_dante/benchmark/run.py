@@ -141,7 +141,8 @@ def _prepare(experiment: Experiment, test: Sequence[str]) -> _Prepared:
     return _Prepared(
         configuration=donor.configuration, preprocessed=target.preprocessed, donor_test=_donor_test(experiment, donor),
         untrained=next_trainer(donor, otherwise="nnUNetTrainerHeadOnly"),
-        test=Scored(cases={case: target.cases[case] for case in test}, labels=target.dataset_json["labels"]))
+        test=Scored(cases={case: target.cases[case] for case in test}, labels=target.dataset_json["labels"],
+                    undrawn=target.undrawn))
 
 
 def _is_prepared(experiment: Experiment, donor: Donor, target: Target) -> bool:

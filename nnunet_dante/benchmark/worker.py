@@ -10,7 +10,7 @@ import shutil
 import traceback
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..adapters.strength import trained_weights
 from ..compare.metrics import LabelValues, score
 from ..compare.results import CaseScores, RunResult
 from ..compare.training_log import training_facts
+from ..datasets.annotated import Undrawn
 from ..datasets.images import Case
 from ..errors import ConfigurationError, DanteError
 from ..models.checkpoint import load_checkpoint_safely
@@ -41,10 +42,11 @@ _WARM: list[bool] = []  # True once this process has trained
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Test cases, and the labels of their masks."""
+    """Test cases, the labels of their masks, and in which cases some of these were not drawn."""
 
     cases: Mapping[str, Case]
     labels: LabelValues
+    undrawn: Undrawn = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +223,8 @@ def score_cases(predictor: nnUNetPredictor, test: Scored, *, tolerance_mm: float
         if masks is not None:
             masks.mkdir(parents=True, exist_ok=True)
             reader.write_seg(mask, str(masks / f"{name}{predictor.dataset_json['file_ending']}"), properties)
-        scores[name] = score(truth[0].astype(int), mask, labels=test.labels,
+        labels = {label: v for label, v in test.labels.items() if label not in test.undrawn.get(name, ())}
+        scores[name] = score(truth[0].astype(int), mask, labels=labels,
                              predicted_labels=predictor.dataset_json["labels"], spacing_mm=properties["spacing"],
                              tolerance_mm=tolerance_mm)
     return scores

@@ -20,13 +20,23 @@ from ..adapters.strength import (
     start_weights,
     trained_weights,
 )
+from ..datasets.annotated import Undrawn, read_undrawn
 from ..datasets.images import image_files
 from ..errors import DanteError, StrengthError
 from ..files import atomic_path, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.network import build_network
 from ..training.launch import train_command
-from ..training.strength import best_strength, dice_of_labels, load_start, mean_dice, search, summary, unseen_cases
+from ..training.strength import (
+    best_strength,
+    dice_of_labels,
+    load_start,
+    mean_dice,
+    of_drawn,
+    search,
+    summary,
+    unseen_cases,
+)
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 
 _FINAL, _ADAPTER = "checkpoint_final.pth", "adapter.safetensors"
@@ -119,7 +129,7 @@ def _chosen(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
             folder: PathLike | None) -> dict[str, Any]:
     """Predict the cases at each strength of the search and return the facts about them."""
     cases = dict(_cases(fold, checkpoint, folder))
-    curve = search(_scorer(fold, checkpoint, start, cases))
+    curve = search(_scorer(fold, checkpoint, start, cases, _undrawn(checkpoint, folder)))
     if any(map(math.isnan, curve.values())):
         raise StrengthError(f"no label is drawn in the cases {', '.join(sorted(cases))}, so no strength is better than "
                             "another. Give cases with labels.")
@@ -196,7 +206,13 @@ def _cases(fold: Path, checkpoint: Mapping[str, Any], folder: PathLike | None) -
     yield from there
 
 
-def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict, cases: Mapping[str, tuple]) -> Any:
+def _undrawn(checkpoint: Mapping[str, Any], folder: PathLike | None) -> Undrawn:
+    """Return which labels were not drawn in the cases to choose on, by the dataset.json beside them."""
+    return read_undrawn(_folder("nnUNet_raw", checkpoint) if folder is None else Path(folder))
+
+
+def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict, cases: Mapping[str, tuple],
+            undrawn: Undrawn) -> Any:
     """Return strength -> mean Dice over cases and labels of nnU-Net's prediction, without mirroring."""
     trained = trained_weights(checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -208,10 +224,11 @@ def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
     def score(strength: float) -> float:
         predictor.list_of_parameters = [interpolate(start, trained, strength)]
         dice = []
-        for images, mask in cases.values():
+        for case, (images, mask) in cases.items():
             data, properties = reader.read_images([str(file) for file in images])
             predicted = predictor.predict_single_npy_array(data, properties, None, None, False)
-            dice += dice_of_labels(reader.read_seg(str(mask))[0][0], predicted, labels)
+            dice += of_drawn(dice_of_labels(reader.read_seg(str(mask))[0][0], predicted, labels),
+                             predictor.dataset_json, undrawn.get(case, ()))
         return mean_dice(dice)
 
     return score

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from ..adapters.strength import stale_masks
+from ..datasets.annotated import Undrawn, read_undrawn
 from ..datasets.images import is_cut, segmentation_reader
 from ..errors import DanteError, ResultError
 from ..files import read_json
@@ -41,6 +42,12 @@ class CaseFiles:
     def ending(self) -> str:
         """The ending of images and masks, such as ".nii.gz"."""
         return str(self.content["file_ending"])
+
+    @property
+    def undrawn(self) -> Undrawn:
+        """Case -> the labels that were not drawn in it, which are not scored."""
+        folders = (nnunet_folder(variable, self.dataset) for variable in (_PREPROCESSED, _RAW))
+        return next((read_undrawn(f) for f in folders if f is not None and (f / "dataset.json").is_file()), {})
 
     def masks(self, folder: Path) -> dict[str, Path]:
         """Return {case: its mask} of a folder of predictions, without the other files that nnU-Net writes there."""
@@ -196,7 +203,7 @@ def score_masks(folder: Path, files: CaseFiles, plans: Mapping[str, Any], *, tol
     if not predictions:
         raise ResultError(f"{folder} holds no predictions *{files.ending}; let nnU-Net write them: nnUNetv2_train with "
                           f"the same arguments and --val.")
-    read, scores = segmentation_reader(plans), {}
+    read, undrawn, scores = segmentation_reader(plans), files.undrawn, {}
     for case, prediction in predictions.items():
         pair = files.truth(case), prediction
         if cut := [file for file in pair if is_cut(file)]:
@@ -205,8 +212,9 @@ def score_masks(folder: Path, files: CaseFiles, plans: Mapping[str, Any], *, tol
         if mask.shape != truth.shape:
             raise ResultError(f"{prediction} has shape {mask.shape}, its truth {truth.shape}; the labels were changed "
                               f"after the training: predict again.")
+        labels = {name: v for name, v in files.content["labels"].items() if name not in undrawn.get(case, ())}
         scores[case] = score(np.rint(truth).astype(int), np.rint(mask).astype(int), tolerance_mm=tolerance_mm,
-                             labels=files.content["labels"], spacing_mm=spacing_mm)
+                             labels=labels, spacing_mm=spacing_mm)
     return scores
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -18,6 +19,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from ..errors import TransferError
 from ..models.labels import channel_names, file_ending
 from ..types import DatasetJson
+from .annotated import Undrawn, check_drawn
 from .images import Case, is_cut, reading
 from .orientation import Header, read_header
 
@@ -49,8 +51,11 @@ def check_channels(raw: Path, dataset_json: DatasetJson, cases: Mapping[str, Cas
                             "not; every case needs all channels.")
 
 
-def check_masks(cases: Mapping[str, Case], dataset_json: DatasetJson, reader: type[BaseReaderWriter]) -> list[str]:
-    """Refuse masks with values that dataset.json does not name; return a warning about labels that no mask holds.
+def check_masks(cases: Mapping[str, Case], dataset_json: DatasetJson, reader: type[BaseReaderWriter],
+                undrawn: Undrawn = MappingProxyType({})) -> list[str]:
+    """Refuse masks with values that dataset.json does not name, or with labels that were not drawn in their case.
+
+    Returns a warning about labels that no mask holds.
 
     Raises:
         TransferError: names the mask and the values.
@@ -58,13 +63,14 @@ def check_masks(cases: Mapping[str, Case], dataset_json: DatasetJson, reader: ty
     manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
     allowed = {*map(int, manager.all_labels), *([] if manager.ignore_label is None else [manager.ignore_label])}
     read, used = reader().read_seg, set[float]()
-    for case in list(cases.values())[:_MAX_MASKS_READ]:
+    for name, case in list(cases.items())[:_MAX_MASKS_READ]:
         with reading(case.mask.parent, case.mask.name):
             values = {float(v) for v in np.unique(read(str(case.mask))[0])}
         if unknown := sorted(values - allowed):
             raise TransferError(f"Mask {case.mask.name} holds the values {[f'{v:g}' for v in unknown][:5]}, which "
                                 f"dataset.json does not name; it has {dataset_json['labels']}. Add the labels, or "
                                 "correct the masks.")
+        check_drawn(np.array(sorted(values)), dataset_json, undrawn.get(name, ()), case.mask.name)
         used |= values
     unused = sorted(v for v in manager.foreground_labels if v not in used)
     if len(cases) > _MAX_MASKS_READ or not unused:
@@ -82,19 +88,31 @@ def check_geometry(raw: Path, cases: Mapping[str, Case]) -> list[str]:
     Raises:
         TransferError: names the cases whose sizes differ.
     """
-    sizes, places = [], []
-    for name, case in cases.items():
-        headers = [h for path in (*case.images, case.mask) if (h := read_header(path)) is not None]
-        if any(len(h.size) == len(headers[0].size) and h.size != headers[0].size for h in headers):
-            sizes.append(f"{name} ({' and '.join(dict.fromkeys(' x '.join(map(str, h.size)) for h in headers))})")
-        elif not all(_same_place(headers[0], h) for h in headers):
-            places.append(name)
+    found = _headers(cases)
+    sizes = [f"{name} ({' and '.join(dict.fromkeys(' x '.join(map(str, h.size)) for h in headers))})"
+             for name, headers in found.items()
+             if any(len(h.size) == len(headers[0].size) and h.size != headers[0].size for h in headers)]
     if sizes:
         raise TransferError(f"{raw.name}: mask and images of {len(sizes)} cases differ in size: {shorten(sizes)} "
                             "voxels. Every mask needs the voxels of its images.")
+    places = _misplaced(found)
     return [f"mask and images lie at different places in space (origin, spacing or direction) in {len(places)} of "
             f"{len(cases)} cases: {shorten(places)}. nnU-Net takes the voxels as they are stored, so check with a "
             "viewer that each mask covers its structure"] if places else []
+
+
+def misplaced(cases: Mapping[str, Case]) -> list[str]:
+    """Return the cases whose mask and images lie at different places in space by their headers."""
+    return _misplaced(_headers(cases))
+
+
+def _headers(cases: Mapping[str, Case]) -> dict[str, list[Header]]:
+    return {name: [h for path in (*case.images, case.mask) if (h := read_header(path)) is not None]
+            for name, case in cases.items()}
+
+
+def _misplaced(found: Mapping[str, list[Header]]) -> list[str]:
+    return [name for name, headers in found.items() if not all(_same_place(headers[0], h) for h in headers)]
 
 
 def _same_place(one: Header, other: Header) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import TransferError
 from ..files import read_json, write_text_atomically
 from ..models.labels import channel_names, file_ending, head_names, plain_labels
 from ..types import DatasetJson
+from .annotated import ANNOTATED, REHEARSED, drawn_nothing, undrawn_labels
 from .checks import check_channels, check_geometry, check_masks, shorten, stray_files
 from .fingerprint import fingerprint, newest_change
 from .images import Case, case_files, opens, reader_for
@@ -32,6 +34,29 @@ class Target:
     dataset_json: DatasetJson
     cases: dict[str, Case]
     warnings: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def undrawn(self) -> dict[str, frozenset[str]]:
+        """Case -> labels that were not drawn in it, by "annotated" of dataset.json; {} if all labels were."""
+        return undrawn_labels(self.dataset_json, self.cases)
+
+    @property
+    def own(self) -> list[str]:
+        """The cases of the data set itself, in the order of their names: without those rehearsed for the donor."""
+        return sorted(self.cases.keys() - set(self.dataset_json.get(REHEARSED, {}).get("cases", ())))
+
+    @property
+    def labelled(self) -> list[str]:
+        """The cases of `own` in which at least one label was drawn.
+
+        Raises:
+            TransferError: there is none.
+        """
+        found = [case for case in self.own if not drawn_nothing(self.dataset_json, self.undrawn, case)]
+        if not found:
+            raise TransferError(f'"{ANNOTATED}" of {self.name}/dataset.json says that no label was drawn in any case. '
+                                "Name the labels that were drawn.")
+        return found
 
     @property
     def number(self) -> int | None:
@@ -71,9 +96,12 @@ class Target:
         Raises:
             TransferError: the splits_final.json that is there is damaged, or names cases that are not.
         """
-        path, cases = self.preprocessed / "splits_final.json", sorted(self.cases)
+        path, cases = self.preprocessed / "splits_final.json", self.own
         if path.is_file():
             return _describe_split(path, cases), None
+        if len(cases) >= 5 and len(cases) < len(self.cases):
+            return ("nnU-Net's 5-fold cross-validation (folds 0 to 4) of your own cases; the rehearsed ones are only "
+                    "trained on"), generate_crossval_split(cases, n_splits=5)
         if len(cases) >= 5:
             return "nnU-Net's own 5-fold cross-validation (folds 0 to 4), made when the first training starts", None
         if len(cases) == 1:
@@ -91,7 +119,7 @@ class Target:
         Raises:
             TransferError: as `split`.
         """
-        path, cases = self.preprocessed / "splits_final.json", sorted(self.cases)
+        path, cases = self.preprocessed / "splits_final.json", self.own
         if path.is_file():
             return _read_split(path, cases)
         if len(cases) >= 5:
@@ -120,7 +148,9 @@ def open_target(dataset: str | int) -> Target:
     cases = _cases(raw, content)
     reader = reader_for(content, cases)
     check_channels(raw, content, cases, reader)
-    warnings = [*check_geometry(raw, cases), *check_masks(cases, content, reader), *stray_files(raw, content, cases)]
+    undrawn = undrawn_labels(content, cases)
+    warnings = [*check_geometry(raw, cases), *check_masks(cases, content, reader, undrawn),
+                *stray_files(raw, content, cases)]
     return Target(name=raw.name, raw=raw, preprocessed=preprocessed_root / raw.name, dataset_json=content, cases=cases,
                   warnings=tuple(warnings))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import msgspec
 from ..errors import ConfigurationError
 from ..files import parse_json, read_json, read_text, write_text_atomically
 from ..types import PathLike
-from .dataset import open_target
+from .annotated import foreground
+from .dataset import Target, open_target
 
 ALL = "all"
 _VALIDATION_SHARE = 0.2  # nnU-Net's own: one fold of its five
@@ -120,8 +121,9 @@ def write_shots(dataset: str | int, shots: Sequence[int | str], *, seeds: int = 
         TransferError: the data set is not found or not in order.
     """
     target = open_target(dataset)
-    drawn = draw_shots(target.cases, shots, dataset=target.name, seeds=seeds, val=val,
+    drawn = draw_shots(target.labelled, shots, dataset=target.name, seeds=seeds, val=val,
                        groups=read_groups(groups) if groups else {}, test=read_cases(test) if test else ())
+    drawn = msgspec.structs.replace(drawn, notes=(*drawn.notes, *_undrawn(drawn, target)))
     path = target.preprocessed / "splits_final.json"
     if path.is_file() and not force and _content(path) != drawn.splits():
         raise ConfigurationError(f"{path} exists and holds other folds; nnU-Net writes one when the first training "
@@ -130,6 +132,18 @@ def write_shots(dataset: str | int, shots: Sequence[int | str], *, seeds: int = 
     write_text_atomically(json.dumps(drawn.splits(), indent=2), path)
     write_text_atomically(json.dumps(msgspec.to_builtins(drawn), indent=2), path.with_name("shots.json"))
     return drawn
+
+
+def _undrawn(shots: Shots, target: Target) -> Iterator[str]:
+    """Yield a note for each label that was drawn in no case of a fold's training, or of the validation."""
+    if left_out := len(target.cases) - len(target.labelled):
+        yield f"{left_out} cases are left out: no label was drawn in them, or they are rehearsed for a donor"
+    for label in foreground(target.dataset_json):
+        without = {case for case, labels in target.undrawn.items() if label in labels}
+        if set(shots.val) <= without:
+            yield f"{label} was drawn in no validation case, so it cannot be scored"
+        if folds := [str(fold.fold) for fold in shots.folds if set(fold.train) <= without]:
+            yield f"{label} was drawn in no training case of the folds {', '.join(folds)}"
 
 
 def read_shots(path: PathLike) -> Shots:

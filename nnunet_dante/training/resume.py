@@ -48,8 +48,7 @@ def refuse_changes(checkpoint: Mapping[str, Any], file: str | Path, *, method: M
              *(f"{name} was {dante[name]}, is {now}" for name, now in steps.items() if dante.get(name, now) != now),
              *_mirroring(checkpoint.get("inference_allowed_mirroring_axes"), mirroring_axes),
              *_plans(then["plans"], plans, then["configuration"]),
-             *(f"the {use} cases were {before}, are {cases.get(use)}"
-               for use, before in (dante.get("cases") or {}).items() if cases.get(use) != before),
+             *_cases(dante.get("cases") or {}, cases),
              *(f"{key} of dataset.json was {then['dataset_json'].get(key)}, is {dataset_json.get(key)}"
                for key in _DATASET_KEYS if then["dataset_json"].get(key) != dataset_json.get(key))]
     if lines:
@@ -73,6 +72,12 @@ def _method(dante: Mapping[str, Any], method: Method) -> Iterator[str]:
     for name, now in dataclasses.asdict(method).items():  # in an older checkpoint, a newer option has its default
         if (before := dante.get("options", {}).get(name, defaults[name])) != now:
             yield f"{name} was {before!r}, is {now!r}"
+
+
+def _cases(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for use in {**then, **now} if then else {}:  # version 0.1.0 did not say
+        if then.get(use) != now.get(use):
+            yield f"the {use} cases were {then.get(use, 'none')}, are {now.get(use, 'none')}"
 
 
 def _mirroring(then: tuple[int, ...] | None, now: tuple[int, ...] | None) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, conve
 from torch import nn
 
 from ..adapters.strength import at_strength, interpolate, note_strength, start_weights, trained_weights
+from ..datasets.annotated import foreground
 from ..errors import DanteError, StrengthError
 from ..files import read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
-from ..types import ReadOnlyStateDict, StateDict
+from ..types import DatasetJson, ReadOnlyStateDict, StateDict
 from .provenance import load_start_weights
 
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -76,6 +77,11 @@ def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelMana
                                             ignored)
         dice.append(float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else math.nan)
     return dice
+
+
+def of_drawn(dice: Sequence[float], dataset_json: DatasetJson, undrawn: Collection[str]) -> list[float]:
+    """Return the Dice of each label or region, nan for those that were not drawn in the case."""
+    return [math.nan if name in undrawn else value for name, value in zip(foreground(dataset_json), dice)]
 
 
 def mean_dice(dice: Sequence[float]) -> float:
@@ -283,7 +289,7 @@ class StrengthMixin(_Base):
         file = Path(self.preprocessed_dataset_folder_base, "gt_segmentations",
                     f"{case}{self.dataset_json['file_ending']}")
         truth = self.plans_manager.image_reader_writer_class().read_seg(str(file))[0][0]
-        return dice_of_labels(truth, mask, self.label_manager)
+        return of_drawn(dice_of_labels(truth, mask, self.label_manager), self.dataset_json, self.undrawn.get(case, ()))
 
     def _built(self) -> nn.Module:
         """Return a network as prediction builds it, on the CPU."""

@@ -9,8 +9,9 @@ Each override is short and calls super(): network, data, losses, validation and 
     save_checkpoint        write stock keys, the stock trainer's name, and provenance under "dante", atomically
     load_checkpoint        restore base, factors and random state, so that a training continues as if it had not stopped
 
-The mixins from which it is derived serve any method: further terms of the loss (objective.py), the early end of a
-training (guards.py), results that survive a kill (storage.py), and how much of what was learned is kept (strength.py).
+The mixins from which it is derived serve any method: further terms of the loss (objective.py), labels that were drawn
+in some cases only (partial.py), the early end of a training (guards.py), results that survive a kill (storage.py), and
+how much of what was learned is kept (strength.py).
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ from ..types import StateDict
 from .guards import StoppingMixin
 from .lr import WarmupPolyLR
 from .objective import ObjectiveMixin
+from .partial import PartialLabelsMixin
 from .provenance import load_start_weights, provenance, refuse_other_names
 from .resume import describe_cases, random_state, refuse_changes, restore_random_state
 from .storage import StorageMixin
 from .strength import StrengthMixin
 
 
-class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
+class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, PartialLabelsMixin, StrengthMixin):
     """Fine-tune with `method`.
 
     Example: `class nnUNetTrainerMine(DanteMixin, nnUNetTrainer): method = LoRA()`; the mixin comes first.
@@ -242,7 +244,10 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, StrengthMixin):
             raise ConfigurationError(f"fold {self.fold} is not in {file}, which holds folds 0 to {n - 1}; train one "
                                      f"of these, or `all`.")
         split = super().do_split()
-        self.cases = self.cases or {use: describe_cases(names) for use, names in zip(("training", "validation"), split)}
+        special = {"rehearsed": self.rehearsal.get("cases"), "partly drawn": [
+            f"{case}: {', '.join(sorted(names))}" for case, names in self.undrawn.items()]}
+        self.cases = self.cases or {use: describe_cases(names) for use, names in (
+            *zip(("training", "validation"), split), *special.items()) if names or use not in special}
         return split
 
     def save_checkpoint(self, filename: str) -> None:

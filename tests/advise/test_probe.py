@@ -117,3 +117,12 @@ def test_relative_gradients_by_hand():
                 / np.sqrt(sum(float(p.detach().square().sum()) for p in head.parameters())))
     network.zero_grad()
     assert probe(network, cut, PLAIN, known=[]).gradients["head"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_that_were_not_drawn_are_neither_scored_nor_in_the_gradient():
+    network, (one, other) = tiny.plain_unet(), patches(values=2)
+    hidden = [Patch(image=p.image, labels=p.labels, undrawn=frozenset({"lesion"})) for p in (one, other)]
+    assert "lesion" not in probe(network, hidden, PLAIN, known=["organ", "lesion"]).dice
+    drawn = probe(network, [one, other], PLAIN, known=["organ", "lesion"])
+    assert drawn.dice["lesion"] == 0  # predicted somewhere, and drawn nowhere
+    assert probe(network, hidden, PLAIN, known=["organ"]).gradients != drawn.gradients

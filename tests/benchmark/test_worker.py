@@ -88,3 +88,15 @@ def test_the_first_run_of_a_process_needs_no_more_memory_than_the_next(job, monk
     monkeypatch.setattr(worker, "_WARM", [])
     assert [worker.execute(job), worker.execute(job)] == [{}, {}]
     assert len(loaded) == 1 and peaks[0] < 32, peaks
+
+
+def test_labels_that_were_not_drawn_in_a_test_case_are_not_scored():
+    mask = np.ones((1, 4, 4, 4), np.uint8)
+    reader = SimpleNamespace(read_images=lambda _: (mask, {"spacing": [1, 1, 1]}), read_seg=lambda _: (mask, {}))
+    predictor = SimpleNamespace(
+        plans_manager=SimpleNamespace(image_reader_writer_class=lambda: reader),
+        predict_single_npy_array=lambda *_: mask[0], dataset_json={"labels": {"background": 0, "a": 1, "b": 2}})
+    test = worker.Scored(cases={name: SimpleNamespace(images=(), mask="") for name in ("one", "two")},
+                         labels=predictor.dataset_json["labels"], undrawn={"two": frozenset({"b"})})
+    scores = worker.score_cases(predictor, test, tolerance_mm=1.0)
+    assert scores["one"].keys() == {"a", "b"} and scores["two"].keys() == {"a"}

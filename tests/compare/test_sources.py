@@ -63,6 +63,18 @@ def test_the_truth_beside_the_preprocessed_data_is_taken_where_there_is_one(root
     assert read_fold(folder).cases["case_0"]["organ"]["dice"] == 1
 
 
+@pytest.mark.parametrize("place", ["nnUNet_preprocessed", "nnUNet_raw"])
+def test_labels_that_were_not_drawn_in_a_case_are_not_scored(root, place):
+    folder = folds.write_fold(root, "nnUNetTrainerLoRA")
+    content = json.loads((folder.parent / "dataset.json").read_text()) | {"annotated": {"case_1": ["lesion"]}}
+    (root / place / "Dataset901_Tiny" / "dataset.json").write_text(json.dumps(content))
+    cases = read_fold(folder).cases
+    assert cases["case_1"].keys() == {"lesion"} and cases["case_0"].keys() == {"organ", "lesion"}
+    (root / place / "Dataset901_Tiny" / "dataset.json").write_text(json.dumps(content | {"annotated": {"case_1": ["x"]}}))
+    with pytest.raises(DanteError, match="label 'x' for case case_1"):
+        read_fold(folder)
+
+
 @pytest.mark.parametrize(("remove", "said"), [
     ("fold/checkpoint_final.pth", "no finished fold"), ("fold/validation", r"holds no predictions \*.nii.gz"),
     ("raw/labelsTr", "truth of case_0.nii.gz is neither"), ("preprocessed/splits_final.json", "splits_final.json was"),
