@@ -8,7 +8,7 @@ import click
 
 from . import __version__
 from .cli_adapter import adapter
-from .cli_compare import benchmark, compare, shots
+from .cli_compare import benchmark, compare, shots, split_words
 from .errors import DanteError
 from .files import printable
 
@@ -70,6 +70,16 @@ def demo(out: Path, data: Path | None) -> None:
               help="A channel in which bright and dark are exchanged compared with the donor's images; repeatable.")
 @click.option("--mirroring", type=click.Choice(["donor", "none", "all"]), default="donor", show_default=True,
               help="Axes along which training and prediction mirror images; none where labels tell left from right.")
+@click.option("--keep-labels", multiple=True, metavar="all|NAME,...",
+              help="Labels of the donor to keep although your masks lack them: the donor completes your masks, in a "
+                   "data set of their own. `none`: not even labels that dataset.json calls undrawn. Repeatable.")
+@click.option("--rename", multiple=True, metavar="OLD=NEW",
+              help="A label of the donor and its name in your data set; repeatable.")
+@click.option("--into", metavar="DATASET", help="Name of the completed data set. Default: the next free number.")
+@click.option("--rehearse", type=_FOLDER,
+              help="Folder with imagesTr and labelsTr of the donor's own data, to be mixed into the training.")
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True,
+              help="Part of the training patches that come from --rehearse.")
 @click.option("--preprocess", is_flag=True, help="Run nnUNetv2_preprocess afterwards.")
 @click.option("--epochs", type=click.IntRange(1),
               help="Number of epochs. This and the next five options replace the trainers' numbers.")
@@ -86,7 +96,7 @@ def demo(out: Path, data: Path | None) -> None:
 @click.option("--trust", is_flag=True,
               help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
 def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, settings,
-             **options) -> None:
+             keep_labels, rename, **options) -> None:
     """Make a pretrained nnU-Net the start of a training.
 
     SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, a single checkpoint file, or the name of a model
@@ -101,7 +111,10 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
     if twice := overrides.keys() & (parsed := parse_overrides(settings)).keys():
         raise click.BadParameter(f"{min(twice)} has a flag of its own; give either the flag or --set, not both.",
                                  param_hint="--set")
-    report = run(source, dataset, overrides=overrides | parsed, **options)
+    if wrong := [text for text in rename if "=" not in text]:
+        raise click.BadParameter(f"{wrong[0]!r} is not OLD=NEW.", param_hint="--rename")
+    report = run(source, dataset, overrides=overrides | parsed, rename=dict(text.split("=", 1) for text in rename),
+                 keep_labels=split_words(keep_labels), **options)
     click.echo(str(report))
 
 

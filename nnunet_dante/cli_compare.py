@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -9,6 +10,11 @@ import click
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _EXISTING = click.Path(exists=True, path_type=Path)
+
+
+def split_words(texts: Iterable[str]) -> list[str]:
+    """Return the words of an option that may be given several times, each time with commas between words."""
+    return [word.strip() for text in texts for word in text.split(",") if word.strip()]
 
 
 @click.command(context_settings={"allow_extra_args": True})
@@ -33,7 +39,7 @@ def shots(context: click.Context, dataset: str, shots: tuple[str, ...], **option
     from .datasets.shots import ALL, write_shots
     from .training.launch import train_command
 
-    words = [word.strip() for text in shots for word in text.split(",") if word.strip()]
+    words = split_words(shots)
     if context.args:
         raise click.BadParameter(f"{context.args[0]!r} stands alone; separate the numbers with commas: "
                                  f"-k {','.join([*words, *context.args])}", param_hint="-k")

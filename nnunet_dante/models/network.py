@@ -30,8 +30,8 @@ _MAX_MODULES = 20_000  # a large residual U-Net has about a thousand
 
 
 def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *,
-                  trainer_name: str = "nnUNetTrainer", trust: bool = False) -> nn.Module:
-    """Build the network that nnU-Net trains and predicts with, on the CPU, with its deep-supervision heads.
+                  trainer_name: str = "nnUNetTrainer", trust: bool = False, deep_supervision: bool = True) -> nn.Module:
+    """Build the network that nnU-Net trains and predicts with, on the CPU.
 
     Args:
         plans: content of plans.json.
@@ -40,6 +40,7 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
         trainer_name: trainer whose network it is. This matters for trainers that replace the architecture of the plans
             (nnU-Net's Primus, BatchNorm) or add modules to it (this package's SpatialAdapter and AdaptFormer).
         trust: allow plans that name code of any package.
+        deep_supervision: return the logits of every resolution, as in training; otherwise only the finest.
 
     Raises:
         UntrustedFileError: the plans name code that is neither nnU-Net's nor torch's.
@@ -58,10 +59,12 @@ def build_network(plans: Plans, dataset_json: DatasetJson, configuration: str, *
             channels = determine_num_input_channels(manager, config, dataset_json)
             heads = manager.get_label_manager(dataset_json).num_segmentation_heads
             if trainer_name != "nnUNetTrainer" and trainer_name not in ADDING_TRAINERS:
-                return trainer_class(trainer_name).build_network_architecture(manager, config, channels, heads, True)
+                return trainer_class(trainer_name).build_network_architecture(
+                    manager, config, channels, heads, deep_supervision)
             network = get_network_from_plans(
                 config.network_arch_class_name, config.network_arch_init_kwargs,
-                config.network_arch_init_kwargs_req_import, channels, heads, allow_init=True, deep_supervision=True)
+                config.network_arch_init_kwargs_req_import, channels, heads, allow_init=True,
+                deep_supervision=deep_supervision)
             if trainer_name in ADDING_TRAINERS:
                 ADDING_TRAINERS[trainer_name].adapt(network)
             return network

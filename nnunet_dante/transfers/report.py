@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from .. import __version__
 from ..training.launch import train_command
+from .complete import Completion
 from .geometry import DonorGeometry
 from .match import NameReport
 from .plans import PlansReport
@@ -28,6 +29,7 @@ class TransferReport:
     fold: the first fold that can be trained; "all" if there is only one case.
     preprocess: the command for preprocessing; "" if the data are ready.
     notes: warnings that do not come from `plans`, `labels` or `channels`.
+    completion: how the masks of the data set were completed; None if they are as the user drew them.
     """
 
     donor: dict[str, str]
@@ -58,6 +60,7 @@ class TransferReport:
     overrides: dict[str, int | float]
     preprocess: str
     notes: tuple[str, ...]
+    completion: Completion | None = None
 
     def to_json(self) -> str:
         """Return the report as JSON, with the version of this package and the warnings."""
@@ -104,6 +107,8 @@ class TransferReport:
         yield _row("stored as", self.orientation)
 
     def _tail(self) -> Iterator[str]:
+        for number, line in enumerate(self.completion.lines() if self.completion else ()):
+            yield _row("completed" if number == 0 else "", line)
         yield _row("cases", f"{self.cases}; {self.split}")
         if self.overrides:
             yield _row("overrides", ", ".join(f"{name} {value}" for name, value in self.overrides.items()))

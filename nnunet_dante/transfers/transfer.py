@@ -26,6 +26,7 @@ from ..models.settings import new_dante_block, read_dante_block
 from ..peft.added_modules import is_added
 from ..types import PathLike, Plans, StateDict
 from .geometry import own_geometry, planned_encoder
+from .keep import completed_target, open_folds
 from .match import Match, match_data_sets
 from .mirroring import chosen_axes, describe_axes, side_axis, side_warnings
 from .plans import PlansReport, describe_plans, merge_plans, retarget_plans
@@ -38,9 +39,10 @@ from .surgery import head_surgery, invert_channels, stem_surgery
 def transfer(source: PathLike, dataset: str | int, *, configuration: str | None = None, fold: int | str | None = None,
              plans_name: str = "nnUNetDantePlans", checkpoint: str = "checkpoint_final.pth",
              batch_size: int | None = None, geometry: str = "donor", intensity: str | None = None,
-             invert: Sequence[str] = (), mirroring: str = "donor", preprocess: bool = False,
-             overrides: Mapping[str, Any] | None = None, trainer: str | None = None, trust: bool = False,
-             num_processes: int | None = None) -> TransferReport:
+             invert: Sequence[str] = (), mirroring: str = "donor", keep_labels: Sequence[str] = (),
+             rename: Mapping[str, str] | None = None, into: str | None = None, rehearse: PathLike | None = None,
+             share: float = 0.25, preprocess: bool = False, overrides: Mapping[str, Any] | None = None,
+             trainer: str | None = None, trust: bool = False, num_processes: int | None = None) -> TransferReport:
     """Write plans, dataset.json, fingerprint, start weights and a report for `dataset` into nnUNet_preprocessed.
 
     Fingerprint and preprocessing start processes, so a script that calls this function needs
@@ -62,6 +64,10 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
         invert: channels in which bright and dark are exchanged compared with the donor's images.
         mirroring: axes along which trainings mirror their images: "donor" (as the donor's training did), "none" or
             "all".
+        keep_labels: labels of the donor to keep although nobody drew them, or ["all"]: the masks are completed with its
+            predictions, as a data set of their own. By default only labels that "annotated" of dataset.json calls
+            undrawn are completed; ["none"] completes nothing.
+        rename: the donor's name -> yours, of labels that have two names. into, rehearse, share: as in `complete`.
         preprocess: run nnU-Net's preprocessing afterwards.
         overrides: numbers and options of the trainings, such as {"epochs": 100, "l2_sp": 0.01}. Those of an earlier
             transfer of this configuration to the same plans are removed.
@@ -80,8 +86,11 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     intensity = intensity or geometry
     target = open_target(dataset)
     target.split()  # refuses a damaged one
-    donor = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust,
-                       partial=True)
+    opened = open_donor(source, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust,
+                        partial=True)
+    donor, target, completion, undrawn = completed_target(
+        opened, target, keep=keep_labels, rename=rename or {}, into=into, rehearse=rehearse, share=share, invert=invert,
+        folds=lambda: open_folds(source, opened) if fold is None else [opened])
     if donor.encoder_only:
         donor = _with_plans(donor, target, geometry, num_processes)
     plans, plans_report, weights, facts = fit(
@@ -102,7 +111,7 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     stale = stale_data(target, target.preprocessed / config.data_identifier,
                        same_plans=_without_dante(existing) == _without_dante(plans))
     orientation, differing = describe_orientation(donor, source, target, plans)
-    notes = (*target.warnings, *differing, *_trainer_note(donor), *_invert_note(invert),
+    notes = (*target.warnings, *undrawn, *differing, *_trainer_note(donor), *_invert_note(invert),
              *_removed_note(existing, plans), *side_note(donor, target, plans, axes), *(() if preprocess else stale))
     # All checks are done, so files are written from here on. The plans are the last, because they name the others.
     sha256 = _write(target, file, plans, donor.configuration, weights, entry)
@@ -110,12 +119,13 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
     report = TransferReport(
         donor=donor.provenance(), dataset=target.name, configuration=donor.configuration, plans_name=plans_name,
         plans_file=file.name, start_weights=str(entry["file"]), start_weights_sha256=sha256, plans=plans_report,
-        intensity=intensity, reader=plans["image_reader_writer"], orientation=orientation, cases=len(target.cases),
+        intensity=intensity, reader=plans["image_reader_writer"], orientation=orientation, cases=len(target.own),
         split=split, batch_size=config.batch_size, mirroring_axes=axes,
         mirroring=describe_axes(mirroring, donor.mirroring_axes, axes),
         overrides=read_dante_block(plans)["overrides"], encoder_only=donor.encoder_only,
         trainer=next_trainer(donor, otherwise=trainer),
-        fold="all" if len(target.cases) == 1 else "0", preprocess="" if preprocess else command, notes=notes, **facts)
+        fold="all" if len(target.own) == 1 else "0", preprocess="" if preprocess else command, notes=notes,
+        completion=completion, **facts)
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
         write_text_atomically(text, file.with_name(f"{plans_name}_{donor.configuration}_transfer{suffix}"))
     if preprocess:
