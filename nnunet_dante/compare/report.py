@@ -12,9 +12,11 @@ from typing import ClassVar, TypeAlias
 
 import jinja2
 
+from ..datasets.annotated import COMPLETED
 from ..errors import ResultError
 from ..files import write_text_atomically
 from ..types import PathLike
+from .continual import transfer_table
 from .overview import methods_overview, parameters_overview, shots_overview
 from .panels import curve_panels, shots_panels, unfreezing_timeline
 from .plots import case_picture, choose_cases
@@ -182,6 +184,10 @@ def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Bl
                            Text(_facts(study))]
     if not study.runs:
         return [*blocks, Text("No run finished.")]
+    validated = [s.files for s in sources if s.files and s.masks and s.masks.name == "validation"]
+    if completed := sorted({label for files in validated for label in files.content.get(COMPLETED, ())}):
+        blocks.append(Text(f"The masks of {', '.join(completed)} were completed by a donor: where nobody corrected "
+                           "them, their scores on validation cases say how far a method agrees with the donor."))
     plots = out / "plots"
     prefix = slug(study.name)
     if len(study.shots) > 1:
@@ -201,6 +207,8 @@ def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Bl
     if kept := strength_table(study):
         blocks += [Heading("What was kept of the training", 3), kept]
     blocks += _speed(study, plots, prefix) + _cost(study, plots, prefix)
+    if transferred := transfer_table(study):
+        blocks += [Heading("Old and new labels", 3), transferred]
     if forgotten := forgetting_table(study):
         blocks += [Heading("What was forgotten", 3), forgotten]
     return [*blocks, *_tests(study), Heading("Cases", 3), *_cases(study, sources, out)]

@@ -59,7 +59,7 @@ def shots_table(study: Study, metric: str) -> Table:
         counts: dict[str, Value] = {"missed": lost, "structures": structures} if metric == "hd95_mm" else {}
         if mean is None:
             return "all missed" if lost and counts else UNDEFINED, counts
-        said = _mean(mean, digits=1 if metric == "hd95_mm" else 3)
+        said = mean_text(mean, digits=1 if metric == "hd95_mm" else 3)
         if lost and counts:
             said += f", {lost / structures:.0%} missed"
         if not runs[0].is_zero_shot and mean.draws < (expected := study.expected_draws(shots)):
@@ -67,7 +67,7 @@ def shots_table(study: Study, metric: str) -> Table:
         return said, _numbers(mean) | counts
 
     text = TITLES[metric] + (f" at {tolerance(study)} mm" if metric == "surface_dice" else "")
-    return _by_shots(study, metric, f"{text} by number of training cases", cell, _NOTES[metric])
+    return by_shots(study, metric, f"{text} by number of training cases", cell, _NOTES[metric])
 
 
 def strength_table(study: Study) -> Table | None:
@@ -81,7 +81,7 @@ def strength_table(study: Study) -> Table | None:
         return (f"{full.value:.3f} to {mean.value:.3f} ({share:.0%})",
                 {"strength": share, "all": full.value, "kept": mean.value, "draws": len(chosen)})
 
-    table = _by_shots(study, "strength", "Dice with all that was learned, and with what was kept of it", cell,
+    table = by_shots(study, "strength", "Dice with all that was learned, and with what was kept of it", cell,
                       "Dice at full strength, to Dice at the strength that was chosen on cases which were neither "
                       "trained on nor tested. In brackets: the mean share of what was learned that was kept.",
                       zero_shot=False)
@@ -95,11 +95,11 @@ def forgetting_table(study: Study) -> Table | None:
         if mean is None or full is None:
             return None
         if not any(run.full_strength for run in runs):
-            return _mean(mean, digits=3, sign="+"), _numbers(mean)
-        return (f"{_mean(mean, digits=3, sign='+')}; all: {full.value:+.3f}",
+            return mean_text(mean, digits=3, sign="+"), _numbers(mean)
+        return (f"{mean_text(mean, digits=3, sign='+')}; all: {full.value:+.3f}",
                 _numbers(mean) | {"full_strength": full.value})
 
-    table = _by_shots(study, "forgetting", "Dice lost on the donor's own data by number of training cases", cell,
+    table = by_shots(study, "forgetting", "Dice lost on the donor's own data by number of training cases", cell,
                       "Dice of the donor before training minus Dice after training, on the same cases of the donor's "
                       "data; a positive number is a loss. In brackets: 95 % bootstrap interval over these cases. "
                       "\"all\": with all that was learned, if less was kept.", zero_shot=False)
@@ -115,7 +115,7 @@ def _forgotten(runs: Sequence[RunResult]) -> Mean | None:
     return mean_over_cases([loss for loss in losses if loss])
 
 
-def _by_shots(study: Study, name: str, title: str, cell: Callable[[list[RunResult], Shots], Cell | None], note: str, *,
+def by_shots(study: Study, name: str, title: str, cell: Callable[[list[RunResult], Shots], Cell | None], note: str, *,
               zero_shot: bool = True) -> Table:
     """Return a table: methods are rows, numbers of training cases are columns; zero-shot has the column "0".
 
@@ -329,7 +329,8 @@ def _record(study: Study, method: str) -> dict[str, Value]:
     return {"experiment": study.name, "simulated": study.simulated, "method": method}
 
 
-def _mean(mean: Mean, *, digits: int, sign: str = "") -> str:
+def mean_text(mean: Mean, *, digits: int, sign: str = "") -> str:
+    """Return a mean with its interval, as tables show it."""
     low, high = mean.interval
     said = f"{mean.value:{sign}.{digits}f}"
     return said if low != low else f"{said} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
