@@ -244,7 +244,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, PartialLabelsMixin
             raise ConfigurationError(f"fold {self.fold} is not in {file}, which holds folds 0 to {n - 1}; train one "
                                      f"of these, or `all`.")
         split = super().do_split()
-        special = {"rehearsed": self.rehearsal.get("cases"), "partly drawn": [
+        special = {"rehearsed": self.rehearsal.get("cases", []), "partly drawn": [
             f"{case}: {', '.join(sorted(names))}" for case, names in self.undrawn.items()]}
         self.cases = self.cases or {use: describe_cases(names) for use, names in (
             *zip(("training", "validation"), split), *special.items()) if names or use not in special}

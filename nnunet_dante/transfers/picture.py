@@ -27,7 +27,7 @@ def case_picture(image: np.ndarray, masks: Mapping[str, np.ndarray], file: Path,
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    upright = [axis for axis, code in enumerate(reversed(codes)) if code in "RAS"]  # as radiologists look at images
+    upright = tuple(axis for axis, code in enumerate(reversed(codes)) if code in "RAS")  # as radiologists see images
     axis = int(np.argmax(spacing_mm)) if max(spacing_mm) >= _THICK * min(spacing_mm) else 0
     *_, last = masks.values()
     across = tuple(other for other in range(3) if other != axis)
