@@ -9,6 +9,7 @@ import click
 from . import __version__
 from .cli_adapter import adapter
 from .cli_compare import benchmark, compare, shots, split_words
+from .cli_dataset import dataset
 from .errors import DanteError
 from .files import printable
 
@@ -36,7 +37,7 @@ def main() -> None:
     """
 
 
-for _command in (adapter, benchmark, compare, shots):
+for _command in (adapter, benchmark, compare, dataset, shots):
     main.add_command(_command)
 
 

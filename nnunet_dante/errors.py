@@ -21,6 +21,10 @@ class UntrustedFileError(DonorError):
     """A file would have to execute code to be read; nothing was executed."""
 
 
+class DatasetError(DanteError):
+    """A folder cannot be turned into an nnU-Net data set: what is wrong with which case, and what to do."""
+
+
 class TransferError(DanteError):
     """The donor model cannot be moved to the target data set."""
 

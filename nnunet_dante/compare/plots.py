@@ -12,23 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK
 
+from ..datasets.views import COLOURS, upright, viewing_plane
 from ..files import atomic_path
 from ..models.labels import has_regions, plain_labels
 from ..types import PathLike
 from .sources import CaseFiles, Source
 from .study import Shots, Study, case_means, mean_score, shots_of
 
-# Okabe and Ito's colours, which most people with a colour vision deficiency can tell apart. Black and grey are left
-# out, because images have them. Neighbours in this order also differ in lightness.
-COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 INK = "0.25"
 _MARGIN = 0.25  # around the box of all labels on each side, as a share of its size
 _QUANTILES = (0.3, 0.8)  # which slices are shown, as quantiles of the labelled voxels; two slices fit a screen
-_THICK = 1.5  # if voxels are so many times longer along one axis, the image is a stack of slices along it
-# Axes of a sagittal, coronal and axial view, as the directions to the right, down, and from slice to slice.
-_PLANES = ("PIL", "LIP", "LPS")
 
 
 def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike, *, labels: Mapping[str, int],
@@ -175,33 +169,6 @@ def label_values(files: CaseFiles) -> dict[str, int]:
     plain = plain_labels(dict(files.content))
     values = {name: value for name, value in plain["labels"].items() if name not in ("background", "ignore")}
     return dict(zip(values, plain["regions_class_order"])) if has_regions(plain) else values
-
-
-def viewing_plane(file: Path) -> str:
-    """Return the axes in which a mask is shown, one of `_PLANES`.
-
-    Thick slices are shown as they were taken. If voxels are almost cubes, the view is the one that shows most of the
-    labels: it looks along the direction in which they are shortest.
-    """
-    voxels, size_mm = upright(file, "LPS")
-    labelled = np.argwhere(voxels > 0)
-    if voxels.shape[2] > 1 and max(size_mm) >= _THICK * min(size_mm):
-        return _PLANES[int(np.argmax(size_mm))]  # thick from left to right: sagittal slices
-    if voxels.shape[2] > 1 and len(labelled):
-        return _PLANES[int(np.argmin(np.ptp(labelled, axis=0) * size_mm))]
-    return "LPS"
-
-
-def upright(file: Path, plane: str) -> tuple[np.ndarray, list[float]]:
-    """Return a volume whose axes point in the directions `plane`, and its voxel size along them in mm."""
-    volume = SimpleITK.ReadImage(str(file))
-    if volume.GetNumberOfComponentsPerPixel() > 1:  # a colour image
-        volume = SimpleITK.VectorIndexSelectionCast(volume, 0)
-    if volume.GetDimension() == 3:
-        volume = SimpleITK.DICOMOrient(volume, plane)
-    voxels = SimpleITK.GetArrayFromImage(volume).T
-    spacing_mm = [*volume.GetSpacing(), 1.0][:3]
-    return (voxels if voxels.ndim == 3 else voxels[:, :, None]), spacing_mm
 
 
 def _view(truth: np.ndarray) -> tuple[tuple[slice, ...], list[int]]:

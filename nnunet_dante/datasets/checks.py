@@ -112,10 +112,11 @@ def _headers(cases: Mapping[str, Case]) -> dict[str, list[Header]]:
 
 
 def _misplaced(found: Mapping[str, list[Header]]) -> list[str]:
-    return [name for name, headers in found.items() if not all(_same_place(headers[0], h) for h in headers)]
+    return [name for name, headers in found.items() if not all(same_place(headers[0], h) for h in headers)]
 
 
-def _same_place(one: Header, other: Header) -> bool:
+def same_place(one: Header, other: Header) -> bool:
+    """Whether two volumes of as many axes have the same spacing, origin and directions."""
     return len(one.size) != len(other.size) or all(
         np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(
             (one.spacing_mm, one.origin_mm, one.directions), (other.spacing_mm, other.origin_mm, other.directions)))
