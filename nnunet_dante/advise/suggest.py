@@ -80,7 +80,7 @@ class Suggestion:
     def _suggestion(self) -> Iterator[str]:
         yield "Suggestion:"
         if self.rule.keep:
-            yield "  Use the donor as it is. If you train, train little and compare:"
+            yield "  Use the donor as it is, or train: little can be gained, and what does not help is not kept."
         low_rank = f", rank {self.rule.rank}, alpha {2 * self.rule.rank}" if _has_rank(self.rule.trainer) else ""
         yield f"  {self.rule.trainer}{low_rank}"
         start = "image" if self.rule.order == "input_first" else "output (the default)"

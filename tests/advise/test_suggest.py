@@ -92,7 +92,7 @@ def test_the_same_domain_keeps_the_donor_and_writes_nothing(data, skilled_donor)
     found = suggest(skilled_donor, 901)
     assert found.rule.keep and found.rule.trainer == "nnUNetTrainerHeadOnly" and found.situation.zero_shot > 0.9
     said = str(found)
-    assert "Use the donor as it is" in said and "nnUNetv2_predict_from_modelfolder" in found.commands[0]
+    assert "Use the donor as it is, or train" in said and "nnUNetv2_predict_from_modelfolder" in found.commands[0]
     assert "the donor does well, so there is little to explain" in said
     assert "never ends worse than the donor" in said
     assert [file.name for file in folder.iterdir()] == ["dataset_fingerprint.json"]
