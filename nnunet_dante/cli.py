@@ -129,6 +129,8 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 @click.option("--budget", default="60min", show_default=True, metavar="TIME",
               help="For all trainings together: 90min, 2h.")
 @click.option("--baseline", is_flag=True, help="Also train from scratch, to compare; takes half of the budget.")
+@click.option("--labels", multiple=True, metavar="NAME=VALUE,...",
+              help="What the values in the masks mean; as for `dataset`.")
 @click.option("--groups", type=_FILE, help="Which cases are of one patient; as for `shots`.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the training; repeatable.")
 @click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
@@ -137,7 +139,8 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str, ...], **options) -> None:
     """Adapt MODEL to the labelled images in SOURCE: data, advice, trainings, scores, report and model in one command.
 
-    SOURCE is a data set in nnU-Net's format. Stopped at any moment, the same command goes on.
+    SOURCE holds images and masks, in nnU-Net's format or in a layout that `dataset` recognises. Stopped at any moment,
+    the same command goes on.
     """
     from .adaptation.budget import minutes
     from .adaptation.run import adapt as run

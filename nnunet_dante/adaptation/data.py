@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import GroupKFold
 
 from ..datasets.dataset import Target
+from ..datasets.gather.gather import gather
 from ..datasets.shots import read_groups
 from ..errors import ConfigurationError
 from ..files import read_json, write_text_atomically
@@ -20,21 +22,24 @@ from ..types import PathLike
 _FOLDS = 5
 
 
-def put_data(source: Path, raw: Path, name: str | None) -> dict[str, Any]:
-    """Let nnU-Net find a data set in its raw format, by a link below `raw`; return its name there.
+def put_data(source: Path, raw: Path, name: str | None, labels: Sequence[str], groups: PathLike | None, *,
+             say: Callable[[str], object]) -> dict[str, Any]:
+    """Let nnU-Net find labelled images below `raw`; return the name of the data set there.
+
+    A data set in nnU-Net's format is linked. Of any other folder one is made, as `nnunet-dante dataset` does.
 
     Raises:
-        ConfigurationError: the folder is no such data set, or the name is none that nnU-Net takes.
+        ConfigurationError: the name is none that nnU-Net takes, or another data set has it.
+        DatasetError: the folder holds no labelled images, or some with faults; names all of them.
     """
-    if not all((source / part).exists() for part in ("dataset.json", "imagesTr", "labelsTr")):
-        raise ConfigurationError(f"{source} is no data set in nnU-Net's format: it must hold dataset.json, imagesTr "
-                                 "and labelsTr.")
     own = source.name if re.fullmatch(r"Dataset\d{3,}_.+", source.name) else None
     name = name or own or "Dataset001_" + re.sub(r"\W+", "", source.name)
-    if not re.fullmatch(r"Dataset\d{3,}_\w.*", name):
+    if not (found := re.fullmatch(r"Dataset(\d{3,})_(\w.*)", name)):
         raise ConfigurationError(f"the name of the data set is {name!r}; give one such as Dataset123_Mine.")
     place = raw / name
-    if not place.exists():
+    if not all((source / part).exists() for part in ("dataset.json", "imagesTr", "labelsTr")):
+        gather(source, int(found[1]), found[2], output=raw, labels=labels, groups=groups, say=say)
+    elif not place.exists():
         place.symlink_to(source, target_is_directory=True)
     elif place.resolve() != source:
         raise ConfigurationError(f"{place} is another data set than {source}; give another name.")

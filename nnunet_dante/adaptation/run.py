@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ class AdaptResult:
 
 def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None = None,
           configuration: str | None = None, trainer: str | None = None, budget_minutes: float = 60.0,
-          baseline: bool = False, groups: PathLike | None = None, overrides: Mapping[str, Any] | None = None,
+          baseline: bool = False, labels: Sequence[str] = (), groups: PathLike | None = None,
+          overrides: Mapping[str, Any] | None = None,
           device: str | None = None, trust: bool = False) -> AdaptResult:
     """Adapt a pretrained network to labelled images, and write a model, a report and the commands that did it.
 
@@ -78,13 +79,14 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
 
     Args:
         model: model folder, zip or checkpoint of the donor.
-        source: data set in nnU-Net's format, a folder with dataset.json, imagesTr and labelsTr.
+        source: labelled images, in nnU-Net's format or in any layout that `nnunet-dante dataset` recognises.
         out: folder of everything that is written.
         name: of the data set, such as Dataset123_Mine; default: the name of `source`.
         configuration: needed where the donor holds several.
         trainer: instead of the one that `suggest` advises.
         budget_minutes: time for all trainings together; the length of a training follows from a measured step.
         baseline: also train from scratch, for comparison; this takes half of the budget.
+        labels: what the values in the masks mean, such as "liver=1", where `source` is not in nnU-Net's format.
         groups: file that says which cases are of one patient, as for `nnunet-dante shots --groups`.
         overrides: options of the trainings, such as {"lr": 0.01}.
         device: cuda, mps or cpu; default: the best there is.
@@ -99,7 +101,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
     """
     asked = {"model": str(find_donor(model).resolve()), "source": str(Path(source).resolve()), "name": name,
              "configuration": configuration, "trainer": trainer, "budget_minutes": budget_minutes,
-             "baseline": baseline, "groups": None if groups is None else str(groups),
+             "baseline": baseline, "labels": list(labels), "groups": None if groups is None else str(groups),
              "overrides": dict(overrides or {}), "device": device or (device_option() or ("", "cuda"))[1]}
     work = _Work(Path(out).resolve(), asked, trust=trust)
     with work.steps.nnunet_folders():
@@ -141,7 +143,8 @@ class _Work:
                                         trust=self.trust).configuration
         self.steps.total = 8  # and the trainings, as soon as the folds are known
         self.dataset = self.once("data", "Read the data set", lambda: put_data(
-            Path(asked["source"]), self.steps.folder("nnUNet_raw"), asked["name"]))["dataset"]
+            Path(asked["source"]), self.steps.folder("nnUNet_raw"), asked["name"], asked["labels"], asked["groups"],
+            say=lambda line: tqdm.write(line, file=sys.stderr)))["dataset"]
         advice = self.once("advice", "Measure how the donor does on the cases", self._advise)
         self.trainer = asked["trainer"] or advice["trainer"]
         self.once("transfer", f"Make the donor the start of {self.trainer}", lambda: self._transfer(advice["transfer"]))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import image_folders
 import pytest
 import tiny
 
 from nnunet_dante.adaptation.data import put_data, write_folds
 from nnunet_dante.datasets.dataset import open_target
-from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.errors import ConfigurationError, DatasetError
 
 
 @pytest.fixture
@@ -18,6 +19,10 @@ def raw(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     return tmp_path / "nnUNet_raw"
+
+
+def put(data, raw, name, labels=()):
+    return put_data(data, raw, name, labels, None, say=lambda _: None)
 
 
 def source(tmp_path, name="mine", **options):
@@ -30,20 +35,31 @@ def source(tmp_path, name="mine", **options):
     ("my cases", "Dataset123_Mine", "Dataset123_Mine")])
 def test_the_data_set_gets_a_name_that_nnunet_takes_and_nothing_is_copied(tmp_path, raw, folder, name, found):
     data = source(tmp_path, folder)
-    assert put_data(data, raw, name) == {"dataset": found}
+    assert put(data, raw, name) == {"dataset": found}
     assert (raw / found).is_symlink() and open_target(found).cases
-    assert put_data(data, raw, name) == {"dataset": found}, "a second time is the same"
+    assert put(data, raw, name) == {"dataset": found}, "a second time is the same"
 
 
 def test_another_data_set_of_that_name_and_folders_that_are_none_are_refused(tmp_path, raw):
     data = source(tmp_path, "Dataset012_Liver")
     with pytest.raises(ConfigurationError, match="name of the data set is 'Liver'; give one such as Dataset123_Mine"):
-        put_data(data, raw, "Liver")
+        put(data, raw, "Liver")
     (raw / "Dataset012_Liver").mkdir()
     with pytest.raises(ConfigurationError, match="is another data set than .*; give another name"):
-        put_data(data, raw, None)
-    with pytest.raises(ConfigurationError, match="no data set in nnU-Net's format"):
-        put_data(tmp_path, raw, None)
+        put(data, raw, None)
+
+
+def test_any_other_folder_of_images_and_masks_becomes_a_data_set(tmp_path, raw):
+    for n in range(2):
+        image, mask = image_folders.case(n)
+        image_folders.write(image, tmp_path / "mine" / f"P{n}.nii.gz")
+        image_folders.write(mask, tmp_path / "mine" / f"P{n}_seg.nii.gz")
+    assert put(tmp_path / "mine", raw, "Dataset123_Mine", ["liver=1,spleen=2"]) == {"dataset": "Dataset123_Mine"}
+    target = open_target("Dataset123_Mine")
+    assert sorted(target.cases) == ["P0", "P1"] and list(target.dataset_json["labels"]) == ["background", "liver", "spleen"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError):
+        put(tmp_path / "empty", raw, None)
 
 
 def folds(raw, n_cases, groups=None):
