@@ -69,8 +69,7 @@ class AdaptResult:
 def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None = None,
           configuration: str | None = None, trainer: str | None = None, budget_minutes: float = 60.0,
           baseline: bool = False, labels: Sequence[str] = (), groups: PathLike | None = None,
-          overrides: Mapping[str, Any] | None = None,
-          device: str | None = None, trust: bool = False) -> AdaptResult:
+          overrides: Mapping[str, Any] | None = None, device: str | None = None, trust: bool = False) -> AdaptResult:
     """Adapt a pretrained network to labelled images, and write a model, a report and the commands that did it.
 
     The way: data set, measurement and advice (`suggest`), transfer, one training per fold, one on all cases that keeps
