@@ -16,11 +16,13 @@ from nnunet_dante.training.trainers import AddedModulesMixin
 NETWORK = ["plans_manager", "configuration_manager", "num_input_channels", "num_output_channels",
            "enable_deep_supervision"]
 PARAMETERS = {
+    "_build_loss": ["self"],
     "__init__": ["self", "plans", "configuration", "fold", "dataset_json", "device"],
     "build_network_architecture": NETWORK,
     "configure_optimizers": ["self"],
     "configure_rotation_dummyDA_mirroring_and_inital_patch_size": ["self"],
     "do_split": ["self"],
+    "get_tr_and_val_datasets": ["self"],
     "initialize": ["self"],
     "load_checkpoint": ["self", ...],  # the argument's name changes after 2.8.1; it is passed by position
     "on_epoch_end": ["self"],
@@ -33,6 +35,7 @@ PARAMETERS = {
     "run_training": ["self"],
     "save_checkpoint": ["self", "filename"],
     "train_step": ["self", "batch"],
+    "validation_step": ["self", "batch"],
 }
 OURS = [c for c in AddedModulesMixin.__mro__ if c.__module__.startswith("nnunet_dante")]
 

@@ -53,8 +53,9 @@ READ = {  # field -> a change of it, and what a training then does
     "label_map": (moved, "labels .*the start weights are for"),
     "channel_map": (lambda e: e.update(channel_map={"CT": None}), "channels .*the start weights are for CT"),
     "mirroring_axes": (lambda e: e.update(mirroring_axes=[7]), "mirroring axes"),
-    "network_trainer": (lambda e: e.update(network_trainer="Nobody"), "'Nobody'")}
-PROVENANCE = {"donor", "inverted_channels"}  # who the weights come from, for people: `inspect` and reports show them
+    "network_trainer": (lambda e: e.update(network_trainer="Nobody"), "'Nobody'"),
+    "encoder_only": (lambda e: e.update(encoder_only=True), "decoder")}
+PROVENANCE = {"donor", "geometry", "inverted_channels"}  # who the weights come from, for people: `inspect` and reports show them
 
 
 def test_every_field_of_a_transfers_block_is_read_or_provenance(prepared):
