@@ -9,12 +9,14 @@ import re
 import shutil
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from ..benchmark.processes import PeakMemory
 from ..errors import ConfigurationError
+from ..files import read_json
 from ..training.launch import VARIABLE, search_path
 
 EPOCHS = 50
@@ -38,11 +40,15 @@ class Length:
 def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: str, device: str) -> None:
     """Print the cost of a training step as JSON; takes some seconds, and leaves no files.
 
-    The step is one of the last epoch, when methods that open the network in stages train all of it.
+    The step is one of the last epoch, when methods that open the network in stages train all of it. Another name of the
+    plans keeps it away from the results of real trainings.
     """
     os.environ[VARIABLE] = search_path()
-    training = get_trainer_from_args(dataset, configuration, fold if fold == "all" else int(fold), trainer, plans,
-                                     device=torch.device(device))
+    folder = Path(os.environ["nnUNet_preprocessed"], dataset)  # noqa: SIM112 - nnU-Net's name
+    training = recursive_find_trainer_class_by_name(trainer)(
+        plans=read_json(folder / f"{plans}.json") | {"plans_name": f"{plans}Measured", "continue_training": False},
+        configuration=configuration, fold=fold if fold == "all" else int(fold),
+        dataset_json=read_json(folder / "dataset.json"), device=torch.device(device))
     training.initialize()
     training.num_val_iterations_per_epoch = 1
     try:
@@ -56,7 +62,7 @@ def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: st
             training.train_step(next(training.dataloader_train))
             times.append(time.perf_counter() - began)
     finally:
-        shutil.rmtree(training.output_folder, ignore_errors=True)
+        shutil.rmtree(training.output_folder_base, ignore_errors=True)
     usual = sorted(times[1:])[len(times[1:]) // 2]  # the first step loads libraries
     print(json.dumps({"step_seconds": usual, "mib": memory.peak_mib()}))
 

@@ -47,3 +47,13 @@ def test_a_step_is_measured_and_no_results_are_left(prepared, capsys):
     cost = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0 < cost["step_seconds"] < 60 and set(cost) == {"step_seconds", "mib"}
     assert not list(Path(prepared.root, "nnUNet_results", prepared.dataset).rglob("fold_0"))
+
+
+def test_a_measurement_leaves_the_results_of_an_earlier_training_alone(prepared):
+    model = "nnUNetTrainerGradualUnfreezing__nnUNetDantePlans__3d_fullres"
+    fold = prepared.root / "nnUNet_results" / prepared.dataset / model / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_final.pth").write_bytes(b"of an earlier training")
+    measure(prepared.dataset, "3d_fullres", "nnUNetDantePlans", "nnUNetTrainerGradualUnfreezing", "0", "cpu")
+    assert [file.read_bytes() for file in fold.iterdir()] == [b"of an earlier training"]
+    assert [folder.name for folder in fold.parents[1].iterdir()] == [model]
