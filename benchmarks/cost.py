@@ -46,7 +46,7 @@ from nnunet_dante import (
     NormAffine,
     SpatialAdapter,
 )
-from nnunet_dante.benchmark.processes import PeakMemory
+from nnunet_dante.models.memory import PeakMemory
 
 FULL, FORWARD = "full fine-tuning", "forward alone"
 METHODS: dict[str, Any] = {

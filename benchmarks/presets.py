@@ -29,8 +29,8 @@ from torch import nn
 
 from nnunet_dante import LoRA
 from nnunet_dante.adapters.adapter import apply, extract
-from nnunet_dante.benchmark.processes import PeakMemory
 from nnunet_dante.models.checkpoint import save_atomically, weights_sha256
+from nnunet_dante.models.memory import PeakMemory
 from nnunet_dante.peft.audit import audit_on_small_patch
 from nnunet_dante.peft.inject import adapted, base_weights, factors, settings
 

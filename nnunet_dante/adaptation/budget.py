@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from ..benchmark.processes import PeakMemory
 from ..errors import ConfigurationError
 from ..files import read_json
+from ..models.memory import PeakMemory
 from ..training.launch import VARIABLE, search_path
 
 EPOCHS = 50

@@ -29,12 +29,13 @@ from ..datasets.annotated import Undrawn
 from ..datasets.images import Case
 from ..errors import ConfigurationError, DanteError
 from ..models.checkpoint import load_checkpoint_safely
+from ..models.memory import PeakMemory
 from ..models.overrides import checked_overrides
 from ..models.settings import read_dante_block, with_overrides
 from ..training import trainers
 from ..training.launch import VARIABLE
 from ..training.trainer import DanteMixin
-from .processes import PeakMemory, processor_name
+from .processes import processor_name
 from .protocol import PlannedRun, Protocol
 
 _WARM: list[bool] = []  # True once this process has trained
@@ -109,8 +110,8 @@ def _train_and_score(job: Job) -> dict[str, Any]:
         trainer.run_training()
     else:
         trainer.on_train_start()  # scores the start weights and saves them as the first checkpoint_best
-    facts: dict[str, Any] = {"peak_memory_mib": memory.peak_mib(), "trained_parameters": 0,
-                             "iterations_per_epoch": trainer.num_iterations_per_epoch}
+    facts: dict[str, Any] = {"trained_parameters": 0, "iterations_per_epoch": trainer.num_iterations_per_epoch}
+    peak = memory.peak_mib()
     folder, checkpoint = Path(trainer.output_folder), f"checkpoint_{'final' if trained else 'best'}.pth"
     content = load_checkpoint_safely(folder / checkpoint)
     known = training_facts(content)
@@ -119,6 +120,7 @@ def _train_and_score(job: Job) -> dict[str, Any]:
         facts |= known | {"adapter_mib": adapter.stat().st_size / 2**20 if adapter.is_file() else None}
     else:
         facts |= {name: known[name] for name in ("start_dice", "total_parameters")}
+    facts["peak_memory_mib"] = peak
     predictor = _predictor(job, folder, checkpoint, trainer.device)
     facts |= _score(job, predictor, masks=job.out / "predictions" / job.run.id)
     if trained and known["strength"] not in (None, 1):

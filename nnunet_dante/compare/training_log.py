@@ -46,7 +46,8 @@ def training_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             "seconds": [end - begin for begin, end in zip(begun, ended[:epochs])],
             "start_dice": None if math.isnan(start) else start, "stages": stages,
             "strength": kept.get("value"), "strength_curve": strengths,
-            "trained_parameters": dante.get("trainable_parameters"), "total_parameters": dante.get("total_parameters")}
+            "trained_parameters": dante.get("trainable_parameters"), "total_parameters": dante.get("total_parameters"),
+            "peak_memory_mib": dante.get("peak_memory_mib")}
 
 
 def _mean_defined(values: ArrayLike) -> float:

@@ -41,6 +41,7 @@ def provenance(trainer: DanteMixin) -> dict:
         "label_map": entry.get("label_map"),
         "trainable_parameters": trainer.audit.trainable,
         "total_parameters": trainer.audit.total,
+        "peak_memory_mib": trainer.memory.peak_mib(),
         **trainer.steps,
         "cases": trainer.cases,
         "penalty": None if trainer.start_penalty is None else trainer.start_penalty.state(),

@@ -40,6 +40,7 @@ from ..methods.groups import stem_modules
 from ..methods.nonlinear import ADDING_TRAINERS
 from ..models.checkpoint import save_atomically, unique_tensors, weights_sha256
 from ..models.labels import head_names
+from ..models.memory import PeakMemory
 from ..models.network import trainer_class
 from ..models.settings import read_dante_block
 from ..peft.audit import audit_on_small_patch
@@ -91,6 +92,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, PartialLabelsMixin
 
     def initialize(self) -> None:
         """Read the plans' "dante" block before nnU-Net builds network and optimiser."""
+        self.memory = PeakMemory(self.device)
         block = read_dante_block(self.plans_manager.plans)
         overrides = block.get("overrides", {})
         self.run_method = self.method.with_overrides(overrides)

@@ -27,6 +27,7 @@ from ..datasets.dataset import Target
 from ..errors import DonorError, TransferError
 from ..models.donor import Donor, fit_encoder
 from ..models.encoder import encoder_plans, image_kernel
+from ..models.memory import conv_voxels
 from ..models.network import build_network
 from ..types import Plans
 
@@ -183,12 +184,6 @@ def fitting_patch(patch: Any, step: tuple[int, ...]) -> list[int]:
     if all(size == n for size, n in zip(fitting, step)):
         fitting = [size * 2 for size in fitting]
     return fitting
-
-
-def conv_voxels(network: Any, patch: list[int]) -> int:
-    """Return the voxels of all feature maps, as nnU-Net's planner counts them: without deep supervision."""
-    network.decoder.deep_supervision = False
-    return int(network.compute_conv_feature_map_size(patch))
 
 
 def _planner(name: object) -> type[ExperimentPlanner]:

@@ -25,6 +25,7 @@ class TransferReport:
     encoder_only: whether the donor has no decoder, so that the target's starts at random.
     reinitialised: names of tensors that start at random.
     orientation: how the images of target and donor are stored.
+    memory_gib: GPU memory of a training that trains every weight, by nnU-Net's estimate; None where it has none.
     trainer: the trainer that the printed command names.
     fold: the first fold that can be trained; "all" if there is only one case.
     preprocess: the command for preprocessing; "" if the data are ready.
@@ -48,6 +49,7 @@ class TransferReport:
     reader: str
     orientation: str
     batch_size: int
+    memory_gib: float | None
     mirroring_axes: tuple[int, ...] | None
     mirroring: str
     weights_copied: float
@@ -100,6 +102,9 @@ class TransferReport:
                               f"{_numbers(plans.target_spacing_mm)} mm; ratio {_numbers(plans.spacing_ratio)}")
         yield _row("patch", f"{_numbers(plans.patch_size)} voxels, batch {self.batch_size}; median image after "
                             f"resampling {_numbers(plans.median_shape)}")
+        if self.memory_gib is not None:
+            yield _row("memory", f"about {self.memory_gib:.1f} GiB of a GPU if every weight is trained, by nnU-Net's "
+                                 "estimate; less with methods that train few weights")
         if plans.donor:
             yield from _changes(plans, plans.donor)
         yield _row("mirroring", self.mirroring)

@@ -20,6 +20,7 @@ from ..files import read_json, write_text_atomically
 from ..models.checkpoint import alias_sets, file_sha256, save_atomically, unique_tensors
 from ..models.donor import Donor, open_donor
 from ..models.labels import head_names
+from ..models.memory import planned_gib
 from ..models.network import build_network, head_rows, stem_weights
 from ..models.overrides import checked_overrides
 from ..models.settings import new_dante_block, read_dante_block
@@ -121,9 +122,8 @@ def transfer(source: PathLike, dataset: str | int, *, configuration: str | None 
         plans_file=file.name, start_weights=str(entry["file"]), start_weights_sha256=sha256, plans=plans_report,
         intensity=intensity, reader=plans["image_reader_writer"], orientation=orientation, cases=len(target.own),
         split=split, batch_size=config.batch_size, mirroring_axes=axes,
-        mirroring=describe_axes(mirroring, donor.mirroring_axes, axes),
+        mirroring=describe_axes(mirroring, donor.mirroring_axes, axes), trainer=next_trainer(donor, otherwise=trainer),
         overrides=read_dante_block(plans)["overrides"], encoder_only=donor.encoder_only,
-        trainer=next_trainer(donor, otherwise=trainer),
         fold="all" if len(target.own) == 1 else "0", preprocess="" if preprocess else command, notes=notes,
         completion=completion, **facts)
     for suffix, text in ((".json", report.to_json()), (".txt", f"{report}\n")):
@@ -198,8 +198,7 @@ def _inverted(names: Sequence[str], report: PlansReport) -> tuple[int, ...]:
     channels = {channel.name: i for i, channel in enumerate(report.channels)}
     for name in names:
         if name not in channels:
-            raise ConfigurationError(f"--invert {name}: the data set has the channels {', '.join(channels)}; name one "
-                                     f"of these.")
+            raise ConfigurationError(f"--invert {name}: the data set has the channels {', '.join(channels)}; name one.")
         if (scheme := report.channels[channels[name]].scheme) != "ZScoreNormalization":
             raise ConfigurationError(f"--invert {name}: this channel is normalised by {scheme}, and only "
                                      f"ZScoreNormalization has mean 0; invert the images instead.")
@@ -214,8 +213,7 @@ def _invert_note(names: Sequence[str]) -> tuple[str, ...]:
 def _removed_note(existing: Plans | None, plans: Plans) -> tuple[str, ...]:
     before, after = (read_dante_block(p or {})["overrides"] for p in (existing, plans))
     removed = ", ".join(f"{name} {value}" for name, value in before.items() if name not in after)
-    return (f"overrides removed: {removed}. They came from an earlier transfer to these plans; give them again to keep "
-            f"them",) if removed else ()
+    return (f"overrides removed: {removed}. An earlier transfer set them; repeat them to keep them",) if removed else ()
 
 
 def side_note(donor: Donor, target: Target, plans: Plans, axes: tuple[int, ...] | None) -> tuple[str, ...]:
@@ -283,9 +281,11 @@ def _operate(donor: Donor, target: Target, plans: Plans, names: Match,
     kind = {True: "sigmoid regions", False: "softmax labels"}
     mine, theirs = kind[names.labels.target_regions], kind[names.labels.donor_regions]
     label_kind = mine if mine == theirs else f"{mine} (donor: {theirs}; same names start from each other)"
-    copied = _share_copied(donor.weights, weights, reinitialised)
+    config = PlansManager(plans).get_configuration(donor.configuration)
     return weights, {"labels": labels, "channels": channels, "previous_stage": previous, "label_kind": label_kind,
-                     "reinitialised": reinitialised, "weights_copied": copied}
+                     "weights_copied": _share_copied(donor.weights, weights, reinitialised),
+                     "memory_gib": planned_gib(network, config.patch_size, config.batch_size),
+                     "reinitialised": reinitialised}
 
 
 def _fitted(weights: StateDict, expected: StateDict) -> tuple[StateDict, tuple[str, ...]]:

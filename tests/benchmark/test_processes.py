@@ -4,13 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
-
-import numpy as np
-import pytest
-import torch
-
-from nnunet_dante.benchmark.processes import PeakMemory
 
 PARENT = """
 import os, time
@@ -43,23 +36,3 @@ def test_workers_end_when_the_command_is_killed(tmp_path):
     while alive(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(worker)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process")
-def test_the_peak_counts_what_was_taken_since_the_start_also_after_it_is_free_again():
-    first = PeakMemory(torch.device("cpu"))
-    held = np.ones(64 << 20, np.uint8)
-    del held
-    assert first.peak_mib() > 60
-    assert PeakMemory(torch.device("cpu")).peak_mib() < 60, "what an earlier part took does not count"
-
-
-def test_on_a_gpu_too_what_an_earlier_run_left_does_not_count(monkeypatch):
-    """As large as the earlier run was, the next one would seem to need."""
-    gpu = SimpleNamespace(now=500 << 20, peak=900 << 20)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: vars(gpu).update(peak=gpu.now))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: gpu.now)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: gpu.peak)
-    memory = PeakMemory(torch.device("cuda"))
-    gpu.peak = 530 << 20
-    assert memory.peak_mib() == 30

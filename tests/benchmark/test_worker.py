@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nnunet_dante.benchmark import worker
-from nnunet_dante.benchmark.processes import PeakMemory
+from nnunet_dante.models.memory import PeakMemory
 
 
 class Network(nn.Module):

@@ -1,0 +1,65 @@
+"""memory.py: nnU-Net's estimate is nnU-Net's, and what a part of a process took is measured."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncM,
+)
+
+from nnunet_dante.models.memory import PeakMemory, conv_voxels, planned_gib
+
+
+@pytest.mark.parametrize(("build", "planner"), [(tiny.plain_unet, ExperimentPlanner), (tiny.residual_unet, nnUNetPlannerResEncM)])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_estimate_is_the_one_by_which_nnunet_chooses_the_batch_size(nnunet_paths, build, planner, dim):
+    """nnU-Net's planner: batch_size = reference / voxels * reference_batch, for a GPU of 8 GiB."""
+    dataset = tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"])
+    (nnunet_paths["nnUNet_preprocessed"] / dataset).mkdir()
+    tiny.write_fingerprint(nnunet_paths["nnUNet_preprocessed"] / dataset, n_cases=5)
+    made, network, patch = planner(dataset), build(dim), [16] * dim
+    reference = getattr(made, f"UNet_reference_val_{dim}d")
+    batch = reference / conv_voxels(network, patch) * getattr(made, f"UNet_reference_val_corresp_bs_{dim}d")
+    assert made.UNet_reference_val_corresp_GB == 8
+    assert planned_gib(network, patch, batch) == pytest.approx(8)
+    assert planned_gib(network, patch, batch / 4) == pytest.approx(2)
+    assert network.decoder.deep_supervision, "asking changes nothing"
+
+
+def test_the_full_network_at_nnunets_default_patch_fits_the_gpu_that_it_is_made_for():
+    with torch.device("meta"):
+        network = PlainConvUNet(1, 6, (32, 64, 128, 256, 320, 320), torch.nn.Conv3d, 3, [1, 2, 2, 2, 2, 2], 2, 3, 2,
+                                norm_op=torch.nn.InstanceNorm3d, nonlin=torch.nn.LeakyReLU)
+    assert 6 < planned_gib(network, [128, 128, 128], 2) < 8
+
+
+def test_a_network_of_which_nnunet_has_no_estimate_has_none():
+    assert planned_gib(tiny.primus(), [16, 16, 16], 2) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process")
+def test_the_peak_counts_what_was_taken_since_the_start_also_after_it_is_free_again():
+    first = PeakMemory(torch.device("cpu"))
+    held = np.ones(64 << 20, np.uint8)
+    del held
+    assert first.peak_mib() > 60
+    assert PeakMemory(torch.device("cpu")).peak_mib() < 60, "what an earlier part took does not count"
+
+
+def test_on_a_gpu_too_what_an_earlier_run_left_does_not_count(monkeypatch):
+    """As large as the earlier run was, the next one would seem to need."""
+    gpu = SimpleNamespace(now=500 << 20, peak=900 << 20)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: vars(gpu).update(peak=gpu.now))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: gpu.now)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: gpu.peak)
+    memory = PeakMemory(torch.device("cuda"))
+    gpu.peak = 530 << 20
+    assert memory.peak_mib() == 30
