@@ -131,6 +131,11 @@ def bounded(content: object) -> list[object]:
     return others
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 file" and "2 files"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """Return `text` with control characters but line feeds escaped: names in foreign files must steer no terminal."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -19,11 +19,11 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
-from nnunet_dante.adapters.strength import interpolate, start_weights, trained_weights
+from nnunet_dante.adapters.strength import interpolate, trained_weights
 from nnunet_dante.compare.results import read_results
 from nnunet_dante.files import write_text_atomically
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
-from nnunet_dante.training.strength import dice_of_labels, mean_dice
+from nnunet_dante.training.strength import dice_of_labels, mean_dice, start_of
 
 RESULT = Path(__file__).parents[1] / "results" / "hippocampus" / "curves.json"
 STRENGTHS = [round(0.1 * n, 1) for n in range(11)]
@@ -39,8 +39,7 @@ def measure(out: Path, fold: Path) -> dict[str, list[float]]:
     checkpoint = load_checkpoint_safely(fold / "checkpoint_final.pth")
     plans, dataset_json = (checkpoint["init_args"][key] for key in ("plans", "dataset_json"))
     folder, raw = (out / place / plans["dataset_name"] for place in ("nnUNet_preprocessed", "nnUNet_raw"))
-    start = start_weights(checkpoint) or load_checkpoint_safely(
-        folder / plans["dante"]["start_weights"]["3d_fullres"]["file"])["network_weights"]
+    start = start_of(checkpoint, fold=fold, folder=lambda: folder)
     trained, shots = trained_weights(checkpoint), json.loads((folder / "shots.json").read_text())
     number = int(fold.name.removeprefix("fold_"))
     cases = {"train": next(f["train"] for f in shots["folds"] if f["fold"] == number)} | {k: shots[k] for k in (

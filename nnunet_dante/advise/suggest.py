@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from ..datasets.dataset import Target, open_target
 from ..datasets.fingerprint import INTENSITY
 from ..errors import ConfigurationError
+from ..files import counted
 from ..models.archive import DEFAULT_CHECKPOINT
 from ..models.donor import Donor, open_donor
 from ..models.network import build_network
@@ -52,7 +53,7 @@ class Suggestion:
 
     def _facts(self) -> Iterator[str]:
         s = self.situation
-        yield f"{self.dataset}, fold {self.fold}: {s.cases} training case{'s' * (s.cases != 1)}"
+        yield f"{self.dataset}, fold {self.fold}: {counted(s.cases, 'training case')}"
         yield f"  labels     known to the donor: {', '.join(s.known) or 'none'}; new: {', '.join(s.new) or 'none'}"
         yield from (f"  ! {line}" for line in self.renamed)
         ratio = " x ".join(f"{r:.2f}" for r in self.spacing_ratio)

@@ -17,7 +17,6 @@ from ..adapters.strength import (
     interpolate,
     note_strength,
     stale_masks,
-    start_weights,
     trained_weights,
 )
 from ..datasets.annotated import Undrawn, read_undrawn
@@ -25,19 +24,18 @@ from ..datasets.images import image_files
 from ..errors import DanteError, StrengthError
 from ..files import atomic_path, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
-from ..models.network import build_network
 from ..training.launch import train_command
 from ..training.strength import (
     best_strength,
     dice_of_labels,
-    load_start,
     mean_dice,
     of_drawn,
     search,
+    start_of,
     summary,
     unseen_cases,
 )
-from ..types import PathLike, ReadOnlyStateDict, StateDict
+from ..types import PathLike, ReadOnlyStateDict
 
 _FINAL, _ADAPTER = "checkpoint_final.pth", "adapter.safetensors"
 
@@ -108,7 +106,7 @@ def _kept(strength: float) -> str:
 def _changed(fold: Path, checkpoint: Mapping[str, Any], strength: float | None,
              cases: PathLike | None) -> tuple[dict[str, Any], str]:
     """Return the checkpoint at the strength that is given or chosen, and a sentence about it."""
-    start = start_weights(checkpoint) or _start_state(fold, checkpoint)
+    start = start_of(checkpoint, fold=fold, folder=lambda: _folder("nnUNet_preprocessed", checkpoint))
     facts = {k: v for k, v in (checkpoint["dante"].get("strength") or {}).items() if k not in ("value", "trained")}
     training = facts.get("training", facts)  # what the training itself found, whatever was chosen since
     if strength is not None:
@@ -160,16 +158,6 @@ def draw_curve(facts: Mapping[str, Any], file: PathLike) -> None:
              ylabel=f"mean Dice, {unseen_cases(facts['cases'])}")
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-
-
-def _start_state(fold: Path, checkpoint: Mapping[str, Any]) -> StateDict:
-    """Return the weights before a training that does not keep them in its checkpoint."""
-    init = checkpoint["init_args"]
-    network = build_network(init["plans"], init["dataset_json"], init["configuration"],
-                            trainer_name=checkpoint["trainer_name"])
-    return load_start(network, str(checkpoint["dante"].get("start_source")), fold=fold,
-                      entry=init["plans"].get("dante", {}).get("start_weights", {}).get(init["configuration"]),
-                      folder=lambda: _folder("nnUNet_preprocessed", checkpoint))
 
 
 def _folder(variable: str, checkpoint: Mapping[str, Any]) -> Path:

@@ -17,6 +17,7 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from ..errors import TransferError
+from ..files import counted
 from ..models.labels import channel_names, file_ending
 from ..types import DatasetJson
 from .annotated import Undrawn, check_drawn
@@ -35,7 +36,7 @@ def check_channels(raw: Path, dataset_json: DatasetJson, cases: Mapping[str, Cas
         TransferError: names the files.
     """
     if cut := [path.name for case in cases.values() for path in (*case.images, case.mask) if is_cut(path)]:
-        raise TransferError(f"{raw.name}: {len(cut)} image files were cut off: {shorten(cut)}. Copy them "
+        raise TransferError(f"{raw.name}: {counted(len(cut), 'image file')} cut off: {shorten(cut)}. Copy them "
                             "again, or take the cases out; nnU-Net would read them with voxels missing.")
     named, counts = channel_names(dataset_json), {name: len(case.images) for name, case in cases.items()}
     first = next(iter(cases))
@@ -93,8 +94,8 @@ def check_geometry(raw: Path, cases: Mapping[str, Case]) -> list[str]:
              for name, headers in found.items()
              if any(len(h.size) == len(headers[0].size) and h.size != headers[0].size for h in headers)]
     if sizes:
-        raise TransferError(f"{raw.name}: mask and images of {len(sizes)} cases differ in size: {shorten(sizes)} "
-                            "voxels. Every mask needs the voxels of its images.")
+        raise TransferError(f"{raw.name}: mask and images of {counted(len(sizes), 'case')} differ in size: "
+                            f"{shorten(sizes)} voxels. Every mask needs the voxels of its images.")
     places = _misplaced(found)
     return [f"mask and images lie at different places in space (origin, spacing or direction) in {len(places)} of "
             f"{len(cases)} cases: {shorten(places)}. nnU-Net takes the voxels as they are stored, so check with a "
@@ -133,10 +134,10 @@ def stray_files(raw: Path, dataset_json: DatasetJson, cases: Mapping[str, Case])
         found = sorted((raw / folder).iterdir()) if (raw / folder).is_dir() else []
         strays = [p for p in found if p not in known and p.name.lower().endswith(tuple(endings))]
         if other := [p.name for p in strays if not p.name.endswith(ending)]:
-            yield (f"{folder} holds {len(other)} files with another ending than {ending}, the file_ending of "
-                   f"dataset.json: {shorten(other)}. nnU-Net does not read them; convert them if they are cases")
+            yield (f"{folder} holds {counted(len(other), 'file')} with another ending than {ending}, the file_ending "
+                   f"of dataset.json: {shorten(other)}. nnU-Net does not read them; convert them if they are cases")
         if lost := [p.name for p in strays if p.name.endswith(ending)]:
-            yield (f"{folder} holds {len(lost)} files that belong to no case: {shorten(lost)}. " +
+            yield (f"{folder} holds {counted(len(lost), 'file')} without a case: {shorten(lost)}. " +
                    ("Images are named CASE_0000, CASE_0001, ..." if folder == "imagesTr"
                     else "A mask needs the images CASE_0000, ... in imagesTr"))
 

@@ -20,7 +20,7 @@ from ..models.labels import channel_names, file_ending, head_names, plain_labels
 from ..types import DatasetJson
 from .annotated import ANNOTATED, REHEARSED, drawn_nothing, undrawn_labels
 from .checks import check_channels, check_geometry, check_masks, shorten, stray_files
-from .fingerprint import fingerprint, newest_change
+from .fingerprint import fingerprint
 from .images import Case, case_files, opens, reader_for
 
 
@@ -81,11 +81,6 @@ class Target:
     def fingerprint(self, *, num_processes: int | None = None) -> dict[str, Any]:
         """Return nnU-Net's dataset fingerprint, extracted anew if the files have changed; see fingerprint.py."""
         return fingerprint(self.name, self.preprocessed, self.dataset_json, self.cases, num_processes=num_processes)
-
-    def is_newer_than(self, data: Path) -> bool:
-        """Whether an image or mask was changed after the preprocessed data in this folder were written."""
-        written = [file.stat().st_mtime for file in data.iterdir()]
-        return bool(written) and newest_change(self.cases) > min(written)
 
     def split(self) -> tuple[str, list[dict[str, list[str]]] | None]:
         """Return what the folds are, as text, and the content of splits_final.json if it has to be written.

@@ -66,6 +66,12 @@ def newest_change(cases: Mapping[str, Case]) -> float:
     return max(path.stat().st_mtime for case in cases.values() for path in (*case.images, case.mask))
 
 
+def is_older(data: Path, cases: Mapping[str, Case]) -> bool:
+    """Whether the preprocessed data in a folder were written before an image or mask of the cases was changed."""
+    written = [file.stat().st_mtime for file in data.iterdir()]
+    return bool(written) and newest_change(cases) > min(written)
+
+
 def _is_current(found: Mapping[str, Any], path: Path, record: Path, files: str, dataset_json: DatasetJson,
                 cases: Mapping[str, Case]) -> bool:
     channels = {str(i) for i in range(len(channel_names(dataset_json)))}

@@ -8,15 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import nnunetv2
 
-from ..errors import ConfigurationError
-from ..files import read_json
+from ..datasets.fingerprint import is_older
+from ..datasets.images import case_files
+from ..errors import ConfigurationError, DanteError
+from ..files import counted, read_json
 from ..models.overrides import SEARCH_PATH
 from ..models.settings import read_dante_block
 from ..versions import torchvision_version
@@ -25,8 +27,8 @@ DEFAULT_PLANS = "nnUNetPlans"
 _PREFIX = "nnUNetTrainer"
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Check that a training with these arguments of `nnUNetv2_train` can start.
+def check_arguments(arguments: Sequence[str]) -> list[str]:
+    """Check that a training with these arguments of `nnUNetv2_train` can start, and return warnings.
 
     Raises:
         ConfigurationError: it cannot; the message says what is wrong, what is there, and which command helps.
@@ -42,11 +44,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
     for name in ("--c", "--val", "--val_best", "--npz", "--disable_checkpointing"):
         parser.add_argument(name, action="store_true")
     if len(arguments) < 3 or {"-h", "--help"} & set(arguments):
-        return  # nnU-Net prints its own usage
+        return []  # nnU-Net prints its own usage
     try:
         given, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError:
-        return
+        return []
     _check_device(given.device)
     _check_folders()
     trainer = _trainer(given.tr)
@@ -58,6 +60,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     _check_fold(given.fold)
     if configuration.get("previous_stage"):
         _check_previous_stage(given, folder, plans, configuration)
+    return list(_stale_data(folder / str(configuration.get("data_identifier"))))
 
 
 def _check_device(device: str) -> None:
@@ -176,6 +179,20 @@ def _check_preprocessed(folder: Path, given: argparse.Namespace, configuration: 
     if not _cases(data):
         raise ConfigurationError(f"{data} holds no preprocessed cases. Run `nnUNetv2_preprocess -d {folder.name} "
                                  f"-plans_name {given.p} -c {given.configuration}` first.")
+
+
+def _stale_data(data: Path) -> Iterator[str]:
+    """Yield warnings if the images and masks in nnUNet_raw, where they are there, are not those of the data."""
+    raw = Path(os.environ.get("nnUNet_raw", ""), data.parent.name)  # noqa: SIM112 - nnU-Net's name
+    try:
+        cases = case_files(raw, read_json(raw / "dataset.json"))
+        older = bool(cases) and is_older(data, cases)
+    except (DanteError, OSError, ValueError, TypeError, KeyError):  # a training does not need them
+        return
+    if older:
+        yield f"images or masks in {raw} were changed after {data.name} was preprocessed: preprocess again"
+    if new := sorted(cases.keys() - _cases(data)):
+        yield f"{data.name} lacks {counted(len(new), 'case')} of {raw}, such as {new[0]}: preprocess again"
 
 
 def _cases(folder: Path) -> set[str]:

@@ -64,7 +64,8 @@ def train(arguments: Sequence[str]) -> None:
     os.environ[VARIABLE] = search_path()
     from .checks import check_arguments
 
-    check_arguments(arguments)
+    for warning in check_arguments(arguments):
+        print(f"! {warning}", file=sys.stderr)
     from nnunetv2.run.run_training import run_training_entry
 
     sys.argv = ["nnUNetv2_train", *arguments]

@@ -26,8 +26,9 @@ from torch import nn
 from ..adapters.strength import at_strength, interpolate, note_strength, start_weights, trained_weights
 from ..datasets.annotated import foreground
 from ..errors import DanteError, StrengthError
-from ..files import read_json
+from ..files import counted, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
+from ..models.network import build_network
 from ..types import DatasetJson, ReadOnlyStateDict, StateDict
 from .provenance import load_start_weights
 
@@ -65,7 +66,7 @@ def summary(strength: float, curve: Mapping[float, float], cases: int) -> str:
 
 def unseen_cases(number: int) -> str:
     """Return the number of cases in words."""
-    return f"{number} unseen case{'' if number == 1 else 's'}"
+    return counted(number, "unseen case")
 
 
 def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelManager) -> list[float]:
@@ -121,6 +122,26 @@ def load_start(network: nn.Module, source: str, *, fold: Path, entry: dict | Non
                             f"{source!r}: random weights are not kept, and those of -pretrained_weights are expected "
                             f"in {fold / START}.")
     return network.state_dict()
+
+
+def start_of(checkpoint: Mapping[str, Any], *, fold: Path, folder: Callable[[], Path]) -> StateDict:
+    """Return the weights before a finished training: its checkpoint holds them, or the file that it started from.
+
+    Args:
+        checkpoint: its checkpoint_final.
+        fold, folder: as for `load_start`.
+
+    Raises:
+        StrengthError: the checkpoint does not hold the start that it names, or as `load_start`.
+        ConfigurationError: as `load_start`.
+    """
+    if (start := start_weights(checkpoint)) is not None:
+        return start
+    init = checkpoint["init_args"]
+    network = build_network(init["plans"], init["dataset_json"], init["configuration"],
+                            trainer_name=checkpoint["trainer_name"])
+    return load_start(network, str(checkpoint["dante"].get("start_source")), fold=fold, folder=folder,
+                      entry=init["plans"].get("dante", {}).get("start_weights", {}).get(init["configuration"]))
 
 
 class StrengthMixin(_Base):

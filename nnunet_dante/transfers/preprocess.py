@@ -10,6 +10,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ..datasets.dataset import Target
+from ..datasets.fingerprint import is_older
 from ..types import Plans
 
 
@@ -52,6 +53,6 @@ def stale_data(target: Target, data: Path, *, same_plans: bool) -> tuple[str, ..
         return ()
     if not same_plans:
         return (f"{data.name} holds data preprocessed with other plans: preprocess again",)
-    if target.is_newer_than(data):
+    if is_older(data, target.cases):
         return (f"{data.name} holds data preprocessed before images or masks were changed: preprocess again",)
     return ()

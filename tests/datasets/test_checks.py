@@ -47,7 +47,7 @@ def test_a_case_with_another_ending_is_not_lost_in_silence(dataset):
         (dataset / folder / f"{name}.nii.gz").unlink()
     target = open_target(901)
     assert sorted(target.cases) == ["case_000", "case_001"]
-    assert any("imagesTr holds 1 files with another ending than .nii.gz" in w and "case_002_0000.nii" in w
+    assert any("imagesTr holds 1 file with another ending than .nii.gz" in w and "case_002_0000.nii" in w
                for w in target.warnings)
     assert any("labelsTr" in w and "case_002.nii" in w for w in target.warnings)
 
@@ -55,8 +55,8 @@ def test_a_case_with_another_ending_is_not_lost_in_silence(dataset):
 def test_masks_without_images_and_images_without_number_are_named(dataset):
     (dataset / "imagesTr" / "case_002_0000.nii.gz").rename(dataset / "imagesTr" / "case_002.nii.gz")
     text = " ".join(open_target(901).warnings)
-    assert "imagesTr holds 1 files that belong to no case: case_002.nii.gz" in text
-    assert "labelsTr holds 1 files that belong to no case: case_002.nii.gz. A mask needs the images" in text
+    assert "imagesTr holds 1 file without a case: case_002.nii.gz" in text
+    assert "labelsTr holds 1 file without a case: case_002.nii.gz. A mask needs the images" in text
 
 
 def test_other_files_beside_the_images_are_nobodys_business(dataset):

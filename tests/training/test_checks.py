@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 
 import pytest
 import tiny
@@ -58,6 +59,23 @@ def test_what_can_start_is_not_refused(prepared):
     ({"dataset": "Dataset077_No"}, "holds no Dataset077_No; it holds: Dataset901_Tiny")])
 def test_a_wrong_argument_is_named_with_what_there_is(prepared, changes, message):
     refused(given(**changes), message)
+
+
+def test_data_that_are_older_than_the_images_or_lack_a_case_are_pointed_out(prepared, tmp_path, monkeypatch):
+    raw = tmp_path / prepared.dataset
+    shutil.copytree(prepared.root / "nnUNet_raw" / prepared.dataset, raw)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    assert check_arguments(GOOD) == []
+    mask = next((raw / "labelsTr").iterdir())
+    os.utime(mask, (time.time() + 60,) * 2)
+    assert [line.endswith("was preprocessed: preprocess again") for line in check_arguments(GOOD)] == [True]
+    os.utime(mask, (0, 0))
+    for kind, name in (("imagesTr", "case_new_0000.nii.gz"), ("labelsTr", "case_new.nii.gz")):
+        (raw / kind / name).touch()
+        os.utime(raw / kind / name, (0, 0))
+    assert [line.partition(" of ")[0] for line in check_arguments(GOOD)] == ["nnUNetDantePlans_3d_fullres lacks 1 case"]
+    shutil.rmtree(raw)
+    assert check_arguments(GOOD) == [], "a training does not need the images"
 
 
 def test_the_command_shows_the_message_alone(prepared):
