@@ -295,5 +295,23 @@ def strength(fold_folder: Path, cases: Path | None, strength: float | None, plot
     click.echo(set_strength(fold_folder, strength, cases=cases, plot=plot))
 
 
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen at; 0.0.0.0 lets other machines in, with the token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True,
+              help="The first port that is tried.")
+@click.option("--root", "roots", multiple=True, type=_FOLDER,
+              help="Folder that the page may look into; repeatable. Default: home, and nnU-Net's folders.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+def ui(host: str, port: int, roots: tuple[Path, ...], no_browser: bool) -> None:
+    """Open a page in the browser that adapts, shows and exports networks.
+
+    It does what the other commands do. Needs the extra `ui`: pip install "nnunet-dante[ui]".
+    """
+    from .ui.server import serve
+
+    serve(host=host, port=port, roots=roots, browser=not no_browser, say=click.echo)
+
+
 if __name__ == "__main__":
     main()

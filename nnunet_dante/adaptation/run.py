@@ -33,6 +33,7 @@ from ..types import PathLike
 from .budget import Length, length_for
 from .data import put_data, write_folds
 from .report import write_adapt_report
+from .running import claimed
 from .steps import Steps
 
 PLANS, SCRATCH = "nnUNetDantePlans", "nnUNetTrainerFromScratch"
@@ -103,7 +104,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
              "baseline": baseline, "labels": list(labels), "groups": None if groups is None else str(groups),
              "overrides": dict(overrides or {}), "device": device or (device_option() or ("", "cuda"))[1]}
     work = _Work(Path(out).resolve(), asked, trust=trust)
-    with work.steps.nnunet_folders():
+    with claimed(work.out), work.steps.nnunet_folders():
         return work.do()
 
 
@@ -117,6 +118,9 @@ class _Work:
         self.record: dict[str, Any] = {"format": 1, "asked": asked, "done": {}}
         if self.file.is_file():
             self.record = read_json(self.file)
+        if not self.record["done"]:  # nothing is lost if it is asked for otherwise
+            self.record["asked"] = asked
+            write_text_atomically(json.dumps(self.record, indent=1) + "\n", self.file)
         if changed := [key for key in asked if self.record["asked"].get(key) != asked[key]]:
             raise ConfigurationError(
                 f"{out} holds an adaptation with {changed[0]} {self.record['asked'].get(changed[0])!r}, and now "

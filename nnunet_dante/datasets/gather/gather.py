@@ -48,7 +48,7 @@ def gather(source: PathLike, number: int, name: str, *, output: PathLike | None 
            channels: Sequence[str] = (), masks: Sequence[str] = (), without: Sequence[str] = (),
            groups: PathLike | None = None, resample_masks: bool = False, mask_axes: str | None = None,
            orientation: str | None = None, copy: bool = False, dry_run: bool = False,
-           say: Callable[[str], object] = print) -> Gathered:
+           say: Callable[[str], object] = print, show: Callable[[Sequence[Facts]], object] = len) -> Gathered:
     """Make an nnU-Net data set of the images and masks in a folder; nothing in that folder is changed.
 
     Args:
@@ -67,6 +67,7 @@ def gather(source: PathLike, number: int, name: str, *, output: PathLike | None 
         copy: copy files instead of linking them.
         dry_run: find and check, but write nothing.
         say: receives what was found, line by line.
+        show: receives what every case holds, also where cases have faults.
 
     Raises:
         DatasetError: no case was found, or cases have faults; the message names all of them and what to do.
@@ -87,6 +88,7 @@ def gather(source: PathLike, number: int, name: str, *, output: PathLike | None 
     _describe(layout, chosen, notes, say)
     facts = examine(layout, chosen, resample=resample_masks,
                     progress=partial(tqdm, total=len(cases), desc="reading", unit="case", disable=None))
+    show(facts)
     keys, named = _channels(layout, facts, channels, say)
     overview = table(facts, named)
     _say_findings(facts, overview, say)

@@ -1,0 +1,210 @@
+"""The adaptations on this machine, as their folders say: what each was asked, how far it is, and whether it runs.
+
+Nothing about a run is kept in the server. A run is a process of its own, and its folder tells all of it, so that the
+page shows the same after a restart, in two browsers, and for runs that were started on the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..adaptation.running import OWN_FILES, process_in, stop
+from ..errors import ConfigurationError
+from ..files import cannot_write, read_json, write_text_atomically
+from .progress import Training, read_trainings
+
+RECORD, LOG = "adapt.json", "adapt.log"
+_TAIL = 16_384  # bytes of a log that are shown
+_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+_WRITTEN = {RECORD, LOG, *OWN_FILES, "logs", "predictions", "report.md", "report.html", "results.json", "tables.json",
+            "tables", "plots", "panels", "model.zip", "adapter.safetensors"}
+_started: list[subprocess.Popen] = []  # kept so that ended ones are taken off the system's list of processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One adaptation.
+
+    folder: its OUT. state: "running", "finished" or "stopped". asked: the arguments of `adapt`. done: step -> its
+    facts, with "seconds" and "commands". said: the last lines that it printed since its last start, if the page
+    started it.
+    """
+
+    folder: Path
+    state: str
+    asked: Mapping[str, Any]
+    done: Mapping[str, Mapping[str, Any]]
+    said: str
+
+    @property
+    def dice(self) -> dict[str, float]:
+        """Mean Dice on unseen cases by name: donor, adapted, from scratch; empty until the report is there."""
+        return {str(name): float(value) for name, value in dict(self.done.get("report", {}).get("dice", {})).items()}
+
+    @property
+    def title(self) -> str:
+        """Which donor is adapted to which data."""
+        return f"{title_of(str(self.asked.get('model')))} on {Path(str(self.asked.get('source'))).name}"
+
+    @property
+    def minutes(self) -> float:
+        """How long its finished steps took together."""
+        return sum(float(entry.get("seconds", 0)) for entry in self.done.values()) / 60
+
+    @property
+    def problem(self) -> str:
+        """Why it stopped, as far as it said so."""
+        lines = [line for line in self.said.splitlines() if line.strip()]
+        at = max((i for i, line in enumerate(lines) if line.startswith("Error: ")), default=None)
+        return "\n".join(lines[at:]) if self.state == "stopped" and at is not None else ""
+
+    def trainings(self) -> list[Training]:
+        """Return its trainings, as far as they are."""
+        epochs = self.asked.get("overrides", {}).get("epochs") or self.done.get("cost", {}).get("epochs", 0)
+        return read_trainings(self.folder / "logs", self.results, str(self.done.get("data", {}).get("dataset", "")),
+                              finished=self.done, epochs=int(epochs))
+
+    @property
+    def results(self) -> Path:
+        """The folder nnUNet_results of this run: its own, or that of the environment."""
+        own = self.folder / _FOLDERS[2]
+        return own if own.is_dir() else Path(os.environ.get(_FOLDERS[2], own))
+
+    @property
+    def raw(self) -> Path:
+        """The data set in nnU-Net's format."""
+        own = self.folder / _FOLDERS[0]
+        return (own if own.is_dir() else Path(os.environ.get(_FOLDERS[0], own))) / str(
+            self.done.get("data", {}).get("dataset", ""))
+
+
+def read_run(folder: Path) -> Run:
+    """Return what a folder tells.
+
+    Raises:
+        ConfigurationError: it holds no adaptation, or a damaged one.
+    """
+    try:
+        record = read_json(folder / RECORD)
+        asked, done = record["asked"], record["done"]
+        if not all(isinstance(entry, dict) for entry in (asked, done, *done.values())):
+            raise ValueError("it is no record of an adaptation")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{folder / RECORD} cannot be read ({error}). Choose the folder of an adaptation, or "
+                                 "delete it and start again.") from None
+    state = "running" if process_in(folder) is not None else "finished" if "files" in done else "stopped"
+    return Run(folder=folder, state=state, asked=asked, done=done, said=tail(folder / LOG))
+
+
+def final_fold(results: Path, commands: Sequence[str]) -> Path:
+    """Return the fold folder of the adapted network, from the commands that wrote its files.
+
+    Raises:
+        ConfigurationError: none of them exports a model.
+    """
+    for words in map(shlex.split, commands):
+        if words and words[0] == "nnUNetv2_export_model_to_zip":
+            given = dict(zip(words[1::2], words[2::2]))
+            with suppress(KeyError):
+                return results / given["-d"] / f"{given['-tr']}__{given['-p']}__{given['-c']}" / f"fold_{given['-f']}"
+    raise ConfigurationError("The record of the run does not say which network is its result; adapt again.")
+
+
+def title_of(model: str) -> str:
+    """Return what people call a donor: with the data set that it was trained on, where its path tells it."""
+    path = Path(model)
+    return f"{path.parent.name}, {path.name}" if path.parent.name.startswith("Dataset") else path.name
+
+
+def tail(file: Path) -> str:
+    """Return the end of a text file; "" if there is none."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL))
+            return stream.read().decode(errors="replace").replace("\r", "\n")
+    except OSError:
+        return ""
+
+
+def start(out: Path, asked: Mapping[str, Any]) -> None:
+    """Start an adaptation in a process of its own, which goes on when the page ends.
+
+    Args:
+        out: its folder, new or empty.
+        asked: the arguments of `nnunet_dante.adapt` but for `out`.
+
+    Raises:
+        ConfigurationError: the folder holds something.
+        StorageError: the folder cannot be written.
+    """
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise ConfigurationError(f"{out} holds something already. Choose another folder for this run.")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out / RECORD, error) from error
+    write_text_atomically(json.dumps({"format": 1, "asked": dict(asked), "done": {}}, indent=1) + "\n", out / RECORD)
+    _launch(out)
+
+
+def go_on(run: Run) -> None:
+    """Let a stopped run go on where it was.
+
+    Raises:
+        ConfigurationError: it is running.
+    """
+    if process_in(run.folder) is not None:
+        raise ConfigurationError(f"The run in {run.folder} is running already.")
+    _launch(run.folder)
+
+
+def _launch(out: Path) -> None:
+    _started[:] = [process for process in _started if process.poll() is None]
+    try:
+        with (out / LOG).open("w") as log:
+            _started.append(subprocess.Popen(
+                [sys.executable, "-m", "nnunet_dante.ui.work", "adapt", str(out)], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True, cwd=out))
+    except OSError as error:
+        raise cannot_write(out / LOG, error) from error
+
+
+def delete(run: Run) -> list[str]:
+    """Delete what a run wrote, and return the names of what else is in its folder, which stays.
+
+    Raises:
+        ConfigurationError: it is running.
+    """
+    if process_in(run.folder) is not None:
+        raise ConfigurationError(f"The run in {run.folder} is running. Stop it first.")
+    dataset = str(run.done.get("data", {}).get("dataset", ""))
+    written = {*_WRITTEN, *(str(name) for name in run.done.get("files", {}).values() if name)}
+    for name in _FOLDERS:  # an adaptation makes them for one data set; a folder that holds more is not its own
+        if {entry.name for entry in _entries(run.folder / name)} <= {dataset}:
+            written.add(name)
+    for entry in _entries(run.folder):
+        if entry.name in written and entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name in written:
+            with suppress(OSError):
+                entry.unlink()
+    with suppress(OSError):
+        run.folder.rmdir()
+    return [entry.name for entry in _entries(run.folder)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+__all__ = ["LOG", "RECORD", "Run", "delete", "final_fold", "go_on", "read_run", "start", "stop", "tail", "title_of"]

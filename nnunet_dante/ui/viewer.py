@@ -1,0 +1,117 @@
+"""Volumes in the browser: NiiVue, as the Python package ipyniivue carries it, and the files that it shows."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import SimpleITK
+from fastapi.responses import FileResponse, PlainTextResponse, Response
+from nicegui import app
+from nicegui.element import Element
+
+from ..datasets.views import COLOURS
+from ..errors import DanteError
+from .roots import Roots
+
+_AS_IS = (".nii.gz", ".nii")
+_ENCODED = re.compile(r'"((?:[A-Za-z0-9_.!~*\'()-]|%[0-9A-F]{2}){500000,})"')
+
+
+class Viewer(Element, component="static/viewer.js"):
+    """An image with masks over it, in slices and in 3D.
+
+    label: what screen readers say. labels: name -> value in the masks, for their colours.
+    """
+
+    def __init__(self, label: str, labels: dict[str, int]):
+        super().__init__()
+        rgb = [(0, 0, 0), *(tuple(bytes.fromhex(COLOURS[(value - 1) % len(COLOURS)][1:])) for value in labels.values())]
+        self._props["label"] = label
+        self._props["colours"] = {"R": [c[0] for c in rgb], "G": [c[1] for c in rgb], "B": [c[2] for c in rgb],
+                                  "A": [0] + [255] * len(labels), "I": [0, *labels.values()], "labels": ["", *labels]}
+
+    def show(self, image: Path, masks: dict[str, Path]) -> None:
+        """Show an image, and masks by name, of which the page sets the opacity."""
+        self._props["volumes"] = [_volume("image", image), *(_volume(name, path) for name, path in masks.items())]
+        self.update()
+
+    def opacity(self, name: str, value: float) -> None:
+        """Set how opaque a mask or the image is, 0 to 1."""
+        self.run_method("opacity", name, value)
+
+    def arrange(self, how: str) -> None:
+        """Show "axial", "coronal", "sagittal", "multiplanar" or "render"."""
+        self.run_method("arrange", how)
+
+    def outlines(self, width: float) -> None:
+        """Show masks as outlines of this width in voxels; 0 fills them."""
+        self.run_method("outlines", width)
+
+    def window(self, low: float, high: float) -> None:
+        """Set which share of the image's range of values is black and which is white, both 0 to 1."""
+        self.run_method("window", low, high)
+
+
+def _volume(name: str, path: Path) -> dict[str, str]:
+    return {"name": name, "url": f"/volume{quote(str(path))}", "file": f"{name}.nii.gz" if path.name.endswith(
+        ".gz") else f"{name}.nii"}
+
+
+@lru_cache
+def niivue() -> bytes:
+    """Return NiiVue's JavaScript module.
+
+    ipyniivue carries it as encoded text, for the pages that it saves.
+
+    Raises:
+        DanteError: ipyniivue is not installed, or another version carries it in another way.
+    """
+    found = find_spec("ipyniivue")
+    if found is None or found.origin is None:
+        raise DanteError('The viewer needs NiiVue: pip install "nnunet-dante[ui]"')
+    text = (Path(found.origin).parent / "static" / "widget.js").read_text(encoding="utf-8")
+    for match in _ENCODED.finditer(text):
+        if "as colortables" in (module := unquote(match[1])) or "Niivue" in module:
+            return module.encode()
+    raise DanteError('This version of ipyniivue does not hold NiiVue as expected: pip install "ipyniivue>=2.4.4,<3"')
+
+
+def add_viewer(roots: Roots) -> None:
+    """Make the module and the volumes below the roots available to the page."""
+    @app.get("/niivue.js")
+    def module():
+        try:
+            return Response(niivue(), media_type="text/javascript", headers={"Cache-Control": "private, max-age=86400"})
+        except DanteError as error:
+            return PlainTextResponse(str(error), 500)
+
+    @app.get("/volume/{path:path}")
+    def volume(path: str):
+        try:
+            found = roots.path(f"/{path}", hidden=False)
+        except DanteError as error:
+            return PlainTextResponse(str(error), 403)
+        if not found.is_file():
+            return PlainTextResponse(f"{found} is no file.", 404)
+        if found.name.endswith(_AS_IS):
+            return FileResponse(found, media_type="application/octet-stream")
+        return _converted(found)
+
+
+def _converted(path: Path) -> Response:
+    """Return a volume or picture of another format as NIfTI, which NiiVue can read."""
+    try:
+        image = SimpleITK.ReadImage(str(path))
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            image = SimpleITK.VectorIndexSelectionCast(image, 0)
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / "volume.nii"
+            SimpleITK.WriteImage(SimpleITK.JoinSeries(image) if image.GetDimension() == 2 else image, str(written))
+            return Response(written.read_bytes(), media_type="application/octet-stream")
+    except RuntimeError as error:
+        return PlainTextResponse(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}", 422)

@@ -1,0 +1,47 @@
+"""The viewer: NiiVue comes from a Python package, and every volume reaches it as NIfTI."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+
+import numpy as np
+import pytest
+
+pytest.importorskip("nicegui")
+import SimpleITK
+from nicegui.testing.user_simulation import user_simulation
+
+from nnunet_dante.ui.roots import Roots
+from nnunet_dante.ui.viewer import add_viewer, niivue
+
+
+def test_the_module_is_whole_and_exports_what_the_page_uses(tmp_path):
+    text = niivue().decode()
+    exported = text.rpartition("export{")[2]
+    assert "Niivue" in exported and "SLICE_TYPE" in exported and "loadVolumes" in text and "setColormapLabel" in text
+    assert not [line for line in text.splitlines() if line.startswith("import ")], "it needs no other file"
+    if subprocess.run(["which", "node"], capture_output=True).returncode == 0:
+        (tmp_path / "niivue.mjs").write_text(text)
+        subprocess.run(["node", "--check", tmp_path / "niivue.mjs"], check=True)
+
+
+def test_volumes_are_sent_as_they_are_or_as_nifti(tmp_path):
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    for name in ("a.nii.gz", "b.nrrd", "c.mha"):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(tmp_path / name))
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels[0].astype(np.uint8)), str(tmp_path / "d.png"))
+    (tmp_path / "e.nrrd").write_text("damaged")
+
+    async def go():
+        async with user_simulation(root=lambda: None) as user:
+            add_viewer(Roots.given([tmp_path]))
+            get = user.http_client.get
+            assert (await get(f"/volume{tmp_path}/a.nii.gz")).content == (tmp_path / "a.nii.gz").read_bytes()
+            for name, wanted in (("b.nrrd", voxels), ("c.mha", voxels), ("d.png", voxels[:1])):
+                (tmp_path / "got.nii").write_bytes((await get(f"/volume{tmp_path}/{name}")).content)
+                np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "got.nii"))), wanted)
+            assert (await get(f"/volume{tmp_path}/e.nrrd")).status_code == 422
+            assert (await get("/niivue.js")).content == niivue()
+
+    asyncio.run(go())
