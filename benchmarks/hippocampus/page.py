@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nnunet_dante.compare.plots import new_figure, save
 from nnunet_dante.compare.results import read_results
 from nnunet_dante.compare.study import Mean, Shots, Study, mean_score, studies
 from nnunet_dante.compare.training_log import fewer, median, peak, reached
+from nnunet_dante.datasets.views import new_figure, save
 
 REPOSITORY = Path(__file__).parents[2]
 KEPT = REPOSITORY / "benchmarks" / "results" / "hippocampus"

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.views import COLOURS, INK, new_figure, save
 from ..types import PathLike
 from .panels import BEFORE, FULL, SCRATCH, draw_zero_shot
-from .plots import COLOURS, INK, new_figure, save, tidy
+from .plots import tidy
 from .study import Shots, Study, mean_score
 from .training_log import median
 

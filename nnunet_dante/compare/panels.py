@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.views import COLOURS, INK, new_figure, save, set_title
 from ..types import PathLike
-from .plots import COLOURS, INK, new_figure, save, set_title, tidy
+from .plots import tidy
 from .results import RunResult
 from .study import Shots, Study, mean_score
 from .training_log import SHARE, median, peak, reached

@@ -14,9 +14,10 @@ import jinja2
 
 from ..datasets.annotated import COMPLETED
 from ..errors import ResultError
-from ..files import write_text_atomically
+from ..files import counted, write_text_atomically
 from ..types import PathLike
 from .continual import transfer_table
+from .kept import kept_table
 from .overview import methods_overview, parameters_overview, shots_overview
 from .panels import curve_panels, shots_panels, unfreezing_timeline
 from .plots import case_picture, choose_cases
@@ -168,12 +169,12 @@ def _failures(compared: Sequence[Study]) -> list[Block]:
     if not failed:
         return []
     return [Heading(f"Runs with an error: {len(failed)}"), Text("None of the numbers below include them."),
-            Listing([f"{study.name}, {run.method}, {run.shots} training cases, seed {run.seed}: {run.error}"
+            Listing([f"{study.name}, {run.method}, {counted(run.shots, 'training case')}, seed {run.seed}: {run.error}"
                      for study, run in failed])]
 
 
 def _warnings(compared: Sequence[Study]) -> list[Block]:
-    said = [f"{study.name}, {run.method}, {run.shots} training cases, seed {run.seed}: {run.warning}"
+    said = [f"{study.name}, {run.method}, {counted(run.shots, 'training case')}, seed {run.seed}: {run.warning}"
             for study in compared for run in study.runs if run.warning]
     return [Heading("Warnings"), Listing(said)] if said else []
 
@@ -187,7 +188,11 @@ def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Bl
     validated = [s.files for s in sources if s.files and s.masks and s.masks.name == "validation"]
     if completed := sorted({label for files in validated for label in files.content.get(COMPLETED, ())}):
         blocks.append(Text(f"The masks of {', '.join(completed)} were completed by a donor: where nobody corrected "
-                           "them, their scores on validation cases say how far a method agrees with the donor."))
+                           "them, their scores on validation cases say how far a method agrees with the donor."
+                           + ("" if any(run.against_donor for run in study.runs) else
+                              " What each label lost or gained is not shown, because the donor's predictions were not "
+                              f"found in nnUNet_raw/{study.name}/donorTr: set nnUNet_raw, or run the same `transfer "
+                              "--keep-labels` again.")))
     plots = out / "plots"
     prefix = slug(study.name)
     if len(study.shots) > 1:
@@ -207,8 +212,11 @@ def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Bl
     if kept := strength_table(study):
         blocks += [Heading("What was kept of the training", 3), kept]
     blocks += _speed(study, plots, prefix) + _cost(study, plots, prefix)
+    kept_labels = [table for shots in study.shots if (table := kept_table(study, shots))]
     if transferred := transfer_table(study):
-        blocks += [Heading("Old and new labels", 3), transferred]
+        kept_labels.append(transferred)
+    if kept_labels:
+        blocks += [Heading("Old and new labels", 3), *kept_labels]
     if forgotten := forgetting_table(study):
         blocks += [Heading("What was forgotten", 3), forgotten]
     return [*blocks, *_tests(study), Heading("Cases", 3), *_cases(study, sources, out)]
@@ -232,8 +240,8 @@ def _cases(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
 
 def _facts(study: Study) -> str:
     cases = {case for run in study.runs for case in run.cases}
-    facts = [_count(len(study.runs), "run"), _count(len(study.methods), "method"),
-             f"up to {_count(study.expected_draws(), 'draw')}", _count(len(cases), "test case"),
+    facts = [counted(len(study.runs), "run"), counted(len(study.methods), "method"),
+             f"up to {counted(study.expected_draws(), 'draw')}", counted(len(cases), "test case"),
              f"labels {', '.join(study.labels) or 'none'}", f"surface Dice at {tolerance(study)} mm"]
     for name, values in (("donor", {r.donor for r in study.runs}), ("machine", {r.machine for r in study.runs}),
                          ("steps per epoch", {r.iterations_per_epoch for r in study.runs}),
@@ -245,10 +253,6 @@ def _facts(study: Study) -> str:
             facts.append(f"the reference for {name} is {study.references[kind]}, the best of {', '.join(several)}")
     warning = " The images of this experiment are simulated." if study.simulated else ""
     return "; ".join(facts) + "." + warning
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _speed(study: Study, plots: Path, prefix: str) -> list[Block]:

@@ -18,7 +18,8 @@ CaseScores: TypeAlias = dict[str, dict[str, dict[str, float]]]
 
 FORMAT = 1
 # may hold nan and infinity:
-_NUMBERS = ("cases", "donor_cases", "donor_before", "full_strength", "curve", "seconds", "strength_curve")
+_NUMBERS = ("cases", "donor_cases", "donor_before", "against_donor", "full_strength", "curve", "seconds",
+            "strength_curve")
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +37,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tolerance_mm: tolerance of the surface Dice, in mm.
     donor_cases, donor_before: scores on test cases of the donor's own data, after and before training; {} if they were
         not measured.
+    against_donor: what became of each label of a donor that completed masks, on the test cases (`kept.label_changes`);
+        {} if none did.
     strength: how much of what was learned the network keeps, from 0 to 1; None: all, nothing was chosen.
     strength_curve: (strength, mean Dice on unseen cases) of each strength that the choice compared.
     full_strength: "cases" and "donor_cases" with all that was learned; {} if not measured, or if all was kept.
@@ -58,6 +61,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     all: bool = False
     donor_cases: CaseScores = {}
     donor_before: CaseScores = {}
+    against_donor: CaseScores = {}
     strength: float | None = None
     strength_curve: list[tuple[float, float]] = []
     full_strength: dict[str, CaseScores] = {}

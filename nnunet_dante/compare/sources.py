@@ -19,6 +19,7 @@ from ..datasets.images import is_cut, segmentation_reader
 from ..errors import DanteError, ResultError
 from ..files import read_json
 from ..models.checkpoint import load_checkpoint_safely
+from .kept import against_donor
 from .metrics import score
 from .results import CaseScores, RunResult, read_results
 from .study import shots_of
@@ -157,6 +158,8 @@ def _read_fold(folder: Path, tolerance_mm: float) -> Source:
         method=parts[0].removeprefix("nnUNetTrainer") or "nnU-Net", trainer=parts[0],
         **_draw(files.dataset, int(folder.name.removeprefix("fold_")), dataset_json), **training_facts(checkpoint),
         cases=score_masks(folder / "validation", files, plans, tolerance_mm=tolerance_mm),
+        against_donor=against_donor(files.masks(folder / "validation"), files.truth, nnunet_folder(_RAW, files.dataset),
+                                    dataset_json["labels"], segmentation_reader(plans)),
         adapter_mib=adapter.stat().st_size / 2**20 if adapter.is_file() else None,
         iterations_per_epoch=int(iterations) if iterations.isdigit() else None,
         machine=str(facts.get("gpu_name") or facts.get("device") or ""),

@@ -20,6 +20,7 @@ from ..types import DatasetJson
 
 ANNOTATED, REHEARSED = "annotated", "rehearsed"  # entries of dataset.json that name cases
 COMPLETED = "completed"  # the labels of which some masks are a donor's predictions
+RECORD = "completed.json"  # beside dataset.json: how the masks were completed
 
 Undrawn = Mapping[str, frozenset[str]]
 """Case -> the labels that were not drawn in it; cases in which every label was drawn are left out."""
@@ -67,6 +68,18 @@ def read_undrawn(folder: Path | None) -> dict[str, frozenset[str]]:
     """
     file = folder / "dataset.json" if folder is not None else None
     return undrawn_labels(read_json(file)) if file is not None and file.is_file() else {}
+
+
+def read_completed(folder: Path) -> dict[str, Any]:
+    """Return what completed.json says of how the masks of a data set were completed; {} without a readable one.
+
+    "completed": case -> the labels that the donor speaks for. "donor_values": label -> its value in donorTr.
+    """
+    try:
+        content = read_json(folder / RECORD)
+        return content if isinstance(content, dict) and content.get("format") == 1 else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def without_cases(dataset_json: DatasetJson) -> DatasetJson:

@@ -5,7 +5,8 @@ pseudo-labels of the old network, as in Learning without Forgetting (Li and Hoie
 completed masks are a data set of their own, which can be looked at, corrected and versioned, and which stock nnU-Net
 trains. The data set holds, beside nnU-Net's own files:
 
-    donorTr/CASE        the donor's prediction, in the donor's numbers; a stopped run goes on with cases that lack it
+    donorTr/CASE        the donor's prediction, in the donor's numbers; a stopped run goes on with cases that lack it.
+                        `compare` uses it to say what a label lost or gained
     pictures/CASE.png   the image, and on it the drawn labels, the donor's prediction and the completed mask
     completed.json      who completed what, from which masks; dataset.json is written last
 """
@@ -32,13 +33,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from .. import __version__
-from ..datasets.annotated import ANNOTATED, COMPLETED, REHEARSED, without_cases
+from ..datasets.annotated import ANNOTATED, COMPLETED, RECORD, REHEARSED, read_completed, without_cases
 from ..datasets.checks import misplaced, shorten
 from ..datasets.dataset import Target, open_target
 from ..datasets.images import Case, reading
-from ..datasets.orientation import case_orientations
 from ..errors import ConfigurationError, TransferError
-from ..files import read_json, write_text_atomically
+from ..files import counted, write_text_atomically
 from ..models.checkpoint import file_sha256
 from ..models.donor import Donor
 from ..models.labels import channel_names
@@ -48,8 +48,6 @@ from .match import match_names
 from .picture import case_picture
 from .rehearse import Rehearsal, find_rehearsal
 from .union import ALL, Tally, Union, join_labels, translate
-
-RECORD = "completed.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +72,8 @@ class Completion:
 
     def lines(self) -> Iterator[str]:
         """Yield the text of the report: voxels by label and source."""
-        yield (f"{self.dataset}: the masks of {self.cases} cases of {self.source}, completed with predictions of the "
-               f"donor ({self.folds} fold{'s' * (self.folds != 1)}). Look at the pictures in it")
+        yield (f"{self.dataset}: the masks of {counted(self.cases, 'case')} of {self.source}, completed with "
+               f"predictions of the donor ({counted(self.folds, 'fold')}). Look at the pictures in it")
         width = max(map(len, (*self.drawn, "label")))
         yield f"{'label':<{width}} {'voxels drawn':>14} {'of the donor':>14}"
         for name, drawn in self.drawn.items():
@@ -109,7 +107,7 @@ def complete(donors: Sequence[Donor], target: Target, *, keep: Sequence[str] = (
     union = join_labels(target.dataset_json, donors[0].dataset_json, cases=target.own, undrawn=target.undrawn,
                         keep=keep)
     if odd := misplaced(target.cases):
-        raise TransferError(f"{target.name}: mask and images of {len(odd)} cases do not lie on one grid: "
+        raise TransferError(f"{target.name}: mask and images of {counted(len(odd), 'case')} do not lie on one grid: "
                             f"{shorten(odd)}. The donor's labels would be put in the wrong place. Correct origin, "
                             "spacing and direction of the masks, or resample them to their images.")
     rehearsal = Rehearsal() if rehearse is None else find_rehearsal(rehearse, share, donor=donors[0], target=target,
@@ -120,10 +118,11 @@ def complete(donors: Sequence[Donor], target: Target, *, keep: Sequence[str] = (
     record = {"format": 1, "version": __version__, "source": target.name, "donor": [d.provenance() for d in donors],
               "labels": union.labels, "completed": {case: sorted(union.completed[case]) for case in target.own},
               "masks": {case: file_sha256(target.cases[case].mask) for case in target.own},
+              "donor_values": {union.names[new]: old for old, new in union.theirs.items()},
               "rehearsed": {case: file_sha256(files.mask) for case, files in rehearsal.cases.items()},
               "share": rehearsal.share}
     _begin(folder, record)
-    predict(donors, {case: target.cases[case] for case in target.own if union.completed[case]}, files, channels)
+    predict(donors, {case: target.cases[case] for case in target.own}, files, channels)
     tally = _merge(target, union, files)
     _add_rehearsed(rehearsal, union, files)
     _finish(target, union, rehearsal, folder)
@@ -163,7 +162,7 @@ def completed_folder(target: Target, into: str | None) -> Path:
     root, title = target.raw.parent, f"{target.name.partition('_')[2] or target.name}Completed"
     if into is None:
         for folder in sorted(root.glob(f"Dataset*_{title}")):
-            if _recorded(folder).get("source") == target.name:
+            if read_completed(folder).get("source") == target.name:
                 return folder
         number = int((re.match(r"Dataset(\d+)", target.name) or [0, 0])[1]) + 1
         while (root / (name := f"Dataset{number:03d}_{title}")).exists() or {*find_candidate_datasets(number)} - {name}:
@@ -203,18 +202,10 @@ class _Files:
         temporary.replace(file)
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
-    try:
-        content = read_json(folder / RECORD)
-        return content if isinstance(content, dict) and content.get("format") == 1 else {}
-    except (OSError, ValueError):
-        return {}
-
-
 def _begin(folder: Path, record: Mapping[str, Any]) -> None:
     """Compare with what is there: an unfinished data set goes on, a finished one must be this one."""
     if folder.is_dir():
-        before, finished = _recorded(folder), (folder / "dataset.json").is_file()
+        before, finished = read_completed(folder), (folder / "dataset.json").is_file()
         differing = _differences(before, record)
         if not before or finished and differing:
             raise ConfigurationError(
@@ -270,26 +261,20 @@ def _merge(target: Target, union: Union, files: _Files) -> Tally:
         case, file, donors = target.cases[name], files.of("labelsTr", name), files.of("donorTr", name)
         drawn, properties = files.read(case.mask)
         _check_values(drawn, union.mine.keys(), case.mask, "dataset.json")
-        predicted = files.read(donors)[0] if union.completed[name] else np.zeros_like(drawn)
+        predicted = files.read(donors)[0]
         if predicted.shape != drawn.shape:
             raise TransferError(f"{target.name}: the mask of {name} has {drawn.shape} voxels, its image "
                                 f"{predicted.shape}. Both must lie on one grid.")
         mask = tally.join(name, drawn, predicted, voxel_mm3=float(np.prod(properties["spacing"])))
         link_images(case.images, files, name)
         if not file.is_file():  # one that is there may have been corrected since
-            _draw(case, name, files, union, {"drawn by you": translate(drawn, union.mine), "of the donor": translate(
-                predicted, union.theirs), "completed": mask}, properties["spacing"])
+            case_picture(name, case, files.reader, {
+                "drawn by you": translate(drawn, union.mine), "of the donor": translate(predicted, union.theirs),
+                "completed": mask}, files.folder / "pictures" / f"{name}.png", labels=union.names,
+                         spacing_mm=properties["spacing"])
             files.write(mask, file, properties)
     tally.refuse_claims()
     return tally
-
-
-def _draw(case: Case, name: str, files: _Files, union: Union, masks: Mapping[str, np.ndarray],
-          spacing_mm: Sequence[float]) -> None:
-    image, _ = files.reader.read_images([str(path) for path in case.images])  # (channels, z, y, x)
-    codes = case_orientations({name: case}, type(files.reader).__name__).get(name, "")
-    case_picture(image[0], masks, files.folder / "pictures" / f"{name}.png", labels=union.names, spacing_mm=spacing_mm,
-                 codes=codes)
 
 
 def _check_values(mask: np.ndarray, known: Collection[int], file: Path, whose: str) -> None:
@@ -331,4 +316,6 @@ def _finish(target: Target, union: Union, rehearsal: Rehearsal, folder: Path) ->
                               for case, labels in sorted(undrawn.items())}
     if rehearsal.cases:
         content[REHEARSED] = {"share": rehearsal.share, "cases": sorted(rehearsal.cases)}
+    if (groups := target.raw / "groups.csv").is_file():  # which cases are of one patient
+        shutil.copy(groups, folder)
     write_text_atomically(json.dumps(content, indent=2), folder / "dataset.json")

@@ -11,8 +11,8 @@ import synthetic
 from nnunet_dante.compare import overview, panels
 from nnunet_dante.compare.overview import methods_overview, parameters_overview, shots_overview
 from nnunet_dante.compare.panels import curve_panels, shots_panels, unfreezing_timeline
-from nnunet_dante.compare.plots import COLOURS
 from nnunet_dante.compare.study import studies
+from nnunet_dante.datasets.views import COLOURS
 
 
 @pytest.fixture
