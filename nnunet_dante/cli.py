@@ -129,6 +129,10 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 @click.option("--budget", default="60min", show_default=True, metavar="TIME",
               help="For all trainings together: 90min, 2h.")
 @click.option("--baseline", is_flag=True, help="Also train from scratch, to compare; takes half of the budget.")
+@click.option("--keep-labels", multiple=True, metavar="all|NAME,...",
+              help="Labels of MODEL to keep although your masks lack them; as for `transfer`.")
+@click.option("--geometry", type=click.Choice(["donor", "target"]), default="donor", show_default=True,
+              help="Whose spacing and patch size are used; as for `transfer`.")
 @click.option("--labels", multiple=True, metavar="NAME=VALUE,...",
               help="What the values in the masks mean; as for `dataset`.")
 @click.option("--groups", type=_FILE, help="Which cases are of one patient; as for `shots`.")
@@ -136,7 +140,8 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 @click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
 @click.option("--trust", is_flag=True,
               help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
-def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str, ...], **options) -> None:
+def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str, ...], keep_labels,
+          **options) -> None:
     """Adapt MODEL to the labelled images in SOURCE: data, advice, trainings, scores, report and model in one command.
 
     SOURCE holds images and masks, in nnU-Net's format or in a layout that `dataset` recognises. Stopped at any moment,
@@ -147,7 +152,7 @@ def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str
     from .models.overrides import parse_overrides
 
     click.echo(str(run(model, source, out, budget_minutes=minutes(budget), overrides=parse_overrides(settings),
-                       **options)))
+                       keep_labels=split_words(keep_labels), **options)))
 
 
 @main.command()

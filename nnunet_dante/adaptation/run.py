@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -19,16 +20,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..adapters.strength import start_weights
 from ..advise.suggest import suggest
 from ..datasets.dataset import open_target
 from ..errors import ConfigurationError, DanteError
-from ..files import read_json, write_text_atomically
+from ..files import counted, read_json, write_text_atomically
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.donor import open_donor
 from ..models.installed import find_donor
 from ..models.settings import read_dante_block, with_overrides
 from ..training.launch import device_option
+from ..training.strength import start_of
 from ..types import PathLike
 from .budget import Length, length_for
 from .data import put_data, write_folds
@@ -69,7 +70,8 @@ class AdaptResult:
 
 def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None = None,
           configuration: str | None = None, trainer: str | None = None, budget_minutes: float = 60.0,
-          baseline: bool = False, labels: Sequence[str] = (), groups: PathLike | None = None,
+          baseline: bool = False, keep_labels: Sequence[str] = (), geometry: str = "donor",
+          labels: Sequence[str] = (), groups: PathLike | None = None,
           overrides: Mapping[str, Any] | None = None, device: str | None = None, trust: bool = False) -> AdaptResult:
     """Adapt a pretrained network to labelled images, and write a model, a report and the commands that did it.
 
@@ -86,6 +88,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
         trainer: instead of the one that `suggest` advises.
         budget_minutes: time for all trainings together; the length of a training follows from a measured step.
         baseline: also train from scratch, for comparison; this takes half of the budget.
+        keep_labels, geometry: as in `transfer`.
         labels: what the values in the masks mean, such as "liver=1", where `source` is not in nnU-Net's format.
         groups: file that says which cases are of one patient, as for `nnunet-dante shots --groups`.
         overrides: options of the trainings, such as {"lr": 0.01}.
@@ -101,7 +104,8 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
     """
     asked = {"model": str(find_donor(model).resolve()), "source": str(Path(source).resolve()), "name": name,
              "configuration": configuration, "trainer": trainer, "budget_minutes": budget_minutes,
-             "baseline": baseline, "labels": list(labels), "groups": None if groups is None else str(groups),
+             "baseline": baseline, "keep_labels": list(keep_labels), "geometry": geometry, "labels": list(labels),
+             "groups": None if groups is None else str(groups),
              "overrides": dict(overrides or {}), "device": device or (device_option() or ("", "cuda"))[1]}
     work = _Work(Path(out).resolve(), asked, trust=trust)
     with claimed(work.out), work.steps.nnunet_folders():
@@ -115,7 +119,7 @@ class _Work:
         self.out, self.asked, self.trust = out, asked, trust
         out.mkdir(parents=True, exist_ok=True)
         self.file = out / _RECORD
-        self.record: dict[str, Any] = {"format": 1, "asked": asked, "done": {}}
+        self.record: dict[str, Any] = {"format": 1, "asked": asked, "begun": [], "done": {}}
         if self.file.is_file():
             self.record = read_json(self.file)
         if not self.record["done"]:  # nothing is lost if it is asked for otherwise
@@ -136,8 +140,11 @@ class _Work:
             facts = work() or {}
             done[name] = {**facts, "seconds": round(time.monotonic() - began, 1),
                           "commands": self.steps.commands[before:]}
-            write_text_atomically(json.dumps(self.record, indent=1) + "\n", self.file)
+            self._save()
         return done[name]
+
+    def _save(self) -> None:
+        write_text_atomically(json.dumps(self.record, indent=1) + "\n", self.file)
 
     def do(self) -> AdaptResult:
         """Go the whole way."""
@@ -150,11 +157,13 @@ class _Work:
             say=lambda line: tqdm.write(line, file=sys.stderr)))["dataset"]
         advice = self.once("advice", "Measure how the donor does on the cases", self._advise)
         self.trainer = asked["trainer"] or advice["trainer"]
-        self.once("transfer", f"Make the donor the start of {self.trainer}", lambda: self._transfer(advice["transfer"]))
+        self.dataset = self.once("transfer", f"Make the donor the start of {self.trainer}",
+                                 lambda: self._transfer(advice["transfer"]))["dataset"]
         folds = self.once("folds", "Divide the cases into folds", lambda: write_folds(
             open_target(self.dataset), asked["groups"]))["folds"]
         trainers = (self.trainer, *((SCRATCH,) if asked["baseline"] else ()))
         trainings = [(trainer, fold) for trainer in trainers for fold in folds]
+        self._refuse_others([*trainings, (self.trainer, "all")])
         self.steps.total += len(trainings) + 1
         cost = self.once("cost", "Measure a training step", lambda: self._measure(folds, len(trainings) + 1))
         self.length = Length(**{name: cost[name] for name in Length.__dataclass_fields__})
@@ -168,6 +177,7 @@ class _Work:
         else:
             self._train(self.trainer, "all")
             final = "all"
+        self._say_taken()
         self.once("donor", "Predict the cases with the donor as it is", lambda: self._predict_with_donor(final))
         dice = self.once("report", "Score the unseen cases and write the report", lambda: write_adapt_report(
             self.out, self.record, [(self._model(trainer) / f"fold_{fold}") for trainer, fold in trainings],
@@ -180,12 +190,12 @@ class _Work:
         """Return the folder in which nnU-Net keeps the folds of a trainer."""
         return self.steps.folder("nnUNet_results", self.dataset, f"{trainer}__{PLANS}__{self.configuration}")
 
-    def _checkpoint(self, fold: str) -> dict[str, Any]:
-        return load_checkpoint_safely(self._model(self.trainer) / f"fold_{fold}" / _FINAL)
+    def _checkpoint(self, trainer: str, fold: str) -> dict[str, Any]:
+        return load_checkpoint_safely(self._model(trainer) / f"fold_{fold}" / _FINAL)
 
     def _kept(self, fold: str) -> float:
         """Return how much of what was learned a fold keeps."""
-        return float((self._checkpoint(fold).get("dante") or {}).get("strength", {}).get("value", 1.0))
+        return float((self._checkpoint(self.trainer, fold).get("dante") or {}).get("strength", {}).get("value", 1.0))
 
     def _advise(self) -> dict[str, Any]:
         found = suggest(self.asked["model"], self.dataset, configuration=self.configuration, trust=self.trust)
@@ -193,11 +203,24 @@ class _Work:
         return {"trainer": found.rule.trainer, "reason": found.rule.reason, "text": str(found),
                 "transfer": next(c for c in found.commands if c.startswith("nnunet-dante transfer"))}
 
-    def _transfer(self, command: str) -> None:
-        """Run the command that `suggest` printed."""
-        settings = [word for key, value in self.asked["overrides"].items() for word in ("--set", f"{key}={value}")]
+    def _transfer(self, command: str) -> dict[str, Any]:
+        """Run the command that `suggest` printed; return the data set to train on, which may be a completed one."""
+        options = [("--set", f"{key}={value}") for key, value in self.asked["overrides"].items()]
+        options += [("--keep-labels", name) for name in self.asked["keep_labels"]]
+        options += [("--geometry", self.asked["geometry"])] * (self.asked["geometry"] != "donor")
         program, *words = shlex.split(command)
-        self.steps.run(program, *words, *settings)
+        said = self.steps.run(program, *words, *(word for option in options for word in option))
+        found = re.search(r"^Transfer to (.+), configuration ", said, re.MULTILINE)
+        return {"dataset": found[1] if found else self.dataset}
+
+    def _refuse_others(self, trainings: Sequence[tuple[str, str]]) -> None:
+        """Refuse trainings that this adaptation did not begin: it would continue them and score them as its own."""
+        for trainer, fold in trainings:
+            folder, name = self._model(trainer) / f"fold_{fold}", f"{trainer} {fold}"
+            if name not in self.record["begun"] and any(folder.glob("checkpoint_*.pth")):
+                raise ConfigurationError(
+                    f"{folder} holds an earlier training, which this adaptation did not begin. Move the folder "
+                    f"{folder.parent} away, or give the data set another name with -n and another -o.")
 
     def _measure(self, folds: list[str], trainings: int) -> dict[str, Any]:
         """Return what a training step costs, and the length of the trainings that follows from it."""
@@ -207,7 +230,9 @@ class _Work:
         cost = json.loads(said.splitlines()[-1])
         length = length_for(self.asked["budget_minutes"], trainings, step_seconds=cost["step_seconds"],
                             start_seconds=time.monotonic() - began)
-        return cost | asdict(length)
+        planned = read_json(self.steps.folder("nnUNet_preprocessed", self.dataset,
+                                              f"{PLANS}_{self.configuration}_transfer.json"))["memory_gib"]
+        return cost | asdict(length) | {"gib": planned if cost["mib"] is None else round(cost["mib"] / 1024, 2)}
 
     def _set_length(self) -> None:
         """Write the length of the trainings into the plans; numbers that the user gave stay."""
@@ -218,29 +243,42 @@ class _Work:
         write_text_atomically(json.dumps(plans, indent=2), file)
 
     def _say_plan(self, cost: dict[str, Any], trainings: int, reason: str) -> None:
-        memory = "" if cost["mib"] is None else f", {cost['mib']:.0f} MiB above what the libraries take"
+        length = self.length
         tqdm.write(
-            f"Plan: {trainings} trainings with {self.trainer} of {self.length.epochs} epochs of "
-            f"{self.length.iterations} steps, {cost['step_seconds']:.2g} s a step on {self.asked['device']}{memory}: "
-            f"about {self.asked['budget_minutes']:g} min in all. Reason: {reason}.", file=sys.stderr)
+            f"Plan: {counted(trainings, 'training')} with {self.trainer} of {counted(length.epochs, 'epoch')} with "
+            f"{length.iterations} steps, so {trainings * length.epochs * length.iterations} steps of "
+            f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {self.asked['budget_minutes']:g} min in "
+            f"all{_memory([cost])}. Reason: {reason}.", file=sys.stderr)
+
+    def _say_taken(self) -> None:
+        """Say what the trainings took, as the plan said before them."""
+        trained = [self.record["done"][name] for name in self.record["begun"]]
+        minutes = sum(entry["seconds"] for entry in trained) / 60
+        tqdm.write(f"Taken: {counted(len(trained), 'training')} with "
+                   f"{sum(entry['epochs'] for entry in trained) * self.length.iterations} steps, {minutes:.0f} min"
+                   f"{_memory(trained)}.", file=sys.stderr)
 
     def _train(self, trainer: str, fold: str) -> None:
-        going_on = any((self._model(trainer) / f"fold_{fold}").glob("checkpoint_*.pth"))
+        name = f"{trainer} {fold}"
 
-        def train() -> None:
+        def train() -> dict[str, Any]:
+            going_on = any((self._model(trainer) / f"fold_{fold}").glob("checkpoint_*.pth"))  # all others were refused
+            if name not in self.record["begun"]:
+                self.record["begun"].append(name)
+                self._save()
             self.steps.run("nnunet-dante", "train", self.dataset, self.configuration, fold, "-p", PLANS, "-tr", trainer,
                            "-device", self.asked["device"], *(["--c"] if going_on else []), epochs=self.length.epochs)
+            content = self._checkpoint(trainer, fold)
+            mib = (content.get("dante") or {}).get("peak_memory_mib")
+            return {"epochs": content["current_epoch"], "gib": None if mib is None else round(mib / 1024, 2)}
 
         where = "all cases" if fold == "all" else f"fold {fold}"
-        self.once(f"{trainer} {fold}", f"Train {trainer.removeprefix('nnUNetTrainer')} on {where}", train)
+        self.once(name, f"Train {trainer.removeprefix('nnUNetTrainer')} on {where}", train)
 
     def _predict_with_donor(self, fold: str) -> None:
         """Predict all cases with the start weights of the training, as its checkpoint with strength 0 would."""
-        folder, checkpoint = self._model(self.trainer) / f"fold_{fold}", self._checkpoint(fold)
-        start = start_weights(checkpoint)
-        if start is None:
-            file = self.steps.folder("nnUNet_preprocessed", self.dataset, f"{PLANS}_{self.configuration}_start.pth")
-            start = load_checkpoint_safely(file)["network_weights"]
+        folder, checkpoint = self._model(self.trainer) / f"fold_{fold}", self._checkpoint(self.trainer, fold)
+        start = start_of(checkpoint, fold=folder, folder=lambda: self.steps.folder("nnUNet_preprocessed", self.dataset))
         save_atomically({**checkpoint, "network_weights": start}, folder / _DONOR)
         self.steps.run(
             "nnUNetv2_predict", "-i", self.steps.folder("nnUNet_raw", self.dataset, "imagesTr"), "-o",
@@ -265,3 +303,9 @@ class _Work:
         except DanteError as error:  # not every network runs in Dafne; the model is there
             tqdm.write(f"No .model for Dafne: {str(error).splitlines()[-1]}", file=sys.stderr)
         return names
+
+
+def _memory(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return the most memory of a training in words; "" where it is unknown."""
+    known = [entry["gib"] for entry in entries if entry["gib"] is not None]
+    return f", {max(known):.2g} GiB of memory" if known else ""

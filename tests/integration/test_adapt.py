@@ -55,8 +55,28 @@ def test_the_whole_way_goes_on_where_it_was_stopped(given, monkeypatch):
     assert any(name.endswith("checkpoint_final.pth") for name in zipfile.ZipFile(result.model).namelist())
     assert len(list((out / "predictions" / "donor").glob("case_*.nii.gz"))) == 3
     record = json.loads((out / "adapt.json").read_text())
+    assert record["begun"][:3] == [f"nnUNetTrainerLoRA {n}" for n in range(3)]
     assert record["done"]["transfer"]["commands"][0].startswith("nnunet-dante transfer ")
     assert str(adapt(donor, data, out, **OPTIONS)) == str(result), "all is done: the same again, at once"
 
     with pytest.raises(ConfigurationError, match="adaptation with trainer 'nnUNetTrainerLoRA', and now 'nnUNetTrainerFineTune'"):
         adapt(donor, data, out, **OPTIONS | {"trainer": "nnUNetTrainerFineTune"})
+
+
+def test_old_labels_are_kept_at_the_users_own_spacing_and_the_report_says_what_they_lost(given):
+    _, data, out = given
+    donor = tiny.write_model_folder(out.parent / "others", labels={"background": 0, "vessel": 1}, spacing_mm=(2.0, 2.0, 2.0))
+    result = adapt(donor, data, out, **OPTIONS, keep_labels=["all"], geometry="target")
+    record = json.loads((out / "adapt.json").read_text())
+    assert "--keep-labels all --geometry target" in record["done"]["transfer"]["commands"][0]
+    assert record["done"]["transfer"]["dataset"] == f"Dataset902_{data.name.partition('_')[2]}Completed"
+    content = json.loads(zipfile.ZipFile(result.model).read(next(
+        name for name in zipfile.ZipFile(result.model).namelist() if name.endswith("dataset.json"))))
+    assert list(content["labels"]) == ["background", "vessel", "organ", "lesion"]
+    page = result.report.read_text()
+    assert "What each label of the donor lost or gained" in page and "do not count in these means" in page
+    tables = json.loads((out / "tables.json").read_text())
+    (kept,) = (records for name, records in tables.items() if "kept" in name)
+    assert {(r["method"], r["label"], r["cases_of_a_person"]) for r in kept} == {("adapted", "vessel", 0)}
+    trained = record["done"]["nnUNetTrainerLoRA 0"]
+    assert trained["epochs"] == 2 and (trained["gib"] or 0) >= 0 and record["done"]["cost"]["gib"] >= 0

@@ -1,0 +1,69 @@
+"""run.py: only trainings that an adaptation has begun are its own, and the plan is compared with what was taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from nnunet_dante.adaptation.run import _Work
+from nnunet_dante.errors import ConfigurationError
+
+TRAINER = "nnUNetTrainerLoRA"
+
+
+@pytest.fixture
+def work(nnunet_paths, tmp_path):
+    """An adaptation with the user's own folders of nnU-Net, before its first training."""
+    made = _Work(tmp_path / "out", {"device": "cpu", "budget_minutes": 30}, trust=False)
+    made.dataset, made.configuration, made.trainer = "Dataset901_Tiny", "3d_fullres", TRAINER
+    return made
+
+
+def test_a_training_of_somebody_else_is_neither_continued_nor_scored(work, nnunet_paths):
+    fold = work._model(TRAINER) / "fold_1"
+    assert fold.is_relative_to(nnunet_paths["nnUNet_results"])
+    fold.mkdir(parents=True)
+    work._refuse_others([(TRAINER, "0"), (TRAINER, "1")])
+    (fold / "checkpoint_latest.pth").touch()
+    with pytest.raises(ConfigurationError, match=r"fold_1 holds an earlier training, .* Move the folder .*LoRA.* away"):
+        work._refuse_others([(TRAINER, "0"), (TRAINER, "1")])
+    work._refuse_others([("nnUNetTrainerFromScratch", "1")])
+
+
+@pytest.mark.parametrize("killed_at", ["the start", "an epoch"])
+def test_a_training_that_was_begun_goes_on_after_a_kill(work, monkeypatch, killed_at):
+    fold, called = work._model(TRAINER) / "fold_0", []
+
+    def run(_, *words, epochs=0):
+        called.append("--c" in words)
+        fold.mkdir(parents=True, exist_ok=True)
+        if killed_at == "an epoch":
+            (fold / "checkpoint_latest.pth").touch()
+        if len(called) == 1:
+            raise KeyboardInterrupt
+        return ""
+
+    work.length = type("Length", (), {"epochs": 2, "iterations": 3})
+    monkeypatch.setattr(work.steps, "run", run)
+    monkeypatch.setattr(work, "_checkpoint", lambda *_: {"current_epoch": 2, "dante": {"peak_memory_mib": 3072.0}})
+    with pytest.raises(KeyboardInterrupt):
+        work._train(TRAINER, "0")
+    again = _Work(work.out, work.asked, trust=False)
+    again.dataset, again.configuration, again.trainer, again.length = work.dataset, work.configuration, TRAINER, work.length
+    monkeypatch.setattr(again.steps, "run", run)
+    monkeypatch.setattr(again, "_checkpoint", work._checkpoint)
+    again._refuse_others([(TRAINER, "0")])
+    again._train(TRAINER, "0")
+    assert called == [False, killed_at == "an epoch"]
+    assert again.record["done"][f"{TRAINER} 0"]["gib"] == 3.0
+
+
+def test_what_was_taken_is_said_in_the_words_of_the_plan(work, capsys):
+    work.length = type("Length", (), {"epochs": 2, "iterations": 3})
+    work.record |= {"begun": ["a", "b"], "done": {"a": {"epochs": 2, "gib": 1.5, "seconds": 60},
+                                                  "b": {"epochs": 1, "gib": None, "seconds": 120}, "c": {"seconds": 9}}}
+    work._say_taken()
+    assert "Taken: 2 trainings with 9 steps, 3 min, 1.5 GiB of memory." in capsys.readouterr().err
+    work._say_plan({"gib": 2.5, "step_seconds": 0.5}, 3, "few cases")
+    said = capsys.readouterr().err
+    assert "3 trainings" in said and "2 epochs with 3 steps, so 18 steps of 0.5 s on cpu: about 30 min" in said
+    assert "2.5 GiB of memory. Reason: few cases." in said
