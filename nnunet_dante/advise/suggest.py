@@ -181,7 +181,7 @@ def gradient_ratio(gradients: dict[str, float]) -> float | None:
 
 
 def _intensity(target: Target, plans: Plans, report: PlansReport) -> Iterator[str]:
-    """One line a channel: how far its foreground is from the donor's, in the donor's standard deviations."""
+    """Yield a line per channel: how far its foreground is from the donor's, in the donor's standard deviations."""
     own = target.fingerprint()[INTENSITY]
     for i, channel in enumerate(report.channels):
         if channel.statistics_from == "donor":

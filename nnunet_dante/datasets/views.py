@@ -32,11 +32,12 @@ def viewing_plane(mask: Path | SimpleITK.Image) -> str:
     labels: it looks along the direction in which they are shortest.
     """
     voxels, size_mm = upright(mask, "LPS")
-    labelled = np.argwhere(voxels > 0)
+    labelled = voxels > 0
     if voxels.shape[2] > 1 and max(size_mm) >= THICK * min(size_mm):
         return _PLANES[int(np.argmax(size_mm))]  # thick from left to right: sagittal slices
-    if voxels.shape[2] > 1 and len(labelled):
-        return _PLANES[int(np.argmin(np.ptp(labelled, axis=0) * size_mm))]
+    if voxels.shape[2] > 1 and labelled.any():
+        extent = [np.ptp(np.flatnonzero(labelled.any(others))) for others in ((1, 2), (0, 2), (0, 1))]  # x, y, z
+        return _PLANES[int(np.argmin(np.multiply(extent, size_mm)))]
     return "LPS"
 
 

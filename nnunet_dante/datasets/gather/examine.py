@@ -18,7 +18,7 @@ from ..images import is_cut
 from ..orientation import Header
 from .found import Found, Layout, Part
 from .labels import Labels
-from .masks import LabelMap, header_of, read_label_map
+from .masks import LabelMap, counts_of, header_of, read_label_map
 from .preview import picture
 from .volumes import nnunet_reads
 
@@ -47,13 +47,13 @@ class Facts:
     picture: bytes = b""
 
 
-def examine(layout: Layout, labels: Labels | None, *, resample: bool,
+def examine(layout: Layout, labels: Labels | None, *, resample: bool, pictures: bool,
             progress: Callable[[Iterable[Facts]], Iterable[Facts]] = iter) -> list[Facts]:
     """Read all cases of a layout, a few at the same time, and return what they hold, in their order.
 
-    labels: None if no case has a mask. progress: shows how far it is, such as tqdm.
+    labels: None if no case has a mask. pictures: draw each case. progress: shows how far it is, such as tqdm.
     """
-    run = partial(examine_case, layout=layout, labels=labels, resample=resample)
+    run = partial(examine_case, layout=layout, labels=labels, resample=resample, pictures=pictures)
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     try:
         facts = list(progress(pool.map(run, layout.cases)))
@@ -64,7 +64,8 @@ def examine(layout: Layout, labels: Labels | None, *, resample: bool,
     return facts
 
 
-def examine_case(case: Found, *, layout: Layout, labels: Labels | None, resample: bool) -> Facts:
+def examine_case(case: Found, *, layout: Layout, labels: Labels | None, resample: bool,
+                 pictures: bool) -> Facts:
     """Read one case; what goes wrong becomes a fault."""
     facts = Facts(case)
     for part in case.parts:
@@ -85,7 +86,8 @@ def examine_case(case: Found, *, layout: Layout, labels: Labels | None, resample
             found = _twice(partial(read_label_map, case, labels, image, resample=resample,
                                    known_values=layout.dataset_json is not None))
             _look_at_mask(facts, found, labels, layout)
-            facts.picture = b"" if facts.faults or found.voxels is None else picture(image, found.voxels)
+            if pictures and found.voxels is not None and not facts.faults:
+                facts.picture = picture(image, found.voxels)
         if facts.states != {part: part.state() for part in case.parts}:
             facts.faults.append("its files changed while they were read. Wait until they are written, and try again")
     except DanteError as error:
@@ -138,7 +140,7 @@ def _look_at_mask(facts: Facts, found: LabelMap, labels: Labels, layout: Layout)
     facts.warnings += found.warnings
     if found.voxels is None or found.faults:
         return
-    counts = dict(zip(*(a.tolist() for a in np.unique(found.voxels, return_counts=True))))
+    counts = counts_of(found.voxels)
     if layout.dataset_json is not None:
         manager = LabelManager(layout.dataset_json["labels"], layout.dataset_json.get("regions_class_order"))
         allowed = {0, *map(int, manager.all_labels), manager.ignore_label}

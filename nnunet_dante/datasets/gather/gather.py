@@ -86,7 +86,7 @@ def gather(source: PathLike, number: int, name: str, *, output: PathLike | None 
     layout = replace(layout, cases=cases)
     chosen = _labels(layout, given)
     _describe(layout, chosen, notes, say)
-    facts = examine(layout, chosen, resample=resample_masks,
+    facts = examine(layout, chosen, resample=resample_masks, pictures=not dry_run,
                     progress=partial(tqdm, total=len(cases), desc="reading", unit="case", disable=None))
     show(facts)
     keys, named = _channels(layout, facts, channels, say)

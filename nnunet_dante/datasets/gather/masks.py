@@ -14,6 +14,8 @@ from .found import INTEGERS, Found, Part
 from .labels import Labels
 from .volumes import same_space
 
+_COUNTED = 1 << 16  # labels are smaller
+
 
 @dataclass
 class LabelMap:
@@ -32,6 +34,14 @@ class LabelMap:
 def header_of(volume: SimpleITK.Image) -> Header:
     """Return where a volume lies."""
     return Header(volume.GetSize(), volume.GetSpacing(), volume.GetOrigin(), volume.GetDirection())
+
+
+def counts_of(voxels: np.ndarray) -> dict[float, int]:
+    """Return how many voxels hold each value, from the smallest value to the largest."""
+    if voxels.dtype.kind in "ui" and voxels.size and voxels.min() >= 0 and voxels.max() < _COUNTED:
+        counts = np.bincount(voxels.ravel(order="K"))  # many times faster than sorting all voxels
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return dict(zip(*(a.tolist() for a in np.unique(voxels, return_counts=True))))
 
 
 def read_label_map(case: Found, labels: Labels, image: SimpleITK.Image, *, resample: bool,
@@ -56,7 +66,7 @@ def read_label_map(case: Found, labels: Labels, image: SimpleITK.Image, *, resam
         if label == INTEGERS:
             total = voxels if known_values else _renumbered(voxels, labels.of(case), part, found)
             continue
-        if np.unique(voxels[voxels != 0]).size > 1:
+        if len(counts_of(voxels).keys() - {0}) > 1:
             found.faults.append(f"{part.text} holds several values ({_some(voxels)}), but its name stands for one "
                                 "label. If it holds several, name them with --labels NAME=VALUE")
             continue
@@ -136,7 +146,7 @@ def _box(volume: SimpleITK.Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _renumbered(voxels: np.ndarray, mapping: Mapping[int, int], part: Part, found: LabelMap) -> np.ndarray | None:
-    values = [int(v) for v in np.unique(voxels)]
+    values = [int(v) for v in counts_of(voxels)]
     if unknown := [v for v in values if v and v not in mapping]:
         found.faults.append(f"{part.text} holds {_shown(unknown)}, which no label names. Add NAME={unknown[0]} to "
                             f"--labels, or background={unknown[0]} if it means nothing")
@@ -159,7 +169,7 @@ def as_mask(found: LabelMap, image: SimpleITK.Image) -> SimpleITK.Image:
 
 
 def _some(voxels: np.ndarray) -> str:
-    return _shown([float(v) for v in np.unique(voxels[voxels != 0])])
+    return _shown([float(v) for v in counts_of(voxels) if v])
 
 
 def _shown(values: list[float] | list[int]) -> str:
