@@ -121,10 +121,10 @@ class _Work:
         self.file = out / _RECORD
         self.record: dict[str, Any] = {"format": 1, "asked": asked, "begun": [], "done": {}}
         if self.file.is_file():
-            self.record = read_json(self.file)
+            self.record = {"begun": []} | read_json(self.file)
         if not self.record["done"]:  # nothing is lost if it is asked for otherwise
             self.record["asked"] = asked
-            write_text_atomically(json.dumps(self.record, indent=1) + "\n", self.file)
+            self._save()
         if changed := [key for key in asked if self.record["asked"].get(key) != asked[key]]:
             raise ConfigurationError(
                 f"{out} holds an adaptation with {changed[0]} {self.record['asked'].get(changed[0])!r}, and now "
@@ -157,13 +157,12 @@ class _Work:
             say=lambda line: tqdm.write(line, file=sys.stderr)))["dataset"]
         advice = self.once("advice", "Measure how the donor does on the cases", self._advise)
         self.trainer = asked["trainer"] or advice["trainer"]
+        self.trainers = (self.trainer, *((SCRATCH,) if asked["baseline"] else ()))
         self.dataset = self.once("transfer", f"Make the donor the start of {self.trainer}",
                                  lambda: self._transfer(advice["transfer"]))["dataset"]
         folds = self.once("folds", "Divide the cases into folds", lambda: write_folds(
             open_target(self.dataset), asked["groups"]))["folds"]
-        trainers = (self.trainer, *((SCRATCH,) if asked["baseline"] else ()))
-        trainings = [(trainer, fold) for trainer in trainers for fold in folds]
-        self._refuse_others([*trainings, (self.trainer, "all")])
+        trainings = [(trainer, fold) for trainer in self.trainers for fold in folds]
         self.steps.total += len(trainings) + 1
         cost = self.once("cost", "Measure a training step", lambda: self._measure(folds, len(trainings) + 1))
         self.length = Length(**{name: cost[name] for name in Length.__dataclass_fields__})
@@ -209,18 +208,23 @@ class _Work:
         options += [("--keep-labels", name) for name in self.asked["keep_labels"]]
         options += [("--geometry", self.asked["geometry"])] * (self.asked["geometry"] != "donor")
         program, *words = shlex.split(command)
+        if not self.asked["keep_labels"]:  # else the trainings are those of another data set
+            self._refuse_others()
         said = self.steps.run(program, *words, *(word for option in options for word in option))
         found = re.search(r"^Transfer to (.+), configuration ", said, re.MULTILINE)
-        return {"dataset": found[1] if found else self.dataset}
+        self.dataset = found[1] if found else self.dataset
+        self._refuse_others()
+        return {"dataset": self.dataset}
 
-    def _refuse_others(self, trainings: Sequence[tuple[str, str]]) -> None:
-        """Refuse trainings that this adaptation did not begin: it would continue them and score them as its own."""
-        for trainer, fold in trainings:
-            folder, name = self._model(trainer) / f"fold_{fold}", f"{trainer} {fold}"
-            if name not in self.record["begun"] and any(folder.glob("checkpoint_*.pth")):
-                raise ConfigurationError(
-                    f"{folder} holds an earlier training, which this adaptation did not begin. Move the folder "
-                    f"{folder.parent} away, or give the data set another name with -n and another -o.")
+    def _refuse_others(self, fold: str = "*") -> None:
+        """Refuse trainings that this adaptation did not begin: it would continue them, or score them as its own."""
+        for trainer in self.trainers:
+            for file in sorted(self._model(trainer).glob(f"fold_{fold}/checkpoint_*.pth")):
+                if f"{trainer} {file.parent.name.removeprefix('fold_')}" not in self.record["begun"]:
+                    raise ConfigurationError(
+                        f"{file.parent} holds an earlier training, which this adaptation did not begin. Move "
+                        f"{file.parents[1]} away, or give the data set another name with -n, and another folder "
+                        "with -o.")
 
     def _measure(self, folds: list[str], trainings: int) -> dict[str, Any]:
         """Return what a training step costs, and the length of the trainings that follows from it."""
@@ -262,7 +266,8 @@ class _Work:
         name = f"{trainer} {fold}"
 
         def train() -> dict[str, Any]:
-            going_on = any((self._model(trainer) / f"fold_{fold}").glob("checkpoint_*.pth"))  # all others were refused
+            self._refuse_others(fold)
+            going_on = any((self._model(trainer) / f"fold_{fold}").glob("checkpoint_*.pth"))
             if name not in self.record["begun"]:
                 self.record["begun"].append(name)
                 self._save()

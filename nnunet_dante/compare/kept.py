@@ -91,7 +91,7 @@ def against_donor(masks: Mapping[str, Path], truth: Callable[[str], Path], raw: 
 
 def kept_table(study: Study, shots: Shots) -> Table | None:
     """Return the table of what each label of the donor lost or gained; None if no donor completed masks."""
-    rows, records = [], []
+    rows, records = [], list[Mapping[str, Value]]()
     for method in study.methods:
         runs = [run for run in study.of(method, shots) if run.against_donor]
         labels = dict.fromkeys(label for run in runs for case in run.against_donor.values() for label in case)
@@ -101,7 +101,8 @@ def kept_table(study: Study, shots: Shots) -> Table | None:
             change = mean_over_cases([{case: after[case] - before[case] for case in before.keys() & after.keys()}
                                       for before, after in zip(draws["donor"], draws["network"])])
             means = {kind: mean_over_cases(values) for kind, values in draws.items()}
-            numbers: dict[str, Value] = {kind: mean and mean.value for kind, mean in means.items()}
+            numbers: dict[str, Value] = {kind: None if mean is None else mean.value
+                                         for kind, mean in {"change": change, **means}.items()}
             cases = len({case for run in runs for case in run.against_donor})
             rows.append([label.replace("_", " "), method,
                          "not known" if change is None else f"{mean_text(change, digits=3, sign='+')}, "
@@ -109,8 +110,8 @@ def kept_table(study: Study, shots: Shots) -> Table | None:
                          *(MISSING if mean is None else f"{mean.value:{form}}" for mean, form in zip(
                              means.values(), (".3f", ".3f", ".3f", ".1%", ".1%")))])
             records.append({"experiment": study.name, "method": method, "shots": study.shots_name(shots),
-                            "label": label, "change": change and change.value, "cases": cases,
-                            "cases_of_a_person": change.cases if change else 0, **numbers})
+                            "label": label, "cases": cases, "cases_of_a_person": change.cases if change else 0,
+                            **numbers})
     return Table(name=f"kept_{study.shots_name(shots)}", rows=rows, records=records, notes=_NOTES,
                  title=study.title(f"What each label of the donor lost or gained, {study.cases_name(shots)}"),
                  head=["label", "method", "lost or gained", "Dice of the donor", "Dice now", "agreement with the donor",

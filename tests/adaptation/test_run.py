@@ -13,20 +13,30 @@ TRAINER = "nnUNetTrainerLoRA"
 @pytest.fixture
 def work(nnunet_paths, tmp_path):
     """An adaptation with the user's own folders of nnU-Net, before its first training."""
-    made = _Work(tmp_path / "out", {"device": "cpu", "budget_minutes": 30}, trust=False)
-    made.dataset, made.configuration, made.trainer = "Dataset901_Tiny", "3d_fullres", TRAINER
-    return made
+    made = _Work(tmp_path / "out", {"device": "cpu", "budget_minutes": 30, "keep_labels": [], "geometry": "donor", "overrides": {}}, trust=False)
+    return known(made)
+
+
+def known(work: _Work) -> _Work:
+    """The same with what its first steps find out."""
+    work.dataset, work.configuration, work.trainer, work.trainers = "Dataset901_Tiny", "3d_fullres", TRAINER, (TRAINER,)
+    work.length = type("Length", (), {"epochs": 2, "iterations": 3})
+    return work
 
 
 def test_a_training_of_somebody_else_is_neither_continued_nor_scored(work, nnunet_paths):
     fold = work._model(TRAINER) / "fold_1"
     assert fold.is_relative_to(nnunet_paths["nnUNet_results"])
     fold.mkdir(parents=True)
-    work._refuse_others([(TRAINER, "0"), (TRAINER, "1")])
+    work._refuse_others()
     (fold / "checkpoint_latest.pth").touch()
-    with pytest.raises(ConfigurationError, match=r"fold_1 holds an earlier training, .* Move the folder .*LoRA.* away"):
-        work._refuse_others([(TRAINER, "0"), (TRAINER, "1")])
-    work._refuse_others([("nnUNetTrainerFromScratch", "1")])
+    run = work.steps.run = lambda *_, **__: pytest.fail("nothing may be changed before the refusal")
+    for step in (lambda: work._transfer("nnunet-dante transfer"), lambda: work._train(TRAINER, "1")):
+        with pytest.raises(ConfigurationError, match=r"fold_1 holds an earlier training, .* Move .*LoRA.* away, or"):
+            step()
+    assert run and not work.record["begun"]
+    work.trainers = ("nnUNetTrainerFromScratch",)
+    work._refuse_others()
 
 
 @pytest.mark.parametrize("killed_at", ["the start", "an epoch"])
@@ -42,23 +52,20 @@ def test_a_training_that_was_begun_goes_on_after_a_kill(work, monkeypatch, kille
             raise KeyboardInterrupt
         return ""
 
-    work.length = type("Length", (), {"epochs": 2, "iterations": 3})
     monkeypatch.setattr(work.steps, "run", run)
     monkeypatch.setattr(work, "_checkpoint", lambda *_: {"current_epoch": 2, "dante": {"peak_memory_mib": 3072.0}})
     with pytest.raises(KeyboardInterrupt):
         work._train(TRAINER, "0")
-    again = _Work(work.out, work.asked, trust=False)
-    again.dataset, again.configuration, again.trainer, again.length = work.dataset, work.configuration, TRAINER, work.length
+    again = known(_Work(work.out, work.asked, trust=False))
     monkeypatch.setattr(again.steps, "run", run)
     monkeypatch.setattr(again, "_checkpoint", work._checkpoint)
-    again._refuse_others([(TRAINER, "0")])
+    again._refuse_others()
     again._train(TRAINER, "0")
     assert called == [False, killed_at == "an epoch"]
     assert again.record["done"][f"{TRAINER} 0"]["gib"] == 3.0
 
 
 def test_what_was_taken_is_said_in_the_words_of_the_plan(work, capsys):
-    work.length = type("Length", (), {"epochs": 2, "iterations": 3})
     work.record |= {"begun": ["a", "b"], "done": {"a": {"epochs": 2, "gib": 1.5, "seconds": 60},
                                                   "b": {"epochs": 1, "gib": None, "seconds": 120}, "c": {"seconds": 9}}}
     work._say_taken()
