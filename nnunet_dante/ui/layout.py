@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -68,7 +68,7 @@ def chart(*, x: str, y: str, series: Sequence[dict[str, Any]] = (), second: bool
     limits: of the axes, such as x_min=0 or y_max=1.
     """
     across = {"type": "value", "name": x, "nameLocation": "middle", "nameGap": 26, "min": limits.get("x_min"),
-              "max": limits.get("x_max")}
+              "max": limits.get("x_max"), "minInterval": limits.get("x_step")}
     up = {"type": "value", "name": y, "scale": True, "min": limits.get("y_min"), "max": limits.get("y_max")}
     right = [{"type": "value", "scale": True, "splitLine": {"show": False}}] if second else []
     return {"animation": False, "legend": {"top": 0, "type": "scroll", "textStyle": {"color": "#6b7885"}},
@@ -129,14 +129,14 @@ def choose_folder(roots: Roots, start: str, page: Callable[[str], str], verb: st
                 _folder_button("..", lambda: show(above), "Folder above")
             elif len(roots.folders) > 1:
                 for root in roots.folders:
-                    _folder_button(str(root), lambda root=root: show(root))
+                    _folder_button(str(root), partial(show, root))
             try:
                 inside = roots.inside(folder)
             except DanteError as error:
                 problem(str(error))
                 return
             for entry in inside[:200]:
-                _folder_button(entry.name, lambda entry=entry: show(entry.resolve()))
+                _folder_button(entry.name, partial(show, entry.resolve()))
             if not inside:
                 ui.label("No folders in here.").classes("quiet")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from pathlib import Path
 from typing import Any
 
-from nicegui import run as threads
 from nicegui import ui
 
 from ..datasets.views import COLOURS
@@ -17,17 +18,26 @@ from .progress import Training
 from .roots import Roots
 from .runs import RECORD, Run, delete, go_on, read_run, stop, tail
 
-_EVERY = 2.0  # seconds
+_MARKS = {"done": "\u2713", "now": "\u2192", "later": "\u00b7"}
+_EVERY, _SEARCHED_EVERY = 2.0, 60.0  # seconds
+_places: dict[Roots, tuple[float, tuple[Path, ...]]] = {}
 _TITLES = {"data": "Read the data set", "advice": "Measure the donor on the cases",
            "transfer": "Make the donor the start", "folds": "Divide the cases into folds",
            "cost": "Measure a training step", "donor": "Predict with the donor", "report": "Score and write the report",
            "files": "Write the model"}
 
 
-def find_runs(roots: Roots) -> list[Run]:
-    """Return all runs below the roots, those that run first, then the latest ones."""
+def find_runs(roots: Roots, *, search: bool = True) -> list[Run]:
+    """Return all runs below the roots, those that run first, then the latest ones.
+
+    search: look through all folders; otherwise only through those in which runs were found in the last minute.
+    """
+    moment, places = _places.get(roots, (-math.inf, ()))
+    if search or time.monotonic() - moment > _SEARCHED_EVERY:
+        places = tuple(roots.holding(RECORD))
+        _places[roots] = time.monotonic(), places
     found = []
-    for folder in roots.holding(RECORD):
+    for folder in places:
         try:
             found.append((read_run(folder), (folder / RECORD).stat().st_mtime))
         except (DanteError, OSError):
@@ -37,7 +47,7 @@ def find_runs(roots: Roots) -> list[Run]:
 
 async def list_runs(roots: Roots, *, most: int = 1000) -> None:
     """Show a line per run."""
-    found = await threads.io_bound(find_runs, roots)
+    found = await asyncio.to_thread(find_runs, roots)
     for run in found[:most]:
         with ui.element("div").classes("entry"):
             _chip(run.state)
@@ -61,10 +71,10 @@ async def show_runs(roots: Roots, *, folder: str, options: dict[str, list[str]])
         place = ui.element("div").props('aria-live="off"')
         with place:
             await list_runs(roots)
-    shown = [[(run.folder, run.state, run.dice) for run in await threads.io_bound(find_runs, roots)]]
+    shown = [[(run.folder, run.state, run.dice) for run in await asyncio.to_thread(find_runs, roots)]]
 
     async def renew() -> None:
-        now = [(run.folder, run.state, run.dice) for run in await threads.io_bound(find_runs, roots)]
+        now = [(run.folder, run.state, run.dice) for run in await asyncio.to_thread(find_runs, roots, search=False)]
         if now != shown[0]:
             shown[0] = now
             place.clear()
@@ -96,10 +106,10 @@ class _Live:
             self.groups = ui.label().classes("quiet")
         with ui.element("div").classes("split"):
             with panel("Dice while it learns"):
-                self.dice = ui.echart(chart(x="epoch", y="Dice", x_min=1, y_min=0, y_max=1)).props(
+                self.dice = ui.echart(chart(x="epoch", y="Dice", x_min=1, x_step=1, y_min=0, y_max=1)).props(
                     'role="img" aria-label="Dice by epoch"')
             with panel("Loss and learning rate"):
-                self.loss = ui.echart(chart(x="epoch", y="loss", x_min=1, second=True)).props(
+                self.loss = ui.echart(chart(x="epoch", y="loss", x_min=1, x_step=1, second=True)).props(
                     'role="img" aria-label="Loss by epoch"')
             with panel("Steps"):
                 self.steps = ui.element("ul").classes("steps")
@@ -110,8 +120,8 @@ class _Live:
     async def renew(self) -> None:
         """Read the folder again, and show what has changed."""
         try:
-            run = await threads.io_bound(read_run, self.folder)
-            self.show(run, await threads.io_bound(run.trainings))
+            run = await asyncio.to_thread(read_run, self.folder)
+            self.show(run, await asyncio.to_thread(run.trainings))
         except (DanteError, OSError):
             return  # it was deleted in another window
 
@@ -149,7 +159,7 @@ class _Live:
     async def _stop(self) -> None:
         ui.notify("The run is being stopped. What is finished stays.")
         try:
-            await threads.io_bound(stop, self.folder)
+            await asyncio.to_thread(stop, self.folder)
         except DanteError as error:
             attempt(_raise(error))
         await self.renew()
@@ -193,8 +203,8 @@ class _Live:
             for name, kind in [*done, *((n, "now") for n in now), *((n, "later") for n in later if n not in now)]:
                 seconds = run.done.get(name, {}).get("seconds")
                 with ui.element("li").classes(kind):
-                    mark = {"done": "\u2713", "now": "\u2192", "later": "\u00b7"}[kind]
-                    ui.label(f"{mark} {titles.get(name, name)}" + ("" if seconds is None else f", {_time(seconds)}"))
+                    took = "" if seconds is None else f", {_duration(seconds)}"
+                    ui.label(f"{_MARKS[kind]} {titles.get(name, name)}{took}")
 
     def _draw(self, trainings: list[Training]) -> None:
         dice, loss = self.dice.options, self.loss.options
@@ -243,7 +253,7 @@ def _said(run: Run) -> str:
     return "\n".join(line for line in [*run.said.splitlines()[-30:], *newest.splitlines()[-40:]] if line.strip())
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 

@@ -58,13 +58,15 @@ class _Plan:
                                        with_input=True, on_change=self.renew).props("outlined dense")
                 self.other = ui.input("or the path of another model, zip or checkpoint",
                                       on_change=self.renew).props("outlined dense")
-                self.match = ui.element("div")
+                self.match = ui.element("div").classes("later")
+                self.keep = ui.checkbox("", on_change=self.renew)
             with panel("Time"):
                 self.budget = ui.select(_BUDGETS, value=60, label="For all trainings together").props("outlined dense")
                 self.baseline = ui.checkbox("Also train from scratch, to compare; takes half of the time")
                 self.device = ui.select(_DEVICES, value="", label="Device").props("outlined dense")
                 self.out = ui.input("Folder for the results", value=str(self._free_folder())).props("outlined dense")
-                for field in (self.budget, self.baseline, self.device, self.out):
+                self.settings = ui.input("Options of the trainings, such as lr=0.01, rank=8").props("outlined dense")
+                for field in (self.budget, self.baseline, self.device, self.out, self.settings):
                     field.on_value_change(self.renew)
         with panel("The plan"):
             self.text = ui.label().classes("plan")
@@ -94,6 +96,11 @@ class _Plan:
         """The donor that was chosen, or typed."""
         return (self.other.value or "").strip() or self.donor.value or ""
 
+    @property
+    def kept(self) -> list[str]:
+        """The labels of the donor to keep, as `adapt` takes them."""
+        return ["all"] if self.keep.visible and self.keep.value else []
+
     def renew(self) -> None:
         """Say what follows from what was chosen."""
         self.match.clear()
@@ -102,6 +109,11 @@ class _Plan:
                 problem("No model was found on this machine; give the path of one.", "warn")
             elif donor := self.donors.get(self.model):
                 _show_match(donor, self.seen)
+        ours = {label.lower() for label in self.seen["labels"]}
+        more = [label for label in self.donors.get(self.model, {}).get("labels", ()) if label.lower() not in ours]
+        self.keep.text = printable(f"Keep the donor's other labels, too: {', '.join(more[:8])}"
+                                   f"{', ...' if len(more) > 8 else ''}. The donor completes your masks with them.")
+        self.keep.visible = bool(more)
         cases = [case for case in self.seen["cases"] if case["masks"]]
         patients = len({case["patient"] for case in cases})
         folds = min(5, patients) if patients > 1 else 0
@@ -125,13 +137,17 @@ class _Plan:
         source = self._dataset_place() / "Dataset001_Mine" if others else self.folder
         words = ["nnunet-dante", "adapt", self.model or "MODEL", source, "-o", self.out.value, "--budget",
                  f"{self.budget.value}min", *([] if others else labels),
-                 *(["--baseline"] if self.baseline.value else []),
-                 *(["--device", self.device.value] if self.device.value else [])]
+                 *(["--keep-labels", "all"] if self.kept else []), *(["--baseline"] if self.baseline.value else []),
+                 *(["--device", self.device.value] if self.device.value else []),
+                 *(word for setting in self._settings() for word in ("--set", setting))]
         place = self._dataset_place()
         made = ["nnunet-dante", "dataset", self.folder, "-d", 1, "-n", "Mine", "-o", place, *labels,
                 *(word for name, texts in others.items() for word in (f"--{name}", ",".join(texts)))]
         first = [made] if others else []
         return "\n".join(shlex.join(map(str, line)) for line in [*first, words])
+
+    def _settings(self) -> list[str]:
+        return [word.strip() for word in (self.settings.value or "").split(",") if word.strip()]
 
     def _dataset_place(self) -> Path:
         out = Path(self.out.value or ".")
@@ -145,11 +161,13 @@ class _Plan:
             out = self.roots.path(self.out.value or "")
             model = self.model if self.model in self.donors else str(self.roots.path(self.model))
             source, labels = self.folder, self.options.get("labels", [])
+            overrides = await ask("parse_overrides", self._settings()) if self._settings() else {}
             if set(self.options) - {"labels"}:
                 source = await ask("write_dataset", self.folder, str(self._dataset_place()), self.options)
                 labels = []
             start(out, {"model": model, "source": source, "budget_minutes": float(self.budget.value), "labels": labels,
-                        "baseline": bool(self.baseline.value), "device": self.device.value or None})
+                        "baseline": bool(self.baseline.value), "device": self.device.value or None,
+                        "overrides": overrides, "keep_labels": self.kept})
         except DanteError as error:
             with self.trouble:
                 problem(str(error))

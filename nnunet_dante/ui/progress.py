@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,28 +101,22 @@ def _labels(text: str) -> dict[str, float]:
         return {}
 
 
-def read_trainings(logs: Path, results: Path, dataset: str, *, finished: Container[str],
-                   epochs: int) -> list[Training]:
+def read_trainings(results: Path, begun: Sequence[str], *, finished: Container[str], epochs: int) -> list[Training]:
     """Return the trainings of a run in the order in which they began.
 
     Args:
-        logs: the run's folder of logs; trainings from before its first file belong to another run.
-        results: nnUNet_results.
-        dataset: name of the data set; "" before it is known.
-        finished: the steps that are finished; a training is called "TRAINER FOLD" there.
+        results: the folder of the data set in nnUNet_results.
+        begun: the trainings, each as "TRAINER FOLD".
+        finished: those that are finished, in the same way.
         epochs: how many a training has; 0 if that is not known yet.
     """
-    if not dataset or not (files := list(logs.glob("*.log"))):
-        return []
-    began = min(file.stat().st_mtime for file in files)
-    found = {}
-    for file in sorted((results / dataset).glob("*__nnUNetDantePlans__*/fold_*/training_log_*.txt"),
-                       key=lambda file: file.stat().st_mtime):
-        if file.stat().st_mtime < began or file.stat().st_size > _MOST_BYTES:
-            continue
-        trainer, fold = file.parents[1].name.split("__")[0], file.parent.name.removeprefix("fold_")
-        training = found.setdefault(file.parent, Training(
-            trainer=trainer, fold=fold, folder=file.parent, total=epochs,
-            finished=f"{trainer} {fold}" in finished))
-        read_log(file.read_text(errors="replace"), training)
-    return list(found.values())
+    found = []
+    for name in begun:
+        trainer, _, fold = name.partition(" ")
+        for folder in results.glob(f"{trainer}__nnUNetDantePlans__*/fold_{fold}"):
+            training = Training(trainer=trainer, fold=fold, folder=folder, total=epochs, finished=name in finished)
+            for file in sorted(folder.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime):
+                if file.stat().st_size < _MOST_BYTES:
+                    read_log(file.read_text(errors="replace"), training)
+            found.append(training)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shlex
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nicegui import run as threads
 from nicegui import ui
 
 from ..datasets.views import COLOURS
@@ -235,7 +235,7 @@ def _send_to_dafne(roots: Roots, run: Run) -> None:
 
 async def show_comparison(roots: Roots, *, folder: str, options: dict[str, list[str]]) -> None:
     """Show the page `/compare`."""
-    runs = [run for run in await threads.io_bound(find_runs, roots) if run.state == "finished"]
+    runs = [run for run in await asyncio.to_thread(find_runs, roots) if run.state == "finished"]
     if not runs:
         ui.label("There is no finished run yet.").classes("quiet")
         return

@@ -35,14 +35,15 @@ _started: list[subprocess.Popen] = []  # kept so that ended ones are taken off t
 class Run:
     """One adaptation.
 
-    folder: its OUT. state: "running", "finished" or "stopped". asked: the arguments of `adapt`. done: step -> its
-    facts, with "seconds" and "commands". said: the last lines that it printed since its last start, if the page
-    started it.
+    folder: its OUT. state: "running", "finished" or "stopped". asked: the arguments of `adapt`. begun: the trainings,
+    as "TRAINER FOLD". done: step -> its facts, with "seconds" and "commands". said: the last lines that it printed
+    since its last start, if the page started it.
     """
 
     folder: Path
     state: str
     asked: Mapping[str, Any]
+    begun: Sequence[str]
     done: Mapping[str, Mapping[str, Any]]
     said: str
 
@@ -71,8 +72,18 @@ class Run:
     def trainings(self) -> list[Training]:
         """Return its trainings, as far as they are."""
         epochs = self.asked.get("overrides", {}).get("epochs") or self.done.get("cost", {}).get("epochs", 0)
-        return read_trainings(self.folder / "logs", self.results, str(self.done.get("data", {}).get("dataset", "")),
-                              finished=self.done, epochs=int(epochs))
+        return read_trainings(self.results / self.dataset, self.begun, finished=self.done, epochs=int(epochs))
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set that is trained on, "" if it is not known yet."""
+        return self.datasets[-1] if self.datasets else ""
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data set that was given, and the one that the donor completed, if it did."""
+        return [str(self.done[step]["dataset"]) for step in ("data", "transfer")
+                if "dataset" in self.done.get(step, {})]
 
     @property
     def results(self) -> Path:
@@ -84,8 +95,7 @@ class Run:
     def raw(self) -> Path:
         """The data set in nnU-Net's format."""
         own = self.folder / _FOLDERS[0]
-        return (own if own.is_dir() else Path(os.environ.get(_FOLDERS[0], own))) / str(
-            self.done.get("data", {}).get("dataset", ""))
+        return (own if own.is_dir() else Path(os.environ.get(_FOLDERS[0], own))) / self.dataset
 
 
 def read_run(folder: Path) -> Run:
@@ -96,14 +106,14 @@ def read_run(folder: Path) -> Run:
     """
     try:
         record = read_json(folder / RECORD)
-        asked, done = record["asked"], record["done"]
+        asked, begun, done = record["asked"], list(map(str, record.get("begun", ()))), record["done"]
         if not all(isinstance(entry, dict) for entry in (asked, done, *done.values())):
             raise ValueError("it is no record of an adaptation")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{folder / RECORD} cannot be read ({error}). Choose the folder of an adaptation, or "
                                  "delete it and start again.") from None
     state = "running" if process_in(folder) is not None else "finished" if "files" in done else "stopped"
-    return Run(folder=folder, state=state, asked=asked, done=done, said=tail(folder / LOG))
+    return Run(folder=folder, state=state, asked=asked, begun=begun, done=done, said=tail(folder / LOG))
 
 
 def final_fold(results: Path, commands: Sequence[str]) -> Path:
@@ -127,11 +137,12 @@ def title_of(model: str) -> str:
 
 
 def tail(file: Path) -> str:
-    """Return the end of a text file; "" if there is none."""
+    """Return the end of a text file; "" if there is none. Of a bar of progress, its last state."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - _TAIL))
-            return stream.read().decode(errors="replace").replace("\r", "\n")
+            lines = stream.read().decode(errors="replace").replace("\r\n", "\n").split("\n")
+            return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
     except OSError:
         return ""
 
@@ -187,10 +198,9 @@ def delete(run: Run) -> list[str]:
     """
     if process_in(run.folder) is not None:
         raise ConfigurationError(f"The run in {run.folder} is running. Stop it first.")
-    dataset = str(run.done.get("data", {}).get("dataset", ""))
     written = {*_WRITTEN, *(str(name) for name in run.done.get("files", {}).values() if name)}
     for name in _FOLDERS:  # an adaptation makes them for one data set; a folder that holds more is not its own
-        if {entry.name for entry in _entries(run.folder / name)} <= {dataset}:
+        if {entry.name for entry in _entries(run.folder / name)} <= {*run.datasets}:
             written.add(name)
     for entry in _entries(run.folder):
         if entry.name in written and entry.is_dir() and not entry.is_symlink():

@@ -77,6 +77,7 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((host, number))
+            listening.listen()  # from now on browsers wait instead of failing
             return listening
         except OSError as error:
             listening.close()

@@ -66,17 +66,16 @@ def look(folder: str, options: dict[str, Any]) -> dict[str, Any]:
 def _values(folder: Path, options: dict[str, Any]) -> list[int]:
     """Return the whole numbers in the first masks of a folder, for the user to name."""
     import numpy as np
+    import SimpleITK
 
     from ..datasets.gather.found import INTEGERS, files_below
     from ..datasets.gather.pairs import find_pairs
 
     layout = find_pairs(list(files_below(folder)), masks=options.get("masks", ()), labels=[])
     masks = [case.masks[INTEGERS] for case in layout.cases if INTEGERS in case.masks][:5] if layout else []
-    import SimpleITK
-
     found: set[int] = set()
     for mask in masks:
-        found |= {int(v) for v in np.unique(SimpleITK.GetArrayViewFromImage(mask.load())) if float(v).is_integer()}
+        found |= {int(v) for v in np.unique(SimpleITK.GetArrayFromImage(mask.load())) if float(v).is_integer()}
     return sorted(found - {0})[:60]
 
 
@@ -85,6 +84,13 @@ def write_dataset(folder: str, place: str, options: dict[str, Any]) -> str:
     from ..datasets.gather.gather import gather
 
     return str(gather(folder, 1, "Mine", output=place, say=len, **options).folder)
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the options of trainings in texts such as "lr=0.01", after their checks."""
+    from ..models.overrides import parse_overrides as parse
+
+    return parse(texts)
 
 
 def adapt(out: str) -> None:
@@ -145,7 +151,7 @@ def send_to_dafne(model: str, folder: str) -> str:
 
 _ANSWERS: dict[str, Callable[..., Any]] = {
     function.__name__: function for function in (
-        donors, findings, look, write_dataset, strengths, keep, report, send_to_dafne)}
+        donors, findings, look, write_dataset, parse_overrides, strengths, keep, report, send_to_dafne)}
 
 
 def answer_questions() -> None:

@@ -67,6 +67,7 @@ def test_three_clicks_from_the_folder_to_a_running_training(machine):
         user.find("Adapt a network to these cases").click()
         await user.should_see("known")
         await user.should_see("new: learned from your cases")
+        user.find("Keep the donor's other labels, too: vessel.").click()
         user.find(kind=ui.button, content="Start").click()
         await user.should_see("stopped", retries=10)
 
@@ -75,7 +76,7 @@ def test_three_clicks_from_the_folder_to_a_running_training(machine):
     assert out == root / "nnunet-dante" / "images"
     wanted = json.loads((out / "adapt.json").read_text())["asked"]
     assert wanted == {"model": "/models/D", "source": str(root / "images"), "budget_minutes": 60.0, "labels": [],
-                      "baseline": False, "device": None}
+                      "baseline": False, "device": None, "overrides": {}, "keep_labels": ["all"]}
 
 
 def test_what_is_wrong_with_the_data_is_said_and_can_be_left_out(machine):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 
@@ -64,17 +63,12 @@ def test_what_is_no_log_gives_nothing(tmp_path, text):
     assert training.epochs == [] and math.isnan(training.seconds_left)
 
 
-def test_trainings_of_earlier_runs_are_left_out(tmp_path):
-    logs, results = tmp_path / "logs", tmp_path / "results"
-    logs.mkdir()
-    (logs / "1_first.log").write_text("")
-    for fold, hour in (("0", 100), ("1", -100), ("all", 200)):
-        folder = results / "Dataset001_A" / "nnUNetTrainerLoRA__nnUNetDantePlans__2d" / f"fold_{fold}"
+def test_trainings_of_other_runs_are_left_out(tmp_path):
+    for fold in ("all", "0", "1"):
+        folder = tmp_path / "nnUNetTrainerLoRA__nnUNetDantePlans__2d" / f"fold_{fold}"
         folder.mkdir(parents=True)
-        file = folder / "training_log_2026_1_2.txt"
-        file.write_text(LOG)
-        moment = (logs / "1_first.log").stat().st_mtime + hour
-        os.utime(file, (moment, moment))
-    found = read_trainings(logs, results, "Dataset001_A", finished={"nnUNetTrainerLoRA 0"}, epochs=10)
-    assert [(training.fold, training.finished) for training in found] == [("0", True), ("all", False)]
-    assert read_trainings(logs, results, "", finished=(), epochs=0) == []
+        (folder / "training_log_2026_1_2.txt").write_text(LOG)
+    found = read_trainings(tmp_path, ["nnUNetTrainerLoRA 0", "nnUNetTrainerLoRA all", "nnUNetTrainerLoRA 9"],
+                           finished={"nnUNetTrainerLoRA 0"}, epochs=10)
+    assert [(training.fold, training.finished, len(training.epochs)) for training in found] == [("0", True, 2), ("all", False, 2)]
+    assert read_trainings(tmp_path / "not there", [], finished=(), epochs=0) == []

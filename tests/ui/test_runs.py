@@ -127,3 +127,9 @@ def test_the_network_of_the_result(tmp_path):
         tmp_path / "Dataset001_A" / "nnUNetTrainerLoRA__nnUNetDantePlans__2d" / "fold_all")
     with pytest.raises(ConfigurationError, match="does not say"):
         final_fold(tmp_path, ["nnUNetv2_predict -i x", ""])
+
+
+def test_the_end_of_a_log(tmp_path):
+    assert runs.tail(tmp_path / "log") == ""
+    (tmp_path / "log").write_bytes(b"x" * 40_000 + b"\nbar 10%\rbar 20%\rbar 100%\r\nnext\n\xff")
+    assert runs.tail(tmp_path / "log").splitlines()[1:] == ["bar 100%", "next", "\ufffd"]

@@ -48,7 +48,8 @@ def gather(source: PathLike, number: int, name: str, *, output: PathLike | None 
            channels: Sequence[str] = (), masks: Sequence[str] = (), without: Sequence[str] = (),
            groups: PathLike | None = None, resample_masks: bool = False, mask_axes: str | None = None,
            orientation: str | None = None, copy: bool = False, dry_run: bool = False,
-           say: Callable[[str], object] = print, show: Callable[[Sequence[Facts]], object] = len) -> Gathered:
+           say: Callable[[str], object] = print,
+           show: Callable[[Sequence[Facts]], object] | None = None) -> Gathered:
     """Make an nnU-Net data set of the images and masks in a folder; nothing in that folder is changed.
 
     Args:
@@ -67,7 +68,7 @@ def gather(source: PathLike, number: int, name: str, *, output: PathLike | None 
         copy: copy files instead of linking them.
         dry_run: find and check, but write nothing.
         say: receives what was found, line by line.
-        show: receives what every case holds, also where cases have faults.
+        show: receives what every case holds, with its picture, also where cases have faults.
 
     Raises:
         DatasetError: no case was found, or cases have faults; the message names all of them and what to do.
@@ -86,9 +87,10 @@ def gather(source: PathLike, number: int, name: str, *, output: PathLike | None 
     layout = replace(layout, cases=cases)
     chosen = _labels(layout, given)
     _describe(layout, chosen, notes, say)
-    facts = examine(layout, chosen, resample=resample_masks, pictures=not dry_run,
+    facts = examine(layout, chosen, resample=resample_masks, pictures=not dry_run or show is not None,
                     progress=partial(tqdm, total=len(cases), desc="reading", unit="case", disable=None))
-    show(facts)
+    if show is not None:
+        show(facts)
     keys, named = _channels(layout, facts, channels, say)
     overview = table(facts, named)
     _say_findings(facts, overview, say)
