@@ -10,8 +10,8 @@ Each override is short and calls super(): network, data, losses, validation and 
     load_checkpoint        restore base, factors and random state, so that a training continues as if it had not stopped
 
 The mixins from which it is derived serve any method: further terms of the loss (objective.py), labels that were drawn
-in some cases only (partial.py), the early end of a training (guards.py), results that survive a kill (storage.py), and
-how much of what was learned is kept (strength.py).
+in some cases only (partial.py), the early end of a training (guards.py), results that survive a kill (storage.py), how
+much of what was learned is kept (strength.py), and logs for TensorBoard (live.py).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from ..peft.audit import audit_on_small_patch
 from ..peft.inject import adapted, load_split
 from ..types import StateDict
 from .guards import StoppingMixin
+from .live import LiveMixin
 from .lr import WarmupPolyLR
 from .objective import ObjectiveMixin
 from .partial import PartialLabelsMixin
@@ -56,7 +57,7 @@ from .storage import StorageMixin
 from .strength import StrengthMixin
 
 
-class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, PartialLabelsMixin, StrengthMixin):
+class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, PartialLabelsMixin, LiveMixin, StrengthMixin):
     """Fine-tune with `method`.
 
     Example: `class nnUNetTrainerMine(DanteMixin, nnUNetTrainer): method = LoRA()`; the mixin comes first.

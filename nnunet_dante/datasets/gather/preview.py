@@ -43,14 +43,18 @@ def picture(image: SimpleITK.Image, label_map: np.ndarray) -> bytes:
     low, high = np.percentile(voxels[:, :, slices], (1, 99))
     width, height = (n * mm for n, mm in zip(voxels.shape[:2], size_mm))
     size = (max(1, min(3 * _HEIGHT, round(_HEIGHT * width / height))), _HEIGHT)
-    tiles = [_outlined(np.clip((voxels[:, :, k].T - low) / max(high - low, 1e-9), 0, 1), labels[:, :, k].T, size)
+    tiles = [outlined(np.clip((voxels[:, :, k].T - low) / max(high - low, 1e-9), 0, 1), labels[:, :, k].T, size)
              for k in dict.fromkeys(int(k) for k in slices)]
     buffer = io.BytesIO()
     Image.fromarray(np.hstack(tiles)).save(buffer, "JPEG", quality=88, subsampling=0)
     return buffer.getvalue()
 
 
-def _outlined(grey: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def outlined(grey: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a slice as colours, with the outline of each label.
+
+    grey: from 0 to 1, shape (height, width). labels: the same shape. size: width and height of the result in pixels.
+    """
     shown = np.asarray(Image.fromarray((255 * np.sqrt(grey)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC))
     tile = np.repeat(shown[:, :, None], 3, 2)
     fine = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
