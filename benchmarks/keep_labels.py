@@ -103,8 +103,9 @@ def prepare(data: Path, out: Path, donor_epochs: int) -> dict[str, list[str]]:
 
 def train_donor(out: Path, split: dict, epochs: int) -> Path:
     """Train a small network on the cases in which only the old label is drawn; return its model folder."""
-    from nnunet_dante.demo.steps import Steps
     from prepare import PLANS, small
+
+    from nnunet_dante.adaptation.steps import Steps
 
     steps, folder = Steps(out, total=1), out / "nnUNet_preprocessed" / f"Dataset851_{NAMES[851]}"
     steps.run("nnUNetv2_plan_and_preprocess", "-d", 851, "-c", "3d_fullres", "-npfp", 1, "--no_pp")

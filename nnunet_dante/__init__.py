@@ -40,6 +40,7 @@ _HOME = {
     "open_donor": "models.donor",
     "transfer": "transfers.transfer",
     "adapt": "adaptation.run",
+    "predict": "adaptation.predict",
     "inspect_path": "command.inspect",
     "export_model": "dafne.export",
     "import_model": "dafne.importer",

@@ -48,11 +48,12 @@ for _command in (adapter, benchmark, compare, dataset, shots):
 def demo(out: Path, data: Path | None) -> None:
     """Adapt a CT network to MR images, in minutes on a CPU.
 
-    A real fine-tuning from end to end, with small images of two spines. It ends with a report.
+    A small network is trained on the CT of a spine. Then `adapt` does with it what it does with yours. It ends with the
+    same report.
     """
     from .demo.run import run_demo
 
-    click.echo(f"Report: {run_demo(out, data=data)}")
+    click.echo(str(run_demo(out, data=data)))
 
 
 @main.command()
@@ -153,6 +154,29 @@ def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str
 
     click.echo(str(run(model, source, out, budget_minutes=minutes(budget), overrides=parse_overrides(settings),
                        keep_labels=split_words(keep_labels), **options)))
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@click.option("-o", "--masks", type=_FOLDER, required=True, help="New folder for the masks and the table.")
+@click.option("--overlays", is_flag=True, help="Also draw the mask of each case on its image, as PNG.")
+@click.option("-c", "--configuration", help="For example 3d_fullres; needed if MODEL holds several.")
+@click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
+@click.option("--trust", is_flag=True,
+              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
+@click.pass_context
+def predict(context: click.Context, model: Path, images: Path, masks: Path, **options) -> None:
+    """Segment the images in a folder, and say which cases to look at first.
+
+    MODEL is the folder OUT of `adapt`; or a model folder, a zip that nnU-Net exported, or a checkpoint. IMAGES has any
+    layout that `dataset` recognises. Stopped at any moment, the same command goes on.
+    """
+    from .adaptation.predict import predict as run
+
+    done = run(model, images, masks, **options)
+    click.echo(printable(str(done)))
+    context.exit(1 if done.problems else 0)
 
 
 @main.command()

@@ -13,7 +13,7 @@ PUBLIC = {
     "DanteError", "LowRankDelta", "inject", "merge", "remove", "audit_gradients", "parameter_groups", "Schedule",
     "Stage", "TrainingPlan", "Method", "LoRA", "GradualUnfreezing", "DanteGradualUnfreezing", "FineTune",
     "DecoderOnly", "HeadOnly", "FromScratch", "SpatialAdapter", "AdaptFormer",
-    "DoRA", "LPFT", "ConvAdapter", "drop_aliases", "BitFit", "NormAffine", "DanteMixin", "open_donor", "transfer", "adapt", "inspect_path", "export_model",
+    "DoRA", "LPFT", "ConvAdapter", "drop_aliases", "BitFit", "NormAffine", "DanteMixin", "open_donor", "transfer", "adapt", "predict", "inspect_path", "export_model",
     "import_model", "__version__"}
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from nnunet_dante.demo.steps import Steps
 from prepare import LABELS, POOL, VALIDATION, acquisitions, runs_of_ids, take
+
+from nnunet_dante.adaptation.steps import Steps
 
 NAMES = {847: "HippocampusFine", 848: "HippocampusThick"}
 SLICES = 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -28,7 +29,7 @@ from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.donor import open_donor
 from ..models.installed import find_donor
 from ..models.settings import read_dante_block, with_overrides
-from ..training.launch import device_option
+from ..training.launch import best_device
 from ..training.strength import start_of
 from ..types import PathLike
 from .budget import Length, length_for
@@ -38,7 +39,7 @@ from .running import claimed
 from .steps import Steps
 
 PLANS, SCRATCH = "nnUNetDantePlans", "nnUNetTrainerFromScratch"
-_RECORD, _FINAL, _DONOR = "adapt.json", "checkpoint_final.pth", "checkpoint_donor.pth"
+RECORD, _FINAL, _DONOR = "adapt.json", "checkpoint_final.pth", "checkpoint_donor.pth"
 _MEASURE = "import sys; from nnunet_dante.adaptation.budget import measure; measure(*sys.argv[1:])"
 
 
@@ -106,7 +107,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
              "configuration": configuration, "trainer": trainer, "budget_minutes": budget_minutes,
              "baseline": baseline, "keep_labels": list(keep_labels), "geometry": geometry, "labels": list(labels),
              "groups": None if groups is None else str(groups),
-             "overrides": dict(overrides or {}), "device": device or (device_option() or ("", "cuda"))[1]}
+             "overrides": dict(overrides or {}), "device": device or best_device()}
     work = _Work(Path(out).resolve(), asked, trust=trust)
     with claimed(work.out), work.steps.nnunet_folders():
         return work.do()
@@ -118,7 +119,7 @@ class _Work:
     def __init__(self, out: Path, asked: dict[str, Any], *, trust: bool):
         self.out, self.asked, self.trust = out, asked, trust
         out.mkdir(parents=True, exist_ok=True)
-        self.file = out / _RECORD
+        self.file = out / RECORD
         self.record: dict[str, Any] = {"format": 1, "asked": asked, "begun": [], "done": {}}
         if self.file.is_file():
             self.record = {"begun": []} | read_json(self.file)
@@ -297,7 +298,8 @@ class _Work:
         folder = self._model(self.trainer)
         self.steps.run("nnUNetv2_export_model_to_zip", "-d", self.dataset, "-o", "model.zip", "-c", self.configuration,
                        "-tr", self.trainer, "-p", PLANS, "-f", fold)
-        names: dict[str, Any] = {"model": "model.zip", "adapter": None, "dafne": None}
+        names: dict[str, Any] = {"model": "model.zip", "adapter": None, "dafne": None, "fold": fold,
+                                 "folder": os.path.relpath(folder, self.out)}
         if (adapter := folder / f"fold_{fold}" / "adapter.safetensors").is_file():
             shutil.copy(adapter, self.out)
             names["adapter"] = adapter.name

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK
 
 from ..datasets.views import overlays, upright, viewing_plane
 from ..models.labels import has_regions, plain_labels
@@ -69,16 +70,28 @@ def case_picture(shown: Mapping[str, Source], case: str, file: Path, title: str)
     """
     files = next(iter(shown.values())).files
     assert files is not None
-    truth_file = files.truth(case)
-    plane = viewing_plane(truth_file)
-    truth, spacing_mm = upright(truth_file, plane)
-    masks = {"truth": truth, **{name: upright(s.files.masks(s.masks)[case], plane)[0]
-                                for name, s in shown.items() if s.masks is not None and s.files is not None}}
-    box, slices = _view(truth)
-    overlays(upright(files.image(case), plane)[0][box],
-             {name: np.rint(mask[box]).astype(int) for name, mask in masks.items()}, file, labels=label_values(files),
-             slices=slices, spacing_mm=spacing_mm, title=title,
-             captions={name: f"mean Dice {case_means(s.result.cases)[case]:.2f}" for name, s in shown.items()})
+    masks = {"truth": files.truth(case), **{name: s.files.masks(s.masks)[case] for name, s in shown.items()
+                                            if s.masks is not None and s.files is not None}}
+    draw_masks(files.image(case), masks, file, labels=label_values(files), title=title,
+               captions={name: f"mean Dice {case_means(s.result.cases)[case]:.2f}" for name, s in shown.items()})
+
+
+def draw_masks(image: Path | SimpleITK.Image, masks: Mapping[str, Path], file: Path, *, labels: Mapping[str, int],
+               title: str, captions: Mapping[str, str]) -> None:
+    """Draw masks of one case on its image; the first of them says which slices and which part are shown.
+
+    The arguments are those of `overlays`, with files or images instead of arrays.
+
+    Raises:
+        Exception: any error about images that are missing, damaged or of another shape.
+    """
+    first = next(iter(masks.values()))
+    plane = viewing_plane(first)
+    voxels, spacing_mm = upright(first, plane)
+    box, slices = _view(voxels)
+    overlays(upright(image, plane)[0][box],
+             {name: np.rint(upright(mask, plane)[0][box]).astype(int) for name, mask in masks.items()}, file,
+             labels=labels, slices=slices, spacing_mm=spacing_mm, title=title, captions=captions)
 
 
 def label_values(files: CaseFiles) -> dict[str, int]:

@@ -39,13 +39,16 @@ def export_line() -> str:
     return f'export {VARIABLE}="{search_path()}"'
 
 
-def device_option() -> tuple[str, ...]:
-    """Return the option `-device` for printed commands; it is empty if torch finds a CUDA GPU on this machine."""
+def best_device() -> str:
+    """Return the fastest device that torch finds on this machine: cuda, mps or cpu."""
     import torch
 
-    if torch.cuda.is_available():
-        return ()
-    return "-device", "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_option() -> tuple[str, ...]:
+    """Return the option `-device` for printed commands; it is empty if torch finds a CUDA GPU on this machine."""
+    return () if (device := best_device()) == "cuda" else ("-device", device)
 
 
 def train_command(dataset: str, configuration: str, fold: str, *, plans: str, trainer: str) -> str:

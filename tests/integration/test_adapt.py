@@ -6,10 +6,11 @@ import json
 import math
 import zipfile
 
+import pandas
 import pytest
 import tiny
 
-from nnunet_dante import adapt
+from nnunet_dante import adapt, predict
 from nnunet_dante.adaptation.steps import Steps
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
@@ -58,6 +59,16 @@ def test_the_whole_way_goes_on_where_it_was_stopped(given, monkeypatch):
     assert record["begun"][:3] == [f"nnUNetTrainerLoRA {n}" for n in range(3)]
     assert record["done"]["transfer"]["commands"][0].startswith("nnunet-dante transfer ")
     assert str(adapt(donor, data, out, **OPTIONS)) == str(result), "all is done: the same again, at once"
+
+    done = predict(out, data / "imagesTr", out / "masks", device="cpu")
+    columns = list(pandas.read_csv(done.table))
+    assert ("donor" in columns, "strength" in columns, "folds" in columns) == (result.strength > 0, True, any(kept))
+    unseen = pandas.read_csv(out / "confidence_unseen.csv")
+    assert sorted(unseen["case"]) == sorted(done.confidence) and unseen["dice"].notna().all()
+    assert "folds" not in unseen and "Only 3 unseen cases" in done.tested
+    written = (out / "confidence_unseen.csv").stat().st_mtime_ns
+    assert predict(out, data / "imagesTr", out / "again", device="cpu").confidence == done.confidence
+    assert (out / "confidence_unseen.csv").stat().st_mtime_ns == written, "the confidence is tested once"
 
     with pytest.raises(ConfigurationError, match="adaptation with trainer 'nnUNetTrainerLoRA', and now 'nnUNetTrainerFineTune'"):
         adapt(donor, data, out, **OPTIONS | {"trainer": "nnUNetTrainerFineTune"})

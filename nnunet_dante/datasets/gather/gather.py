@@ -78,7 +78,13 @@ def gather(source: PathLike, number: int, name: str, *, output: PathLike | None 
     source = Path(source)
     target = _target(number, name, output)
     given = parse_labels(labels)
-    layout = _recognise(source, masks, [label for label, _ in given], mask_axes, orientation)
+    layout = recognise(source, masks=masks, labels=[label for label, _ in given], mask_axes=mask_axes,
+                       orientation=orientation)
+    if not any(case.masks for case in layout.cases):
+        raise DatasetError(f"{source} holds {len(layout.cases)} images, but no mask that belongs to one of them, so "
+                           "nothing can be trained. Masks are known by their names (P01.nii.gz and P01_seg.nii.gz), "
+                           "their folder (images/ and labels/), or --masks PATTERN. Images without masks can only be "
+                           "segmented: nnunet-dante predict.")
     say(f"Found: {layout.description}.")
     for note in layout.notes:
         say(f"Note: {note}.")
@@ -122,25 +128,28 @@ def _target(number: int, name: str, output: PathLike | None) -> Path:
     return target
 
 
-def _recognise(source: Path, masks: Sequence[str], labels: Sequence[str], mask_axes: str | None,
-               orientation: str | None) -> Layout:
+def recognise(source: Path, *, masks: Sequence[str] = (), labels: Sequence[str] = (), mask_axes: str | None = None,
+              orientation: str | None = None, channels: Sequence[str] = ()) -> Layout:
+    """Return the cases in a folder, and how they lie there. The options are those of `gather`.
+
+    channels: last words of the images' names that tell their channel, where no mask tells which words those are.
+
+    Raises:
+        DatasetError: the folder holds no image that can be read.
+    """
     if not source.is_dir():
-        raise DatasetError(f"{source} is no folder. Give the folder that holds the images and masks.")
+        raise DatasetError(f"{source} is no folder. Give the folder that holds the images.")
     layout = find_described(source)
     if layout is None:
         files = list(files_below(source))
         layout = (find_dafne(files, mask_axes=mask_axes, orientation=orientation)
-                  or find_dicom(files, masks=masks, labels=labels) or find_pairs(files, masks=masks, labels=labels))
+                  or find_dicom(files, masks=masks, labels=labels)
+                  or find_pairs(files, masks=masks, labels=labels, channels=channels))
         if layout is not None:
             layout = replace(layout, cases=with_legends(layout.cases, mask_axes))
     if layout is None or not layout.cases:
         raise DatasetError(f"{source} holds no image that can be read: .nii.gz, .nii, .nrrd, .mha, .mhd, .png, .tif, "
                            ".jpg.")
-    if not any(case.masks for case in layout.cases):
-        raise DatasetError(f"{source} holds {len(layout.cases)} images, but no mask that belongs to one of them, so "
-                           "nothing can be trained. Masks are known by their names (P01.nii.gz and P01_seg.nii.gz), "
-                           "their folder (images/ and labels/), or --masks PATTERN. Images without masks can only be "
-                           "segmented: nnUNetv2_predict.")
     return layout
 
 

@@ -14,18 +14,18 @@ from pathlib import Path
 
 from ..checks import shorten
 from .found import INTEGERS, File, Found, Layout, Part, unique_names
-from .roles import Token, split_by_role, without_running_number
+from .roles import Token, split_by_role, without_running_number, words_of
 from .volumes import channels_in, read_channel
 
 Words = tuple[str, ...]
 
 
 def find_pairs(files: Sequence[File], *, masks: Sequence[str] = (), labels: Iterable[str] = (),
-               series: Mapping[File, Part] | None = None) -> Layout | None:
+               series: Mapping[File, Part] | None = None, channels: Iterable[str] = ()) -> Layout | None:
     """Return the cases that the image files make; None if there is no image file.
 
     masks: the user's patterns for masks. labels: names of labels that the user gave. series: of the files that
-    stand for a DICOM series, the image that they are.
+    stand for a DICOM series, the image that they are. channels: names of channels that images without masks may have.
     """
     readable = [f for f in files if f.ending is not None]
     if not readable:
@@ -34,7 +34,8 @@ def find_pairs(files: Sequence[File], *, masks: Sequence[str] = (), labels: Iter
     groups = _group(image_tokens, mask_tokens)
     used = {t.file for images, found in groups.values() for t in (*images, *found)}
     lost = [t.file.relative for t in mask_tokens if t.file not in used]
-    images_left = _by_channel([t for t in image_tokens if t.file not in used], groups)
+    known = {tuple(words_of(name.lower())) for name in channels}
+    images_left = _by_channel([t for t in image_tokens if t.file not in used], groups, known)
     notes = [f"{len(lost)} masks belong to no image by their names: {shorten(lost)}"] if lost else []
     everything = {**groups, **{words: (tokens, []) for words, tokens in images_left.items()}}
     keys = sorted(everything)
@@ -96,14 +97,15 @@ def _by_common_words(images: Sequence[Token], masks: Sequence[Token],
                 break
 
 
-def _by_channel(images: Sequence[Token], groups: Mapping[Words, tuple[list[Token], list[Token]]]) -> dict[
-        Words, list[Token]]:
+def _by_channel(images: Sequence[Token], groups: Mapping[Words, tuple[list[Token], list[Token]]],
+                known: Collection[Words]) -> dict[Words, list[Token]]:
     """Return cases without masks: images whose last words are channels of the cases with masks belong together."""
-    channels = {t.words[len(words):] for words, (found, _) in groups.items() for t in found} - {()}
+    channels = {tuple(w.lower() for w in t.words[len(words):]) for words, (found, _) in groups.items() for t in found}
     cases: dict[Words, list[Token]] = {}
     for token in images:
-        lengths = {len(c) for c in channels if token.words[-len(c):] == c and len(token.words) > len(c)}
-        cases.setdefault(token.words[:-max(lengths)] if lengths else token.words, []).append(token)
+        lower = tuple(w.lower() for w in token.words)
+        length = max((len(c) for c in {*channels, *known} if lower[-len(c):] == c and len(lower) > len(c)), default=0)
+        cases.setdefault(token.words[:len(token.words) - length], []).append(token)
     return cases
 
 

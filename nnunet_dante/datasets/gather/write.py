@@ -92,21 +92,35 @@ def write(job: Job, progress: Callable[[Iterable[Facts]], Iterable[Facts]] = ite
             shutil.rmtree(temporary)
 
 
-def _write_case(job: Job, facts: Facts, folder: Path) -> None:
-    case, image = facts.case, None
-    trains = bool(case.masks)
+def write_images(facts: Facts, keys: Sequence[str], ending: str, folder: Path, *, copy: bool = False) -> list[Path]:
+    """Write the images of a case as CASE_0000, CASE_0001, ... and return the files; what nnU-Net can read is linked.
+
+    keys: the channels in order, as `facts.case.images` names them.
+
+    Raises:
+        DatasetError: a file of the source has changed since it was examined.
+        StorageError: an image cannot be written.
+    """
+    case, files = facts.case, []
     if facts.states != {part: part.state() for part in case.parts}:
         raise DatasetError(f"Files of case {case.name} changed after they were checked. Wait until they are written, "
                            "and run the command again.")
+    for number, key in enumerate(keys):
+        part = case.images[key]
+        files.append(folder / f"{case.name}_{number:04d}{ending}")
+        if facts.as_is[0] and part.ending == ending and part.whole is not None:
+            _place(part.whole, files[-1], copy=copy)
+        else:
+            write_volume(part.load(), files[-1])
+    return files
+
+
+def _write_case(job: Job, facts: Facts, folder: Path) -> None:
+    case = facts.case
+    trains = bool(case.masks)
     images = folder / ("imagesTr" if trains else "imagesTs")
     images.mkdir(exist_ok=True)
-    for number, key in enumerate(job.keys):
-        part = case.images[key]
-        destination = images / f"{case.name}_{number:04d}{job.ending}"
-        if facts.as_is[0] and part.ending == job.ending and part.whole is not None:
-            _place(part.whole, destination, copy=job.copy)
-        else:
-            write_volume(part.load(), destination)
+    write_images(facts, job.keys, job.ending, images, copy=job.copy)
     if not trains:
         return
     destination = folder / "labelsTr" / f"{case.name}{job.ending}"

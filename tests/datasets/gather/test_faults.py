@@ -203,7 +203,7 @@ def test_no_masks_no_images_no_folder(tmp_path, nnunet_paths):
     source.mkdir()
     refused(source, "holds no image that can be read")
     write(case()[0], source / "a.nii.gz")
-    refused(source, "1 images, but no mask.*can only be segmented: nnUNetv2_predict")
+    refused(source, "1 images, but no mask.*can only be segmented: nnunet-dante predict")
     with pytest.raises(DatasetError, match="is no folder"):
         gather.gather(tmp_path / "none", 1, "A")
 
