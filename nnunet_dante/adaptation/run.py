@@ -40,6 +40,7 @@ from .steps import Steps
 
 PLANS, SCRATCH = "nnUNetDantePlans", "nnUNetTrainerFromScratch"
 RECORD, _FINAL, _DONOR = "adapt.json", "checkpoint_final.pth", "checkpoint_donor.pth"
+_PROCESSES = 8  # at most; each imports torch before it reads an image
 _MEASURE = "import sys; from nnunet_dante.adaptation.budget import measure; measure(*sys.argv[1:])"
 
 
@@ -198,7 +199,8 @@ class _Work:
         return float((self._checkpoint(self.trainer, fold).get("dante") or {}).get("strength", {}).get("value", 1.0))
 
     def _advise(self) -> dict[str, Any]:
-        found = suggest(self.asked["model"], self.dataset, configuration=self.configuration, trust=self.trust)
+        found = suggest(self.asked["model"], self.dataset, configuration=self.configuration, trust=self.trust,
+                        num_processes=min(_PROCESSES, os.cpu_count() or 1))
         tqdm.write(f"{found}", file=sys.stderr)
         return {"trainer": found.rule.trainer, "reason": found.rule.reason, "text": str(found),
                 "transfer": next(c for c in found.commands if c.startswith("nnunet-dante transfer"))}
