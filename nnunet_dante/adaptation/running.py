@@ -19,13 +19,15 @@ _LOCK, _PROCESS = "adapt.lock", "adapt.pid"
 OWN_FILES = (_LOCK, _PROCESS)
 _PATIENCE = 2.0  # seconds; whoever looks whether a folder is free holds its lock for an instant
 _TO_END = 20.0  # seconds that a process has to end its commands
+# Not SIGTERM: pools of processes end their workers by it, and a worker that inherits a handler in Python may never end.
+_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has no other
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Hold the folder of an adaptation; the system gives it back when the process ends, in whatever way.
 
-    While it is held, the signal SIGTERM ends the work as Ctrl-C does, so that running commands end, too.
+    While it is held, the signal of `stop` ends the work as Ctrl-C does, so that running commands end, too.
 
     Raises:
         ConfigurationError: another process works in the folder.
@@ -41,22 +43,22 @@ def claimed(out: Path) -> Iterator[None]:
         return
     try:
         write_text_atomically(str(os.getpid()), out / _PROCESS)
-        with _terminable():
+        with _stoppable():
             yield
     finally:
         lock.release()
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def _stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only that one may set signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(_STOP, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(_STOP, before)
 
 
 def process_in(out: Path) -> int | None:
@@ -85,7 +87,7 @@ def stop(out: Path) -> None:
     if (number := process_in(out)) is None:
         return
     try:
-        os.kill(number, signal.SIGTERM)
+        os.kill(number, _STOP)
         end = time.monotonic() + _TO_END
         while process_in(out) == number:
             if time.monotonic() > end:

@@ -76,3 +76,10 @@ def test_looking_disturbs_nobody(tmp_path):
             time.sleep(0.01)
     looking.kill()
     looking.wait()
+
+
+def test_pools_of_processes_end_as_ever(tmp_path):
+    """Pools end their workers by SIGTERM; with a handler of ours in them, some never ended."""
+    before = signal.getsignal(signal.SIGTERM)
+    with claimed(tmp_path):
+        assert signal.getsignal(signal.SIGTERM) is before is signal.SIG_DFL
