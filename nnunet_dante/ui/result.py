@@ -49,6 +49,8 @@ async def show_result(roots: Roots, *, folder: str, options: dict[str, list[str]
               lambda found: _Strength(run, found))
     with panel("Hand it on"):
         _show_files(roots, run)
+    with panel("Segment new images"):
+        _segment(roots, run)
     if (run.folder / "report.html").is_file():
         with panel("Report"):
             page = file_address(run.folder / "report.html")
@@ -208,6 +210,40 @@ def _show_files(roots: Roots, run: Run) -> None:
     install = ["nnUNetv2_install_pretrained_model_from_zip", str(run.folder / names.get("model", "model.zip"))]
     ui.html(code("\n".join([shlex.join(install), shlex.join(["nnUNetv2_predict", "-i", "IMAGES", "-o", "MASKS",
                                                              *options])]), "Commands for new images"), sanitize=False)
+
+
+def _segment(roots: Roots, run: Run) -> None:
+    """Segment a folder of images, and show the masks, those that the network is least sure of first."""
+    with ui.element("div").classes("row"):
+        images = ui.input("Folder with new images").classes("grow").props("outlined dense")
+        masks = ui.input("New folder for their masks", value=f"{run.folder}-masks").classes("grow").props(
+            "outlined dense")
+        button = ui.button("Segment them").props("outline no-caps")
+    place = ui.element("div").classes("later")
+
+    async def go() -> None:
+        button.disable()
+        place.clear()
+        with place, ui.element("div").classes("row"):
+            ui.spinner(size="1.4rem").props('aria-hidden="true"')
+            ui.label("The images are being segmented. If you leave the page, the same button goes on.").classes("quiet")
+        try:
+            answer = await ask("predict", str(run.folder), str(roots.path(images.value or "")),
+                               str(roots.path(masks.value or "")))
+            place.clear()
+            with place:
+                ui.label(printable(answer["said"])).classes("lines")
+                table(["case, the least sure first", "confidence"], answer["cases"])
+                for picture in answer["pictures"]:
+                    ui.html(f'<img loading="lazy" style="max-width: 100%" src="{file_address(Path(picture))}" '
+                            f'alt="Mask of {escaped(Path(picture).stem)}">', sanitize=False)
+        except DanteError as error:
+            place.clear()
+            with place:
+                problem(str(error))
+        button.enable()
+
+    button.on_click(go)
 
 
 def _send_to_dafne(roots: Roots, run: Run) -> None:

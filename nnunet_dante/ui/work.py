@@ -133,6 +133,16 @@ def keep(out: str, strength: float) -> None:
             shutil.copy(adapter, folder)
 
 
+def predict(out: str, images: str, masks: str) -> dict[str, Any]:
+    """Segment the images in a folder with the network of an adaptation; cases to look at first come first."""
+    from ..adaptation.predict import predict as run
+
+    done = run(out, images, masks, overlays=True)
+    return {"said": str(done), "cases": [[case, "" if value != value else f"{value:.2f}"] for case, value in
+                                         done.confidence.items()],
+            "pictures": [str(file) for file in sorted((done.masks / "overlays").glob("*.png"))]}
+
+
 def report(folds: Sequence[str], out: str) -> str:
     """Compare fold folders, and return the path of the page that shows it."""
     from ..compare.report import compare
@@ -151,7 +161,7 @@ def send_to_dafne(model: str, folder: str) -> str:
 
 _ANSWERS: dict[str, Callable[..., Any]] = {
     function.__name__: function for function in (
-        donors, findings, look, write_dataset, parse_overrides, strengths, keep, report, send_to_dafne)}
+        donors, findings, look, write_dataset, parse_overrides, strengths, keep, predict, report, send_to_dafne)}
 
 
 def answer_questions() -> None:

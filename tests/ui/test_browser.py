@@ -115,7 +115,7 @@ def _choose_and_start(driver, server, root):
 
 def _stop_and_go_on_without_a_server(driver, server, root):
     out = root / "nnunet-dante" / "scans"
-    sees(driver, "Dice now", 400)
+    sees(driver, "Dice now", 600)
     first = driver.execute_script("return document.querySelector('.numbers').innerText")
     wait(lambda: driver.execute_script("return document.querySelector('.numbers').innerText") != first, 120, "the next epoch")
     picture(driver, "run")
@@ -161,6 +161,11 @@ def _look_and_hand_on(driver, server, root):
     click(driver, "Write the model at this strength")
     sees(driver, "The model keeps 0 % now", 300)
     assert (out / "model.zip").stat().st_mtime_ns > before
+
+    field(driver, "Folder with new images").send_keys(str(root / "scans" / "images"))
+    click(driver, "Segment them")
+    sees(driver, "the least sure first", 400)
+    assert len(list((root / "nnunet-dante").glob("scans-masks/P0?.nii.gz"))) == 2
 
     (root / "dafne").mkdir()
     field(driver, "Models folder of Dafne").send_keys(str(root / "dafne"))
