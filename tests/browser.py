@@ -115,6 +115,15 @@ def click(driver, name: str) -> None:
     found.click()
 
 
+def press(driver, name: str, *keys: str) -> None:
+    """Press keys on the slider with this name."""
+    driver.execute_script("""const slider = document.querySelector(`[aria-label="${arguments[0]}"]`);
+        slider.scrollIntoView({block: 'center'});
+        (slider.matches('[tabindex]') ? slider : slider.querySelector('[tabindex]')).focus()""", name)
+    for key in keys:
+        driver.switch_to.active_element.send_keys(key)
+
+
 def picture(driver, name: str) -> None:
     """Save a picture for the documentation, if pictures are asked for."""
     if PICTURES:

@@ -95,9 +95,14 @@ def attempt(action: Callable[[], object]) -> bool:
     try:
         action()
     except DanteError as error:
-        ui.notify(printable(str(error)), type="negative", multi_line=True, timeout=0, close_button="Close")
+        tell(error)
         return False
     return True
+
+
+def tell(error: Exception) -> None:
+    """Show an error until the user closes it."""
+    ui.notify(printable(str(error)), type="negative", multi_line=True, timeout=0, close_button="Close")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from nicegui import ui
 from ..datasets.views import COLOURS
 from ..errors import DanteError
 from ..files import printable
-from .layout import address, attempt, chart, choose_folder, code, heading, numbers, panel, problem
+from .layout import address, attempt, chart, choose_folder, code, heading, numbers, panel, problem, tell
 from .progress import Training
 from .roots import Roots
 from .runs import RECORD, Run, delete, go_on, read_run, stop, tail
@@ -97,7 +97,7 @@ class _Live:
     """One run on a page: what is shown, and how it follows the folder."""
 
     def __init__(self, folder: Path, run: Run):
-        self.folder, self.shown = folder, ("", 0, "")
+        self.folder, self.shown = folder, ("", 0, 0, "")
         heading(run.title)
         ui.label(str(folder)).classes("quiet")
         with panel():
@@ -127,9 +127,8 @@ class _Live:
 
     def show(self, run: Run, trainings: list[Training]) -> None:
         """Show the run, unless all of it is shown already."""
-        epochs = sum(len(training.epochs) for training in trainings)
         said = _said(run)
-        now = (run.state, epochs + 1000 * len(run.done), said)
+        now = (run.state, sum(len(training.epochs) for training in trainings), len(run.done), said)
         if now == self.shown:
             return
         if now[0] != self.shown[0]:
@@ -161,7 +160,7 @@ class _Live:
         try:
             await asyncio.to_thread(stop, self.folder)
         except DanteError as error:
-            attempt(_raise(error))
+            tell(error)
         await self.renew()
 
     async def _go_on(self) -> None:
@@ -170,8 +169,8 @@ class _Live:
         await self.renew()
 
     def _show_numbers(self, run: Run, trainings: list[Training]) -> None:
-        cost, plan = run.done.get("cost", {}), run.done.get("folds", {}).get("folds")
-        facts = [("Trainings", f"{sum(t.finished for t in trainings)}" + (f" of {len(plan) + 1}" if plan else ""))]
+        cost, number = run.done.get("cost", {}), run.number_of_trainings
+        facts = [("Trainings", f"{sum(t.finished for t in trainings)}" + (f" of {number}" if number else ""))]
         self.groups.text = ""
         if trainings and trainings[-1].epochs and run.state != "finished":
             last = trainings[-1]
@@ -179,9 +178,8 @@ class _Live:
                       ("Dice now", f"{last.epochs[-1].mean_dice:.3f}")]
             if last.start_dice:
                 facts.append(("Dice of the donor", f"{sum(last.start_dice.values()) / len(last.start_dice):.3f}"))
-            if run.state == "running" and plan:
-                later = len(plan) + 1 - len(trainings)
-                left = last.seconds_left + later * last.total * last.epoch_seconds
+            if run.state == "running" and number:
+                left = last.seconds_left + (number - len(trainings)) * last.total * last.epoch_seconds
                 facts.append(("Time left", f"about {max(1, round(left / 60))} min"))
             if last.epochs[-1].groups:
                 self.groups.text = f"Trained now: {last.epochs[-1].groups}."
@@ -238,12 +236,6 @@ def confirm_delete(run: Run) -> None:
             ui.button("Delete it", on_click=go).props("unelevated no-caps color=negative")
             ui.button("Keep it", on_click=dialog.close).props("outline no-caps autofocus")
     dialog.open()
-
-
-def _raise(error: Exception):
-    def action() -> None:
-        raise error
-    return action
 
 
 def _said(run: Run) -> str:

@@ -36,6 +36,8 @@ def add_pages(roots: Roots) -> None:
                         name: [word for word in text.split(",") if word] for name, text in given.items() if text})
                 except DanteError as error:
                     problem(str(error))
+                except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+                    problem(f"What lies in {folder} cannot be shown ({type(error).__name__}: {error}).")
 
         ui.page(path)(shown)
 

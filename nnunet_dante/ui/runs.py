@@ -53,6 +53,12 @@ class Run:
         return {str(name): float(value) for name, value in dict(self.done.get("report", {}).get("dice", {})).items()}
 
     @property
+    def number_of_trainings(self) -> int:
+        """How many trainings it will have, 0 if that is not known yet: one per fold, those from scratch, all cases."""
+        folds = self.done.get("folds", {}).get("folds", ())
+        return len(folds) * (2 if self.asked.get("baseline") else 1) + 1 if "folds" in self.done else 0
+
+    @property
     def title(self) -> str:
         """Which donor is adapted to which data."""
         return f"{title_of(str(self.asked.get('model')))} on {Path(str(self.asked.get('source'))).name}"

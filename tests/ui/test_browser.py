@@ -138,16 +138,14 @@ def _look_and_hand_on(driver, server, root):
     out = root / "nnunet-dante" / "scans"
     wait(lambda: "files" in json.loads((out / "adapt.json").read_text())["done"], 500, "the end of the run")
     click(driver, "See the result")
-    canvas = wait(lambda: next(iter(driver.find_elements("css selector", "canvas[data-shown='4']")), None), 60, "four volumes")
+    canvas = wait(lambda: next(iter(driver.find_elements("css selector", "canvas[data-shown='2']")), None), 60, "image and mask")
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     time.sleep(1)
     from PIL import Image
 
     shown = np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB"))
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 200, "the canvas is not empty"
-    slider = driver.find_element("css selector", '[aria-label="Opacity of truth"][role=slider], [aria-label="Opacity of truth"] [role=slider]')
-    for _ in range(10):
-        slider.send_keys("\ue014")  # right
+    browser.press(driver, "Opacity of truth", *["\ue014"] * 10)  # right
     wait(lambda: (np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB")) != shown).mean() > 0.01, 20, "the truth")
     sees(driver, "How much of the training is kept")
     sees(driver, "Write the model at this strength", 120)
@@ -155,9 +153,7 @@ def _look_and_hand_on(driver, server, root):
     assert browser.barriers(driver) == []
 
     before = (out / "model.zip").stat().st_mtime_ns
-    strength = driver.find_element("css selector", '[aria-label="Strength"][role=slider], [aria-label="Strength"] [role=slider]')
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", strength)
-    strength.send_keys("\ue011")  # home
+    browser.press(driver, "Strength", *["\ue012"] * 20)  # left
     click(driver, "Write the model at this strength")
     sees(driver, "The model keeps 0 % now", 300)
     assert (out / "model.zip").stat().st_mtime_ns > before

@@ -200,3 +200,18 @@ def test_another_process_answers_and_what_it_raises_arrives(monkeypatch):
             await ask.ask("findings")
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("done", [{"cost": {"mib": "x"}}, {"files": {}, "report": {"dice": [1]}}, {"files": {"commands": [3]}},
+                                  {"folds": {"folds": 5}}, {"report": {"dice": {"donor": "x"}}}])
+@pytest.mark.parametrize("page", ["/run", "/result"])
+def test_a_damaged_record_is_no_blank_page(machine, page, done):
+    out = machine[0] / "run"
+    out.mkdir()
+    (out / "adapt.json").write_text(json.dumps({"asked": {}, "done": done}))
+
+    async def steps(user):
+        await user.open(f"{page}?folder={out}")
+        await user.should_see("cannot be" if page == "/result" and "files" in done else "Run" if page == "/run" else "no result yet")
+
+    visit(machine[0], steps=steps)

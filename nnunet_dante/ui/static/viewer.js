@@ -1,8 +1,11 @@
-// One NiiVue canvas. The first volume is the image, the others are masks with the colours of the labels.
+// One NiiVue canvas. The first volume is the image, the others are masks with the colours of the labels. A mask is
+// fetched when it is first to be seen.
 export default {
   template: `<div class="viewer"><canvas ref="canvas" tabindex="0" role="img" :aria-label="label"></canvas></div>`,
   props: { volumes: Array, colours: Object, label: String },
-  data: () => ({ opacities: {}, shown: "" }),
+  created() {
+    Object.assign(this, { opacities: {}, masks: {}, names: [], key: "" }); // not reactive: NiiVue's objects are large
+  },
   async mounted() {
     const module = await import("/niivue.js");
     this.kinds = module.SLICE_TYPE;
@@ -22,28 +25,41 @@ export default {
     volumes() { this.load(); },
   },
   methods: {
+    source(volume) {
+      return { url: volume.url, name: volume.file, colormap: volume.name === "image" ? "gray" : "red",
+        opacity: volume.name === "image" ? 1 : this.opacities[volume.name] ?? 0 };
+    },
     async load() {
-      const wanted = JSON.stringify(this.volumes ?? []);
-      if (!this.nv || wanted === this.shown || !this.volumes?.length) return;
-      this.shown = wanted;
+      const key = JSON.stringify(this.volumes ?? []);
+      if (!this.nv || key === this.key || !this.volumes?.length) return;
+      this.key = key;
+      this.names = ["image"];
       try {
-        await this.nv.loadVolumes(this.volumes.map((v, i) => ({ url: v.url, name: v.file,
-          colormap: i ? "red" : "gray", opacity: i ? this.opacities[v.name] ?? 0 : 1 })));
+        await this.nv.loadVolumes([this.source(this.volumes[0])]);
+        for (const volume of this.volumes.slice(1)) await this.see(volume);
       } catch (error) {
         this.$emit("failed", String(error));
-        return;
       }
-      this.nv.volumes.slice(1).forEach((mask) => mask.setColormapLabel(this.colours));
+    },
+    async see(volume) {
+      if (!this.opacities[volume.name] || this.names.includes(volume.name)) return;
+      const key = this.key;
+      this.names.push(volume.name);
+      const mask = await this.nv.addVolumeFromUrl(this.source(volume));
+      if (key !== this.key) return this.nv.removeVolume(mask); // another case was chosen in between
+      mask.setColormapLabel(this.colours);
+      this.masks[volume.name] = mask;
+      this.opacity(volume.name, this.opacities[volume.name]);
       this.nv.updateGLVolume();
-      const image = this.nv.volumes[0];
-      this.range = [image.cal_min, image.cal_max];
-      this.$emit("shown", wanted);
       this.$refs.canvas.dataset.shown = this.nv.volumes.length;
     },
     opacity(name, value) {
       this.opacities[name] = value;
-      const index = (this.volumes ?? []).findIndex((v) => v.name === name);
-      if (this.nv?.volumes[index]) this.nv.setOpacity(index, value);
+      const volume = (this.volumes ?? []).find((v) => v.name === name);
+      if (!this.nv || !volume) return;
+      const index = this.nv.volumes.indexOf(this.masks[name]);
+      if (index > 0) this.nv.setOpacity(index, value);
+      else if (this.key) this.see(volume).catch((error) => this.$emit("failed", String(error)));
     },
     arrange(how) {
       this.nv?.setSliceType(this.kinds[how.toUpperCase()]);
