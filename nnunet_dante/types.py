@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # the names alone must not import it
 
-StateDict: TypeAlias = dict[str, Tensor]
+StateDict: TypeAlias = dict[str, "Tensor"]
 """A network's weights under their stock nnU-Net keys; several keys may hold the same tensor (aliases)."""
 
 Plans: TypeAlias = dict[str, Any]
@@ -17,5 +18,5 @@ Plans: TypeAlias = dict[str, Any]
 DatasetJson: TypeAlias = dict[str, Any]
 """The content of an nnU-Net dataset.json."""
 
-ReadOnlyStateDict: TypeAlias = Mapping[str, Tensor]
+ReadOnlyStateDict: TypeAlias = Mapping[str, "Tensor"]
 PathLike: TypeAlias = str | Path
