@@ -118,7 +118,8 @@ def changed_networks(fold: Path, preprocessed: Path) -> dict[str, list[ReadOnlyS
         return {}
     kept = kept_strength(checkpoint)
     other = interpolate(start, trained_weights(checkpoint), 0.5 if kept == 1 else 1.0)
-    return ({"donor": [start]} if kept else {}) | {"strength": [other]}
+    found: dict[str, list[ReadOnlyStateDict]] = {"donor": [start]} if kept else {}
+    return found | {"strength": [other]}
 
 
 class Segmenter:

@@ -175,7 +175,7 @@ class _Work:
     def _segment(self, case: Found) -> dict[str, Any]:
         """Write the mask of one case; what goes wrong with it becomes its problem, and the others go on."""
         keys, folder = self.keys(case), self.out / _WORK
-        facts = examine_case(case, layout=self.layout, labels=None, resample=False)
+        facts = examine_case(case, layout=self.layout, labels=None, resample=False, pictures=False)
         number = facts.components if facts.components > 1 else len(case.images)
         if not facts.faults and (keys is None or number != len(self.channels)):
             facts.faults.append(f"it has {number} channels ({_list(case.images)}), the model takes "
