@@ -68,8 +68,9 @@ class PeakMemory:
         elif _RESET.exists():
             with contextlib.suppress(OSError, AttributeError):  # another C library than glibc keeps its free memory
                 ctypes.CDLL("libc.so.6").malloc_trim(0)  # else an earlier run's free memory hides what this one takes
-            _RESET.write_text("5")  # proc(5): sets the high-water mark back to what is resident now
-            self.start = _resident_mib("VmRSS")
+            with contextlib.suppress(OSError):  # some containers forbid it; the peak is then unknown
+                _RESET.write_text("5")  # proc(5): sets the high-water mark back to what is resident now
+                self.start = _resident_mib("VmRSS")
 
     def peak_mib(self) -> float | None:
         """Return the peak since the start in MiB; None where the system does not tell."""

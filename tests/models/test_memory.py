@@ -15,6 +15,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncM,
 )
 
+from nnunet_dante.models import memory
 from nnunet_dante.models.memory import PeakMemory, conv_voxels, planned_gib
 
 
@@ -54,12 +55,17 @@ def test_the_peak_counts_what_was_taken_since_the_start_also_after_it_is_free_ag
     assert PeakMemory(torch.device("cpu")).peak_mib() < 60, "what an earlier part took does not count"
 
 
+def test_where_the_system_forbids_it_the_peak_is_unknown_and_nothing_fails(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_RESET", tmp_path)  # a folder, which nobody can write
+    assert PeakMemory(torch.device("cpu")).peak_mib() is None
+
+
 def test_on_a_gpu_too_what_an_earlier_run_left_does_not_count(monkeypatch):
     """As large as the earlier run was, the next one would seem to need."""
     gpu = SimpleNamespace(now=500 << 20, peak=900 << 20)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: vars(gpu).update(peak=gpu.now))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: gpu.now)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: gpu.peak)
-    memory = PeakMemory(torch.device("cuda"))
+    taken = PeakMemory(torch.device("cuda"))
     gpu.peak = 530 << 20
-    assert memory.peak_mib() == 30
+    assert taken.peak_mib() == 30
