@@ -10,6 +10,7 @@ from . import __version__
 from .cli_adapter import adapter
 from .cli_compare import benchmark, compare, shots, split_words
 from .cli_dataset import dataset
+from .cli_federate import federate
 from .errors import DanteError
 from .files import printable
 
@@ -37,7 +38,7 @@ def main() -> None:
     """
 
 
-for _command in (adapter, benchmark, compare, dataset, shots):
+for _command in (adapter, benchmark, compare, dataset, federate, shots):
     main.add_command(_command)
 
 

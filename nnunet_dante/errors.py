@@ -59,3 +59,7 @@ class DafneError(DanteError):
 
 class ResultError(DanteError):
     """The result of a run, or a fold folder to be compared, is missing, damaged or of another format."""
+
+
+class FederationError(DanteError):
+    """A federation cannot be made, joined or run: settings, files or messages that do not belong together."""

@@ -201,6 +201,16 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, PartialLabelsMixin
 
     def _score_before_training(self) -> None:
         """Validate the start weights as nnU-Net validates an epoch, and save them as the first checkpoint_best."""
+        mean, self.start_dice = self.validation_dice()
+        self.print_to_log_file(f"Pseudo dice before training: {mean:.4f}",
+                               {name: round(d, 4) for name, d in self.start_dice.items()})
+        self._best_ema = mean if mean == mean else None
+        self.set_aside()
+        self.keep_start()
+        self.save_after(self.current_epoch, "checkpoint_best.pth")
+
+    def validation_dice(self) -> tuple[float, dict[str, float]]:
+        """Return nnU-Net's pseudo Dice of the network as it is, mean and by label; the log does not show it."""
         logger, self.logger = self.logger, LocalLogger()
         with torch.no_grad():
             self.on_validation_epoch_start()
@@ -209,13 +219,7 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, PartialLabelsMixin
         scored, self.logger = self.logger, logger
         mean = float(scored.get_value("mean_fg_dice", step=-1))
         dice = scored.get_value("dice_per_class_or_region", step=-1)
-        self.start_dice = dict(zip(self.foreground_names, map(float, dice)))
-        self.print_to_log_file(f"Pseudo dice before training: {mean:.4f}",
-                               {name: round(d, 4) for name, d in self.start_dice.items()})
-        self._best_ema = mean if mean == mean else None
-        self.set_aside()
-        self.keep_start()
-        self.save_after(self.current_epoch, "checkpoint_best.pth")
+        return mean, dict(zip(self.foreground_names, map(float, dice)))
 
     @property
     def foreground_names(self) -> list[str]:
