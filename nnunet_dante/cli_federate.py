@@ -18,7 +18,8 @@ def federate() -> None:
 
 @federate.command("new")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--donor", required=True, type=click.Path(path_type=Path), help="The pretrained network, as for transfer.")
+@click.option("--donor", required=True, type=click.Path(path_type=Path),
+              help="The pretrained network, as for transfer.")
 @click.option("--labels", multiple=True, metavar="NAME,...",
               help="Labels of all sites together. Default: the donor's. Repeatable.")
 @click.option("--method", default="LoRA", show_default=True,

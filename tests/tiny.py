@@ -24,14 +24,14 @@ def _dimension(module: str, dim: int):
 
 
 def plain_unet(dim: int = 3, *, channels: int = 1, classes: int = 3, features=(4, 8, 12), strides=None, kernels=None,
-               deep_supervision: bool = True) -> nn.Module:
+               deep_supervision: bool = True, blocks: int = 1) -> nn.Module:
     """A PlainConvUNet of three stages, built as nnU-Net builds it."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
     n = len(features)
     return PlainConvUNet(
         channels, n, features, _dimension("Conv", dim), kernels or [[3] * dim] * n,
-        strides or [[1] * dim] + [[2] * dim] * (n - 1), [1] * n, classes, [1] * (n - 1), True,
+        strides or [[1] * dim] + [[2] * dim] * (n - 1), [blocks] * n, classes, [blocks] * (n - 1), True,
         _dimension("InstanceNorm", dim), {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU, {"inplace": True},
         deep_supervision=deep_supervision)
 

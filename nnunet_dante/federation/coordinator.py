@@ -74,8 +74,8 @@ class Coordinator:
         file = self.run / HISTORY
         found: Any = read_json(file) if file.is_file() else {}
         if found and found.get("federation") != self.digest:
-            raise FederationError(f"{self.run} belongs to another federation, or federation.json has been changed. Move "
-                                  "it away to begin anew, or put federation.json back.")
+            raise FederationError(f"{self.run} belongs to another federation, or federation.json has been changed. "
+                                  "Move it away to begin anew, or put federation.json back.")
         rounds = found.get("rounds", [])[:self.round]
         return {"format": 1, "federation": self.digest, "rounds": rounds, "refused": found.get("refused", {})}
 

@@ -19,7 +19,7 @@ from ..adapters.file import write_adapter
 from ..errors import ConfigurationError, FederationError
 from ..files import write_text_atomically
 from ..methods import Method
-from ..models.checkpoint import file_sha256, save_atomically, weights_sha256
+from ..models.checkpoint import file_sha256, save_atomically, unique_tensors, weights_sha256
 from ..models.donor import Donor, open_donor
 from ..models.labels import channel_names, has_regions, head_names
 from ..models.network import build_network, head_rows
@@ -97,31 +97,41 @@ def new_federation(folder: PathLike, donor: PathLike, *, labels: Sequence[str] =
         raise FederationError(f"--set {min(reserved)} cannot be used in a federation: epochs has a flag of its own, "
                               "prox takes the place of l2_sp and ewc, and all that was learned is kept.")
     given |= {"epochs": rounds * epochs, "strength": 1.0}
+    trained = _method(method, given)
     content, weights = _with_labels(opened, labels)
-    network, names = _adapted(opened, content, weights, _method(method, given))
+    network, names = _adapted(opened, content, weights, trained)
+    asked = {"name": _app_name(folder), "configuration": opened.configuration, "method": method, "rounds": rounds,
+             "averaging": averaging, "local": list(dict.fromkeys(local)), "epochs": epochs, "prox": float(prox),
+             "overrides": given}
+    found = {"labels": head_names(content), "known": head_names(opened.dataset_json),
+             "channels": channel_names(content), "kept": [n for n in names if _stays(n, network, local)],
+             "heads": {name: dim for name, dim in head_rows(network).items() if name in names}}
+    shared = _settings({**asked, **found, "model_sha256": "", "start_sha256": ""})
     _write_model(folder, opened, content, weights, given)
-    header = _header(opened, content, weights, network, _method(method, given))
-    write_adapter(header, {name: tensor.clone() for name, tensor in names.items()}, folder / START)
-    try:
-        shared = msgspec.convert(dict(
-            name=_app_name(folder), configuration=opened.configuration, method=method, averaging=averaging,
-            local=list(dict.fromkeys(local)), rounds=rounds, epochs=epochs, prox=float(prox), overrides=given,
-            labels=head_names(content), known=head_names(opened.dataset_json), channels=channel_names(content),
-            heads={name: dim for name, dim in head_rows(network).items() if name in names},
-            kept=[name for name in names if _stays(name, network, local)], model_sha256=file_sha256(folder / CHECKPOINT),
-            start_sha256=file_sha256(folder / START)), Settings)
-    except msgspec.ValidationError as error:
-        raise FederationError(f"the federation cannot have these settings: {error}.") from error
+    write_adapter(_header(opened, content, weights, network, trained), names, folder / START)
+    shared = msgspec.structs.replace(shared, model_sha256=file_sha256(folder / CHECKPOINT),
+                                     start_sha256=file_sha256(folder / START))
     _write_app(folder, opened, shared)
     write_text_atomically(msgspec.json.format(msgspec.json.encode(shared), indent=2).decode(), folder / SETTINGS)
+    return _describe(folder, opened, shared, names, weights)
+
+
+def _settings(content: dict[str, Any]) -> Settings:
+    try:
+        return msgspec.convert(content, Settings)
+    except msgspec.ValidationError as error:
+        raise FederationError(f"the federation cannot have these settings: {error}.") from error
+
+
+def _describe(folder: Path, donor: Donor, shared: Settings, names: StateDict, weights: StateDict) -> str:
     sent = sum(t.nbytes for name, t in names.items() if name not in shared.kept)
-    whole = sum(t.nbytes for t in {id(t): t for t in weights.values()}.values())
+    whole = sum(t.nbytes for t in unique_tensors(weights).values())
     return "\n".join([
         f"{folder}: a federation of {shared.rounds} rounds with {shared.epochs} epochs each",
-        f"  donor      {opened.source}, configuration {opened.configuration}",
+        f"  donor      {donor.source}, configuration {donor.configuration}",
         f"  labels     {', '.join(shared.foreground)}",
-        f"  trains     {method}, {averaging} averaging; the trained tensors have {sent / 2**20:.2f} MiB, the network "
-        f"{whole / 2**20:.2f} MiB",
+        f"  trains     {shared.method}, {shared.averaging} averaging; the trained tensors have {sent / 2**20:.2f} MiB, "
+        f"the network {whole / 2**20:.2f} MiB",
         f"  stays      {', '.join(shared.local) or 'nothing of the trained tensors'} at each site",
         "Send the whole folder to every site. There: nnunet-dante federate join FOLDER -d DATASET --site NAME"])
 
@@ -173,7 +183,7 @@ def _adapted(donor: Donor, content: dict[str, Any], weights: StateDict,
                                  "factors. Use --method LoRA.")
     plan = method.plan(network)
     plan.restrict(network)
-    return network, trained_tensors(network, plan)
+    return network, {name: tensor.clone() for name, tensor in trained_tensors(network, plan).items()}
 
 
 def _stays(name: str, network: nn.Module, local: Sequence[str]) -> bool:

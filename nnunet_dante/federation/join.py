@@ -82,10 +82,10 @@ def _compare_labels(settings: Settings, target: Target) -> tuple[list[str], tupl
                               "is the same structure; otherwise the founder has to make the federation with it.")
     missing = [name for name, i in zip(settings.foreground, match_names(settings.foreground, own)) if i is None]
     if unknown := [name for name in missing if name not in settings.known]:
-        raise FederationError(f"{target.name} lacks the label {unknown[0]}, and the donor does not know it, so it cannot "
-                              f"complete your masks. Add {unknown[0]} to \"labels\" of your dataset.json with a new "
-                              'number, and write into "annotated" which labels you have drawn in each case; then it '
-                              "is left out of the loss.")
+        raise FederationError(f"{target.name} lacks the label {unknown[0]}, and the donor does not know it, so it "
+                              f'cannot complete your masks. Add {unknown[0]} to "labels" of your dataset.json with a '
+                              'new number, and write into "annotated" which labels you have drawn in each case; then '
+                              "it is left out of the loss.")
     everywhere = frozenset.intersection(*(target.undrawn.get(case, frozenset()) for case in target.own))
     new = [name for labels in target.undrawn.values() for name in labels
            if spelled(name, settings.labels) not in settings.known]
@@ -94,7 +94,8 @@ def _compare_labels(settings: Settings, target: Target) -> tuple[list[str], tupl
                               f'drawn in every case. Add {missing[0]} to "labels" and "annotated" of dataset.json as '
                               "well: then nothing is completed, and both are left out of the loss where nobody drew "
                               "them.")
-    return missing or ([NONE] if new else []), tuple(sorted(spelled(name, settings.labels) for name in own if name not in everywhere))
+    draws = sorted(spelled(name, settings.labels) for name in own if name not in everywhere)
+    return missing or ([NONE] if new else []), tuple(draws)
 
 
 def _training_cases(target: Target, fold: str) -> int:

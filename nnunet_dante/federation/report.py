@@ -35,8 +35,8 @@ def _head(history: Mapping[str, Any], settings: Settings) -> Iterator[Block]:
     sites = sorted({site for entry in history["rounds"] for site in entry["sites"]})
     yield Text(f"{len(history['rounds'])} rounds of {settings.epochs} epochs with {len(sites)} sites "
                f"({', '.join(sites)}). Method {settings.method}, {settings.averaging} averaging; at each site stays: "
-               f"{', '.join(settings.local) or 'nothing of what is trained'}. Dice is nnU-Net's pseudo Dice on patches of "
-               "each site's own validation cases, where completed labels count as drawn.")
+               f"{', '.join(settings.local) or 'nothing of what is trained'}. Dice is nnU-Net's pseudo Dice on patches "
+               "of each site's own validation cases, where completed labels count as drawn.")
     final = history.get("final_dice", {})
     rows = [[site, *(_number(final[site].get(label)) for label in settings.foreground)] for site in sorted(final)]
     yield Table(name="final", title="Dice of the final network", head=["site", *settings.foreground], rows=rows,

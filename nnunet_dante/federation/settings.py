@@ -124,10 +124,12 @@ def misfit(settings: Settings, digest: str, plans: Mapping[str, Any], facts: Fac
                 f"{facts.federation[:12]}, here {digest[:12]}. Send it this folder, and let it join again")
     if _minor(facts.version) != _minor(__version__):
         return f"it has nnunet-dante {facts.version}, the server {__version__}; install one version everywhere"
-    for what, here, there in (("labels", settings.labels, facts.labels),
-                              ("channels", settings.channels, facts.channels)):
-        if sorted(here) != sorted(there):
-            return f"its data set has the {what} {', '.join(there)}; the federation has {', '.join(here)}"
+    if sorted(settings.labels) != sorted(facts.labels):
+        return (f"its data set has the labels {', '.join(facts.labels)}; the federation has "
+                f"{', '.join(settings.labels)}")
+    if settings.channels != facts.channels:  # the stem's kernels are in this order
+        return (f"its data set has the channels {', '.join(facts.channels)}; the federation has "
+                f"{', '.join(settings.channels)}, in this order")
     if unknown := set(facts.draws) - set(settings.foreground):
         return f"it draws {min(unknown)}, which is no label of the federation"
     if not facts.draws or facts.cases < 1:

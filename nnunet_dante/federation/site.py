@@ -109,8 +109,11 @@ class RoundMixin(_Base):
     def go_to_round(self) -> None:
         """Count the epochs as if every round before this one had been trained here."""
         self.current_epoch = self.round * self.settings.epochs
-        for values in self.logger.local_logger.my_fantastic_logging.values():
+        for name, values in self.logger.local_logger.my_fantastic_logging.items():
             del values[self.current_epoch:]  # of an attempt at this round that did not end
+            none: Any = [0.0] * len(self.foreground_names) if name == "dice_per_class_or_region" else 0.0
+            missed = self.current_epoch - len(values)  # nnU-Net's log needs a value for every epoch
+            values += (values[-1:] or [none]) * missed
 
     def on_train_start(self) -> None:
         """Put the federation's state into the network after nnU-Net and the methods have seen the start weights."""
