@@ -24,12 +24,12 @@ from ..types import ReadOnlyStateDict
 from .aggregate import Update
 from .coordinator import Coordinator
 from .report import write_history_report
-from .settings import Facts
+from .settings import Facts, read_site
 from .wire import packed, unpacked
 
 AGREE, TRAIN, FINISH = "query.agree", "train", "evaluate"
 BEFORE, AFTER = "before ", "after "
-_ATTEMPTS = 3
+_ATTEMPTS, _AGREE_S = 3, 180.0
 _log = logging.getLogger("nnunet_dante")
 
 server_app = ServerApp()
@@ -96,7 +96,7 @@ class Server:
             online = set(self.grid.get_node_ids())
             self.sites = {node: facts for node, facts in self.sites.items() if node in online}
             new = online - self.sites.keys() - self.refused
-            for node, reply in self._ask({node: (AGREE, RecordDict()) for node in new}, min(60.0, self.wait_s)):
+            for node, reply in self._ask({node: (AGREE, RecordDict()) for node in new}, min(_AGREE_S, self.wait_s)):
                 self._admit(node, reply)
             if len(self.sites) >= self.coordinator.min_sites:
                 return
@@ -245,8 +245,6 @@ def _answering(work: Callable[[Message, Path], RecordDict]) -> Callable[[Message
 @_answering
 def agree(message: Message, folder: Path) -> RecordDict:
     """Return what the site is."""
-    from .site import read_site
-
     return RecordDict({"facts": ConfigRecord({"facts": msgspec.json.encode(read_site(folder).facts).decode()})})
 
 
@@ -273,7 +271,7 @@ def finish(message: Message, folder: Path) -> RecordDict:
 
 
 def _read_order(message: Message, folder: Path) -> tuple[int, ReadOnlyStateDict, str]:
-    from .site import read_site, shared_start
+    from .site import shared_start
 
     order = _record(message, "order")
     received = unpacked(_bytes(message), shared_start(read_site(folder)), whole=False)

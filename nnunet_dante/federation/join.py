@@ -20,8 +20,20 @@ from ..transfers.match import match_names
 from ..transfers.transfer import transfer
 from ..transfers.union import NONE
 from ..types import PathLike
-from .settings import MODEL, PLANS_NAME, SETTINGS, SITE_NAME, Facts, Settings, misfit, read_settings
-from .site import SITE_FILE, Site, spelled
+from .settings import (
+    MODEL,
+    PLANS_NAME,
+    SETTINGS,
+    SITE_FILE,
+    SITE_NAME,
+    Facts,
+    Settings,
+    Site,
+    misfit,
+    other_channels,
+    read_settings,
+)
+from .state import spelled
 
 
 def join_federation(folder: PathLike, dataset: str | int, *, site: str, fold: str | None = None,
@@ -46,6 +58,9 @@ def join_federation(folder: PathLike, dataset: str | int, *, site: str, fold: st
     if not SITE_NAME.fullmatch(site):
         raise FederationError(f"--site is {site!r}; give up to 64 letters, digits, _ and -.")
     target = open_target(dataset)
+    channels = tuple(spelled(name, settings.channels) for name in channel_names(target.dataset_json))
+    if (reason := other_channels(settings, channels)) is not None:
+        raise FederationError(f"{target.name} does not fit this federation: {reason}.")
     missing, draws = _compare_labels(settings, target)
     report = transfer(folder / MODEL, target.name, plans_name=PLANS_NAME, keep_labels=missing,
                       overrides=settings.overrides, preprocess=True, num_processes=num_processes)
@@ -56,8 +71,7 @@ def join_federation(folder: PathLike, dataset: str | int, *, site: str, fold: st
     facts = Facts(
         site=site, federation=federation, draws=draws, cases=_training_cases(prepared, fold), version=__version__,
         labels=tuple(spelled(name, settings.labels) for name in prepared.dataset_json["labels"] if name != "ignore"),
-        channels=tuple(spelled(name, settings.channels) for name in channel_names(prepared.dataset_json)),
-        nnunetv2=version("nnunetv2"), torch=version("torch"),
+        channels=channels, nnunetv2=version("nnunetv2"), torch=version("torch"),
         intensities=tuple((float(channel["mean"]), float(channel["std"]))
                           for channel in prepared.fingerprint()[INTENSITY].values()))
     if reason := misfit(settings, federation, plans, facts):

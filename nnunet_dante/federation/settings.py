@@ -25,6 +25,7 @@ from ..types import PathLike
 
 FORMAT = 1
 SETTINGS, MODEL, START, RUN = "federation.json", "model", "start.safetensors", "run"
+SITE_FILE = "federation_site.json"  # in the folder of a site's data set in nnUNet_preprocessed
 CHECKPOINT = Path(MODEL, "fold_all", "checkpoint_final.pth")
 PLANS_NAME = "nnUNetFederationPlans"
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -91,6 +92,19 @@ class Facts(msgspec.Struct, kw_only=True):
     intensities: tuple[tuple[float, float], ...]
 
 
+class Site(msgspec.Struct, kw_only=True):
+    """What `nnunet-dante federate join` writes beside a site's preprocessed data.
+
+    folder: of the federation. fold: of the training. facts: as the server gets them.
+    """
+
+    folder: str
+    dataset: str
+    fold: str
+    device: str
+    facts: Facts
+
+
 def read_settings(folder: PathLike, *, files: bool = True) -> Settings:
     """Return the settings of the federation in a folder.
 
@@ -112,6 +126,19 @@ def read_settings(folder: PathLike, *, files: bool = True) -> Settings:
     return settings
 
 
+def read_site(preprocessed: Path) -> Site:
+    """Return what `join` wrote into the folder of a data set in nnUNet_preprocessed.
+
+    Raises:
+        FederationError: the data set has not joined a federation.
+    """
+    try:
+        return msgspec.convert(read_json(preprocessed / SITE_FILE), Site)
+    except (OSError, ValueError) as error:
+        raise FederationError(f"{preprocessed.name} has not joined a federation ({error}). Run nnunet-dante federate "
+                              f"join FOLDER -d {preprocessed.name} --site NAME.") from error
+
+
 def misfit(settings: Settings, digest: str, plans: Mapping[str, Any], facts: Facts) -> str | None:
     """Return why a site cannot take part, or None if it can.
 
@@ -127,14 +154,21 @@ def misfit(settings: Settings, digest: str, plans: Mapping[str, Any], facts: Fac
     if sorted(settings.labels) != sorted(facts.labels):
         return (f"its data set has the labels {', '.join(facts.labels)}; the federation has "
                 f"{', '.join(settings.labels)}")
-    if settings.channels != facts.channels:  # the stem's kernels are in this order
-        return (f"its data set has the channels {', '.join(facts.channels)}; the federation has "
-                f"{', '.join(settings.channels)}, in this order")
+    if (reason := other_channels(settings, facts.channels)) is not None:
+        return reason
     if unknown := set(facts.draws) - set(settings.foreground):
         return f"it draws {min(unknown)}, which is no label of the federation"
     if not facts.draws or facts.cases < 1:
         return f"it has {facts.cases} training cases and draws {', '.join(facts.draws) or 'no label'}"
     return _other_units(settings, plans, facts)
+
+
+def other_channels(settings: Settings, channels: tuple[str, ...]) -> str | None:
+    """Return what is wrong with the channels of a site, or None; the stem's kernels are in the federation's order."""
+    if channels == settings.channels:
+        return None
+    return (f"its data set has the channels {', '.join(channels)}; the federation has {', '.join(settings.channels)}, "
+            "in this order")
 
 
 def _other_units(settings: Settings, plans: Mapping[str, Any], facts: Facts) -> str | None:

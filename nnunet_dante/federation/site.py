@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
@@ -33,28 +32,14 @@ from ..peft.inject import adapted, update
 from ..peft.regularisation import ExtendedLoss
 from ..training import trainers
 from ..training.resume import random_state, restore_random_state
-from ..transfers.match import match_names
 from ..types import ReadOnlyStateDict, StateDict
 from .aggregate import frozen_factor, trained_in
-from .settings import PLANS_NAME, SETTINGS, START, Facts, Settings, read_settings
-from .state import put, reordered, trained_tensors
+from .settings import PLANS_NAME, SETTINGS, START, Settings, Site, read_settings, read_site
+from .state import put, reordered, spelled, trained_tensors
 
-SITE_FILE, STATE_FILE = "federation_site.json", "federation_state.safetensors"
+STATE_FILE = "federation_state.safetensors"
 _SEED = 16  # the same validation patches before and after a round
 _Base: Any = object
-
-
-class Site(msgspec.Struct, kw_only=True):
-    """What `nnunet-dante federate join` writes beside a site's preprocessed data.
-
-    folder: of the federation. fold: of the training. facts: as the server gets them.
-    """
-
-    folder: str
-    dataset: str
-    fold: str
-    device: str
-    facts: Facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +49,6 @@ class Trained:
     tensors: StateDict
     dice_before: dict[str, float]
     dice_after: dict[str, float]
-
-
-def read_site(preprocessed: Path) -> Site:
-    """Return what `join` wrote into the folder of a data set in nnUNet_preprocessed.
-
-    Raises:
-        FederationError: the data set has not joined a federation.
-    """
-    try:
-        return msgspec.convert(read_json(preprocessed / SITE_FILE), Site)
-    except (OSError, ValueError) as error:
-        raise FederationError(f"{preprocessed.name} has not joined a federation ({error}). Run nnunet-dante federate "
-                              f"join FOLDER -d {preprocessed.name} --site NAME.") from error
 
 
 def exchanged(settings: Settings, state: ReadOnlyStateDict) -> StateDict:
@@ -184,12 +156,6 @@ class RoundMixin(_Base):
 
 class _RoundEnd(Exception):
     """Raised to leave nnU-Net's loop over the epochs after those of a round."""
-
-
-def spelled(name: str, labels: tuple[str, ...]) -> str:
-    """Return a label as the federation spells it."""
-    (position,) = match_names([name], labels)
-    return name if position is None else labels[position]
 
 
 def train_round(preprocessed: Path, round_: int, received: ReadOnlyStateDict, digest: str) -> Trained:

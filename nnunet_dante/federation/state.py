@@ -49,3 +49,9 @@ def reordered(tensors: ReadOnlyStateDict, heads: Mapping[str, int], *, given: Se
 
 def _rows(tensor: Tensor, dim: int, order: Tensor) -> Tensor:
     return tensor.index_select(dim, order.to(tensor.device))
+
+
+def spelled(name: str, labels: Sequence[str]) -> str:
+    """Return a label as the federation spells it."""
+    (position,) = match_names([name], labels)
+    return name if position is None else labels[position]

@@ -50,4 +50,4 @@ def _tensor(name: str, data: bytes, expected: torch.Tensor) -> torch.Tensor:
         values = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if by_columns else "C")
     except Exception as error:  # numpy may raise anything on a damaged header
         raise FederationError(f"{name} cannot be read ({error})") from error
-    return torch.from_numpy(np.ascontiguousarray(values).copy())
+    return torch.from_numpy(np.array(values, order="C"))

@@ -13,8 +13,7 @@ from running import threads_for_pools
 from nnunet_dante.adapters.adapter import apply, info
 from nnunet_dante.errors import ConfigurationError, FederationError
 from nnunet_dante.federation.create import new_federation
-from nnunet_dante.federation.settings import CHECKPOINT, START, read_settings
-from nnunet_dante.federation.site import read_site
+from nnunet_dante.federation.settings import CHECKPOINT, START, read_settings, read_site
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.models.donor import open_donor
 

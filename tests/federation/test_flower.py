@@ -21,8 +21,10 @@ from nnunet_dante.adapters.file import read_adapter  # noqa: E402
 from nnunet_dante.errors import FederationError  # noqa: E402
 from nnunet_dante.federation import flower  # noqa: E402
 from nnunet_dante.federation.coordinator import Coordinator  # noqa: E402
-from nnunet_dante.federation.settings import read_settings  # noqa: E402
-from nnunet_dante.federation.site import read_site  # noqa: E402
+from nnunet_dante.federation.settings import (
+    read_settings,  # noqa: E402
+    read_site,  # noqa: E402
+)
 from nnunet_dante.models.checkpoint import load_checkpoint_safely  # noqa: E402
 
 

@@ -15,8 +15,8 @@ from nnunet_dante.adapters.file import read_adapter
 from nnunet_dante.errors import FederationError
 from nnunet_dante.federation.aggregate import Update
 from nnunet_dante.federation.coordinator import Coordinator
-from nnunet_dante.federation.settings import read_settings
-from nnunet_dante.federation.site import finish, read_site, train_round
+from nnunet_dante.federation.settings import read_settings, read_site
+from nnunet_dante.federation.site import finish, train_round
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.training import trainers
 
