@@ -93,9 +93,10 @@ def new_federation(folder: PathLike, donor: PathLike, *, labels: Sequence[str] =
                               "has joined it.")
     opened = open_donor(donor, configuration=configuration, fold=fold, checkpoint=checkpoint, trust=trust)
     given = checked_overrides(dict(overrides or {}))
-    if reserved := given.keys() & {"epochs", "strength", "l2_sp", "ewc"}:
+    if reserved := given.keys() & {"epochs", "strength", "l2_sp", "ewc", "stop_patience"}:
         raise FederationError(f"--set {min(reserved)} cannot be used in a federation: epochs has a flag of its own, "
-                              "prox takes the place of l2_sp and ewc, and all that was learned is kept.")
+                              "prox takes the place of l2_sp and ewc, all that was learned is kept, and no site stops "
+                              "early.")
     given |= {"epochs": rounds * epochs, "strength": 1.0}
     trained = _method(method, given)
     content, weights = _with_labels(opened, labels)

@@ -133,7 +133,8 @@ class RoundMixin(_Base):
         frozen = frozen_factor(self.settings.averaging, self.round)
         for module in adapted(self.bare_network).values():
             for name, factor in update(module).factors().items():
-                factor.requires_grad_(name != frozen)
+                if name == frozen:
+                    factor.requires_grad_(False)
 
     def train_round(self) -> Trained:
         """Train the epochs of this round, save the training, and return what is sent."""
