@@ -85,6 +85,7 @@ def test_a_folder_that_was_changed_on_the_way_is_refused(root):
         read_settings(sites.folder)
 
 
+@pytest.mark.slow  # it predicts five cases
 def test_a_label_that_a_site_lacks_is_completed_and_not_said_to_be_drawn(root):
     sites = found(root)
     join(sites, "west", 931, labels={"background": 0, "organ": 1}, values=(1,))

@@ -284,6 +284,7 @@ def test_an_error_at_a_site_is_told_by_its_kind_alone(fresh):
     assert read_site(fresh.preprocessed("north")).facts.site == "north"
 
 
+@pytest.mark.slow
 def test_a_thousand_sites_take_linear_time_and_no_more_memory(fresh):
     facts = json.loads((fresh.preprocessed("north") / "federation_site.json").read_text())["facts"]
     order = Message(server(fresh, {})._order({}), dst_node_id=1, message_type=flower.TRAIN)
