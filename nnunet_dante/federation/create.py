@@ -36,8 +36,8 @@ from .state import trained_tensors
 _APP = "federated"
 _MODULES = {  # file: text
     "__init__.py": '"""The Flower app of this federation; all code is in nnunet_dante.federation."""\n',
-    "server_app.py": "from nnunet_dante.federation.flower import server_app as app  # noqa: F401\n",
-    "client_app.py": "from nnunet_dante.federation.flower import client_app as app  # noqa: F401\n"}
+    **{f"{side}_app.py": f"from nnunet_dante.federation.flower import {side}_app\n\napp = {side}_app  # Flower looks for it\n"
+       for side in ("server", "client")}}
 _PYPROJECT = """\
 [project]
 name = "{name}"

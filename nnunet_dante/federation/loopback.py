@@ -78,7 +78,7 @@ class Loopback:
     def start_node(self, name: str, dataset: str) -> None:
         """Start the SuperNode of a site whose data set has joined the federation."""
         self._start(name, ["flower-supernode", *self.node_options, "--superlink", f"127.0.0.1:{self.port}", "--port",
-                           str(free_port()), "--node-config", f'dataset="{dataset}"', _NO_INSTALL])
+                           str(free_port()), "--node-config", f'dataset="{dataset}"'])
 
     def run(self, folder: Path, *, seconds: float, settings: Mapping[str, float] | None = None) -> str:
         """Run the federation in `folder`, and return what the server said.

@@ -39,7 +39,7 @@ def test_the_folder_is_a_flower_app_without_the_network(root):
     app = (sites.folder / "pyproject.toml").read_text()
     assert 'serverapp = "federated.server_app:app"' in app and str(sites.folder) in app
     assert '"model/**"' in app and "min-sites" in app
-    assert "client_app as app" in (sites.folder / "federated" / "client_app.py").read_text()
+    assert "app = client_app" in (sites.folder / "federated" / "client_app.py").read_text()
 
 
 def test_equal_federations_have_equal_starts(root):
