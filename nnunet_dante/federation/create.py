@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ from ..types import PathLike, StateDict
 from .settings import CHECKPOINT, MODEL, RUN, SETTINGS, START, Settings
 from .state import trained_tensors
 
-_APP = "federated"
+_APP, _APP_NAME = "federated", re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 _MODULES = {  # file: text
     "__init__.py": '"""The Flower app of this federation; all code is in nnunet_dante.federation."""\n',
-    **{f"{side}_app.py": f"from nnunet_dante.federation.flower import {side}_app\n\napp = {side}_app  # Flower looks for it\n"
+    **{f"{side}_app.py": f"from nnunet_dante.federation.flower import {side}_app\n\napp = {side}_app\n"
        for side in ("server", "client")}}
 _PYPROJECT = """\
 [project]
@@ -88,6 +89,9 @@ def new_federation(folder: PathLike, donor: PathLike, *, labels: Sequence[str] =
         DonorError, UntrustedFileError, ConfigurationError: the donor or an override cannot be used.
     """
     folder = Path(folder)
+    if not _APP_NAME.fullmatch(folder.resolve().name):
+        raise FederationError(f"the folder of the federation is called {folder.resolve().name!r}; Flower allows up to "
+                              "32 letters, digits and hyphens, and a letter first. Choose another name.")
     if (folder / SETTINGS).exists():
         raise FederationError(f"{folder} holds a federation already; choose another folder, or delete it if no site "
                               "has joined it.")
@@ -101,7 +105,7 @@ def new_federation(folder: PathLike, donor: PathLike, *, labels: Sequence[str] =
     trained = _method(method, given)
     content, weights = _with_labels(opened, labels)
     network, names = _adapted(opened, content, weights, trained)
-    asked = {"name": _app_name(folder), "configuration": opened.configuration, "method": method, "rounds": rounds,
+    asked = {"name": folder.resolve().name, "configuration": opened.configuration, "method": method, "rounds": rounds,
              "averaging": averaging, "local": list(dict.fromkeys(local)), "epochs": epochs, "prox": float(prox),
              "overrides": given}
     found = {"labels": head_names(content), "known": head_names(opened.dataset_json),
@@ -227,10 +231,6 @@ def _header(donor: Donor, content: dict[str, Any], weights: StateDict, network: 
         **({} if axes is None else {"inference_allowed_mirroring_axes": list(axes) or None}),
         "init_args": {"plans": _plans(donor, {}), "configuration": donor.configuration, "fold": "all",
                       "dataset_json": content}}
-
-
-def _app_name(folder: Path) -> str:
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "fed"
 
 
 def _write_app(folder: Path, donor: Donor, shared: Settings) -> None:

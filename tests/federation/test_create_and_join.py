@@ -77,6 +77,12 @@ def test_a_federation_is_never_overwritten(root):
         new_federation(root / "federation", root)
 
 
+@pytest.mark.parametrize("name", ["my_federation", "2-sites", "a" * 33])
+def test_names_that_flower_refuses_are_refused_at_once(root, name):
+    with pytest.raises(FederationError, match="letters, digits and hyphens"):
+        new_federation(root / name, root)
+
+
 def test_a_folder_that_was_changed_on_the_way_is_refused(root):
     sites = found(root)
     file = sites.folder / CHECKPOINT
