@@ -31,7 +31,7 @@ from ..peft.low_rank import DecomposedLowRank
 from ..transfers.match import LabelMatch, match_names
 from ..transfers.surgery import head_surgery
 from ..types import PathLike, StateDict
-from .settings import CHECKPOINT, MODEL, RUN, SETTINGS, START, Settings
+from .settings import CHECKPOINT, MODEL, SETTINGS, START, Settings
 from .state import trained_tensors
 
 _APP, _APP_NAME = "federated", re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
@@ -48,7 +48,7 @@ dependencies = []  # every machine has nnunet-dante[flower] {version} installed
 
 [tool.flwr.app]
 publisher = "nnunet-dante"
-fab-exclude = ["{model}/**", "{run}/**", "{settings}"]  # the network does not travel: every site has this folder
+fab-include = ["{app}/*.py"]  # nothing else travels: every site has this folder
 
 [tool.flwr.app.components]
 serverapp = "{app}.server_app:app"
@@ -238,5 +238,5 @@ def _write_app(folder: Path, donor: Donor, shared: Settings) -> None:
         write_text_atomically(text, folder / _APP / file)
     write_text_atomically(_PYPROJECT.format(
         name=shared.name, donor="".join(c for c in donor.source if c not in '"\\'), method=shared.method,
-        averaging=shared.averaging, version=__version__, model=MODEL, run=RUN, settings=SETTINGS, app=_APP,
+        averaging=shared.averaging, version=__version__, app=_APP,
         folder=json.dumps(str(folder.resolve()))), folder / "pyproject.toml")

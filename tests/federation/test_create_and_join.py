@@ -38,7 +38,7 @@ def test_the_folder_is_a_flower_app_without_the_network(root):
     sites = found(root)
     app = (sites.folder / "pyproject.toml").read_text()
     assert 'serverapp = "federated.server_app:app"' in app and str(sites.folder) in app
-    assert '"model/**"' in app and "min-sites" in app
+    assert 'fab-include = ["federated/*.py"]' in app and "min-sites" in app
     assert "app = client_app" in (sites.folder / "federated" / "client_app.py").read_text()
 
 
