@@ -125,20 +125,14 @@ class _Look:
             for name, value in labels.items()) + "</div>", sanitize=False)
         with ui.element("div").classes("split"):
             for name in _LAYERS:
-                self._slider(name, 0.6 if name == "adapted" else 0.0)
-            with ui.element("div"):
-                ui.label("Window of the image").classes("quiet")
-                self.window = ui.range(min=0, max=1, step=0.01, value={"min": 0, "max": 1}).props(
-                    'aria-label="Window of the image"')
-                self.window.on_value_change(lambda e: self.viewer.window(e.value["min"], e.value["max"]))
+                value = 0.6 if name == "adapted" else 0.0
+                self.viewer.opacity(name, value)
+                _slider(f"Opacity of {name}", value).on_value_change(
+                    lambda e, name=name: self.viewer.opacity(name, e.value))
+            black, white = _slider("Black is this share of the image's range", 0.0), _slider("White is this share", 1.0)
+            for slider in (black, white):
+                slider.on_value_change(lambda: self.viewer.window(black.value, max(white.value, black.value + 0.01)))
         self.show()
-
-    def _slider(self, name: str, value: float) -> None:
-        with ui.element("div"):
-            ui.label(f"Opacity of {name}").classes("quiet")
-            slider = ui.slider(min=0, max=1, step=0.05, value=value).props(f'aria-label="Opacity of {name}"')
-            slider.on_value_change(lambda e: self.viewer.opacity(name, e.value))
-            self.viewer.opacity(name, value)
 
     def _titled(self, case: str) -> str:
         scores = ", ".join(f"{name} {dice:.2f}" for name, dice in self.dice.get(case, {}).items())
@@ -152,6 +146,12 @@ class _Look:
                                  Path())}
         self.viewer.show(self.run.raw / "imagesTr" / f"{case}_0000{self.ending}",
                          {key: path for key, path in masks.items() if path.is_file()})
+
+
+def _slider(name: str, value: float) -> ui.slider:
+    with ui.element("div"):
+        ui.label(name).classes("quiet")
+        return ui.slider(min=0, max=1, step=0.05, value=value).props(f'aria-label="{name}"')
 
 
 class _Strength:

@@ -27,7 +27,7 @@ RECORD, LOG = "adapt.json", "adapt.log"
 _TAIL = 16_384  # bytes of a log that are shown
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _WRITTEN = {RECORD, LOG, *OWN_FILES, "logs", "predictions", "report.md", "report.html", "results.json", "tables.json",
-            "tables", "plots", "panels", "model.zip", "adapter.safetensors"}
+            "tables", "plots", "panels", "model.zip", "adapter.safetensors", "confidence_unseen.csv"}
 _started: list[subprocess.Popen] = []  # kept so that ended ones are taken off the system's list of processes
 
 
@@ -204,7 +204,8 @@ def delete(run: Run) -> list[str]:
     """
     if process_in(run.folder) is not None:
         raise ConfigurationError(f"The run in {run.folder} is running. Stop it first.")
-    written = {*_WRITTEN, *(str(name) for name in run.done.get("files", {}).values() if name)}
+    names = [str(name) for name in run.done.get("files", {}).values() if name]
+    written = {*_WRITTEN, *names, *(f"{name.removesuffix('.model')}.json" for name in names if name.endswith(".model"))}
     for name in _FOLDERS:  # an adaptation makes them for one data set; a folder that holds more is not its own
         if {entry.name for entry in _entries(run.folder / name)} <= {*run.datasets}:
             written.add(name)

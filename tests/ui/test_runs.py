@@ -98,7 +98,7 @@ def test_the_process_goes_on_when_its_starter_is_killed(tmp_path):
 
 def test_only_what_the_run_wrote_is_deleted(tmp_path):
     folder = write(tmp_path / "run", DONE | {"files": FILES})
-    for name in ("model.zip", "A.model", "report.html", "logs/1.log", "notes.txt", "nnUNet_results/Dataset001_A/x",
+    for name in ("model.zip", "A.model", "A.json", "confidence_unseen.csv", "report.html", "logs/1.log", "notes.txt", "nnUNet_results/Dataset001_A/x",
                  "nnUNet_preprocessed/Dataset002_Other/x", "nnUNet_preprocessed/Dataset001_A/x"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
