@@ -53,8 +53,8 @@ def test_images_smaller_than_the_patch_are_padded_with_zeros(nnunet_paths):
 
 
 def test_a_case_without_the_label_is_cut_all_the_same(nnunet_paths):
-    cut = cut_patches(cases_of(nnunet_paths, values=()), tiny.plans("D"), "3d_fullres", PLAIN, ["organ"])
-    assert not cut[0].labels.any()
+    cut = cut_patches(cases_of(nnunet_paths, values=(1,)), tiny.plans("D"), "3d_fullres", PLAIN, ["lesion"])
+    assert (cut[0].labels == 1).any() and not (cut[0].labels == 2).any()
 
 
 def test_second_stage_of_a_cascade_is_refused(nnunet_paths):

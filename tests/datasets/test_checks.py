@@ -35,6 +35,13 @@ def test_a_mask_at_another_place_than_its_image_is_named(dataset):
     assert "different places in space" in warning and "1 of 3 cases: case_001." in warning
 
 
+def test_masks_that_hold_no_label_at_all_are_refused(dataset):
+    for path in (dataset / "labelsTr").iterdir():
+        rewrite(path, lambda voxels, affine: (np.zeros_like(voxels), affine))
+    with pytest.raises(TransferError, match="No mask of the 3 cases holds a label"):
+        open_target(901)
+
+
 def test_a_mask_of_another_size_is_refused_by_name(dataset):
     rewrite(dataset / "labelsTr" / "case_002.nii.gz", lambda voxels, affine: (voxels[:-1], affine))
     with pytest.raises(TransferError, match=r"differ in size: case_002 \(20 x 24 x 18 and 19 x 24 x 18\)"):
