@@ -150,6 +150,7 @@ def write_raw_dataset(raw: Path, *, dataset_id: int = 901, name: str = "Tiny", n
         start = rng.integers(2, 5, 3)
         for depth, value in enumerate(values):
             a, b = start + 2 * depth, start + np.array(shape) // 2 - 2 * depth
+            a[np.equal(shape, 1)], b[np.equal(shape, 1)] = 0, 1
             mask[a[0]:b[0], a[1]:b[1], a[2]:b[2]] = value
         for channel in range(len(content["channel_names"])):
             image = (mask * (0.5 + channel) + offset + rng.normal(0, 0.1, shape)).astype(np.float32)

@@ -323,7 +323,7 @@ def test_damaged_plans_of_the_same_name_are_named(place, text):
 
 
 def test_two_dimensional_images_are_refused_for_a_three_dimensional_donor(place):
-    place = place(shape=(20, 24, 1), values=())
+    place = place(shape=(20, 24, 1))
     with pytest.raises(TransferError, match="holds 2D images .* 3D with patch"):
         transfer(place.donor(), place.dataset)
 
