@@ -15,10 +15,11 @@ from .plan import show_plan
 from .result import show_comparison, show_result
 from .roots import Roots
 from .start import show_start
-from .viewer import add_viewer
+from .viewer import FRESH, add_viewer
 
-_FOREIGN = {"Content-Security-Policy": "sandbox allow-same-origin; default-src 'none'; img-src 'self' data:; style-src "
-                                       "'unsafe-inline'; frame-ancestors 'self'"}
+_FOREIGN = {**FRESH, "Content-Security-Policy": (
+    "sandbox allow-same-origin; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
+    "frame-ancestors 'self'")}
 
 
 def add_pages(roots: Roots) -> None:

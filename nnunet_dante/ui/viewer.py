@@ -18,6 +18,7 @@ from ..datasets.views import COLOURS
 from ..errors import DanteError
 from .roots import Roots
 
+FRESH = {"Cache-Control": "no-cache"}  # the browser asks whether a file has changed: masks are predicted again
 _AS_IS = (".nii.gz", ".nii")
 _ENCODED = re.compile(r'"((?:[A-Za-z0-9_.!~*\'()-]|%[0-9A-F]{2}){500000,})"')
 
@@ -99,7 +100,7 @@ def add_viewer(roots: Roots) -> None:
         if not found.is_file():
             return PlainTextResponse(f"{found} is no file.", 404)
         if found.name.endswith(_AS_IS):
-            return FileResponse(found, media_type="application/octet-stream")
+            return FileResponse(found, media_type="application/octet-stream", headers=FRESH)
         return _converted(found)
 
 
@@ -112,6 +113,6 @@ def _converted(path: Path) -> Response:
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / "volume.nii"
             SimpleITK.WriteImage(SimpleITK.JoinSeries(image) if image.GetDimension() == 2 else image, str(written))
-            return Response(written.read_bytes(), media_type="application/octet-stream")
+            return Response(written.read_bytes(), media_type="application/octet-stream", headers=FRESH)
     except RuntimeError as error:
         return PlainTextResponse(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}", 422)

@@ -37,7 +37,8 @@ def test_volumes_are_sent_as_they_are_or_as_nifti(tmp_path):
         async with user_simulation(root=lambda: None) as user:
             add_viewer(Roots.given([tmp_path]))
             get = user.http_client.get
-            assert (await get(f"/volume{tmp_path}/a.nii.gz")).content == (tmp_path / "a.nii.gz").read_bytes()
+            answer = await get(f"/volume{tmp_path}/a.nii.gz")
+            assert answer.content == (tmp_path / "a.nii.gz").read_bytes() and answer.headers["cache-control"] == "no-cache"
             for name, wanted in (("b.nrrd", voxels), ("c.mha", voxels), ("d.png", voxels[:1])):
                 (tmp_path / "got.nii").write_bytes((await get(f"/volume{tmp_path}/{name}")).content)
                 np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "got.nii"))), wanted)
