@@ -77,8 +77,8 @@ def check_masks(cases: Mapping[str, Case], dataset_json: DatasetJson, reader: ty
     if len(cases) > _MAX_MASKS_READ or not unused:
         return []
     if len(unused) == len(manager.foreground_labels):
-        raise TransferError(f"No mask of the {counted(len(cases), 'case')} holds a label: all voxels are background. Are "
-                            "these the right masks?")
+        raise TransferError(f"No mask of the {counted(len(cases), 'case')} holds a label: all voxels are background. "
+                            "Are these the right masks?")
     names = [n for n, v in dataset_json["labels"].items() if set(np.ravel(v)) <= set(unused)]
     return [f"no case holds {', '.join(names)}: what the donor knows of it may be forgotten"] if names else []
 

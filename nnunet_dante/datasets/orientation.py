@@ -135,18 +135,19 @@ def compare_orientations(found: Mapping[str, str], donor: Orientation) -> tuple[
     A network that learned from images stored one way does not know the same structures mirrored or turned.
     """
     counts = Counter(found.values())
-    mine = ", ".join(f"{codes} ({n} case{'s' * (n != 1)})" for codes, n in counts.most_common()) or "unknown"
-    seen = "unknown" if donor.assumed else "none (its files have no orientation)" if donor.as_shown else donor.codes
-    text = f"images {mine}; the donor's {seen}" + ("" if donor.assumed else f" ({donor.known_from})")
+    mine = ", ".join(f"{codes} ({n} case{'s' * (n != 1)})" for codes, n in counts.most_common()) or "not known"
+    codes = "none (its files have no orientation)" if donor.as_shown else donor.codes
+    theirs = "not known" if donor.assumed else f"{codes} ({donor.known_from})"
+    text = f"your images {mine}; the donor's images {theirs}"
     if not counts or donor.as_shown:
         return text, []
     wanted = counts.most_common(1)[0][0] if donor.assumed else donor.codes
     differing = [name for name, codes in found.items() if codes != wanted]
     if not differing:
         return text, []
-    theirs = "most of your images are" if donor.assumed else "the donor saw"
+    usual = "most of your images are" if donor.assumed else "the donor saw"
     which = "all" if len(differing) == len(found) else f"{len(differing)} of {len(found)}"
     shown = ", ".join(f"{name} ({found[name]})" for name in differing[:3]) + (", ..." if len(differing) > 3 else "")
-    return text, [f"{which} cases are stored in another orientation than {theirs} ({wanted}): {shown}. To the network "
+    return text, [f"{which} cases are stored in another orientation than {usual} ({wanted}): {shown}. To the network "
                   f"they look mirrored or turned. Store images and masks as "
                   f"{wanted}, for example with SimpleITK.DICOMOrient(image, {wanted!r})"]

@@ -81,7 +81,7 @@ def cases(tmp_path):
 
 def test_cases_that_lie_otherwise_than_the_donors_are_named(cases):
     text, warnings = compare_orientations(case_orientations(cases, "SimpleITKIO"), Orientation("RAS", "20 of 20 files"))
-    assert text == "images RAS (3 cases), LAS (2 cases); the donor's RAS (20 of 20 files)"
+    assert text == "your images RAS (3 cases), LAS (2 cases); the donor's images RAS (20 of 20 files)"
     assert "2 of 5 cases" in warnings[0] and "1 (LAS), 3 (LAS)" in warnings[0]
     _, warnings = compare_orientations(dict.fromkeys(cases, "LAS"), Orientation("RAS", "x"))
     assert warnings[0].startswith("all cases are stored in another orientation than the donor saw (RAS)")
@@ -89,7 +89,7 @@ def test_cases_that_lie_otherwise_than_the_donors_are_named(cases):
 
 def test_of_an_unknown_donor_only_the_minority_is_named(cases):
     text, warnings = compare_orientations(case_orientations(cases, "SimpleITKIO"), Orientation("RAS", "x", assumed=True))
-    assert "the donor's unknown" in text and "2 of 5 cases" in warnings[0] and "most of your images" in warnings[0]
+    assert text.endswith("the donor's images not known") and "2 of 5 cases" in warnings[0] and "most of your images" in warnings[0]
     assert compare_orientations(dict.fromkeys(cases, "LAS"), Orientation("RAS", "x", assumed=True))[1] == []
 
 

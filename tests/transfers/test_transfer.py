@@ -387,7 +387,7 @@ def test_images_stored_another_way_than_the_donors_are_named(place):
         nibabel.save(nibabel.load(path).as_reoriented([[0, -1], [1, 1], [2, 1]]), path)
         os.utime(path, (written, written))
     report = transfer(folder, place.dataset)
-    assert report.orientation.startswith("images RAS (4 cases), LAS (1 case); the donor's RAS")
+    assert report.orientation.startswith("your images RAS (4 cases), LAS (1 case); the donor's images RAS")
     assert any("1 of 5 cases" in note and "case_001 (LAS)" in note for note in report.notes)
 
 
