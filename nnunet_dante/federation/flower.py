@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ from .wire import packed, unpacked
 
 AGREE, TRAIN, FINISH = "query.agree", "train", "evaluate"
 BEFORE, AFTER = "before ", "after "
-_ATTEMPTS, _AGREE_S = 3, 180.0
+_ATTEMPTS, _AGREE_S, _LOOK_S = 3, 180.0, 2.0
 _log = logging.getLogger("nnunet_dante")
 
 server_app = ServerApp()
@@ -177,11 +178,15 @@ class Server:
             (name,) = self.grid.push_messages([Message(content, dst_node_id=node, message_type=kind, ttl=seconds + 60)])
             if name:
                 waiting[name] = node
-        until = time.monotonic() + seconds
+        until, fetching = time.monotonic() + seconds, dict[str, _Fetch]()
         while waiting and time.monotonic() < until:
             arrived = False
             for name in list(waiting):
-                for reply in self.grid.pull_messages([name]):
+                fetch = fetching.pop(name, None) or _Fetch(self.grid, name)
+                fetch.join(_LOOK_S)
+                if fetch.is_alive():
+                    fetching[name] = fetch  # still arriving, or its site was killed while it sent: others go on
+                for reply in fetch.result():
                     arrived = True
                     yield waiting.pop(name), reply
             if waiting and not arrived:
@@ -191,6 +196,33 @@ class Server:
 
     def _say(self, text: str) -> None:
         print(printable(text), flush=True)  # `flwr run --stream` shows it
+
+
+class _Fetch(threading.Thread):
+    """Fetches a reply, if it is there, in a thread of its own.
+
+    Flower waits up to two hours for the tensors of a reply whose site was killed while it sent them.
+    """
+
+    def __init__(self, grid: Grid, name: str):
+        super().__init__(daemon=True)
+        self._grid, self._name = grid, name
+        self._replies: list[Message] = []
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Fetch; an error is kept for `result`."""
+        try:
+            self._replies = list(self._grid.pull_messages([self._name]))
+        except Exception as error:  # whatever Flower's connection raises
+            self._error = error
+
+    def result(self) -> list[Message]:
+        """Return the reply if it has arrived whole; raise what Flower has raised."""
+        if self._error is not None:
+            raise self._error
+        return [] if self.is_alive() else self._replies
 
 
 def _arrays(tensors: ReadOnlyStateDict) -> ArrayRecord:

@@ -255,6 +255,21 @@ def test_a_site_that_never_answers_is_left_out(fresh):
     assert "did not answer" in running.coordinator.history["rounds"][0]["left_out"]["silent"]
 
 
+def test_a_site_that_was_killed_while_it_sent_does_not_hold_up_the_others(monkeypatch):
+    """Flower then waits in pull_messages for tensors that never come."""
+    monkeypatch.setattr(flower, "_LOOK_S", 0.05)
+
+    def answer(message):
+        if message.metadata.dst_node_id == 1:
+            time.sleep(30)
+        return Message(RecordDict(), reply_to=message)
+
+    running = flower.Server(LocalGrid({1: answer, 2: answer, 3: answer}), None, wait_s=1, round_s=1, poll_s=0.01)
+    began = time.monotonic()
+    answered = [node for node, _ in running._ask({node: (flower.AGREE, RecordDict()) for node in (1, 2, 3)}, 1.0)]
+    assert answered == [2, 3] and time.monotonic() - began < 5
+
+
 def test_too_few_sites_end_with_an_error_that_names_those_that_came(fresh):
     with pytest.raises(FederationError, match=r"1 sites are there \(a\), and 2 are needed"):
         server(fresh, {1: fake(fresh, "a")}).run()
