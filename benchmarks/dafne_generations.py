@@ -1,11 +1,12 @@
 """Dice on held-out cases over generations of learn, upload and merge in Dafne (Santini 2025: +0.007 a generation).
 
-    python benchmarks/dafne_generations.py DECATHLON/Task04_Hippocampus [--out benchmarks/results] [--generations 4]
+    python benchmarks/dafne_generations.py DECATHLON/Task04_Hippocampus WORK [--out benchmarks/results] [--seeds 3]
 
-A small network is pretrained on a few cases with stock nnU-Net and exported. In each generation one user corrects ten
-volumes that nobody used before; the client hands over one label of each, as it does; the model learns inside dafne-dl
-in a process without nnunet_dante; the server merges 0.5 * canonical + 0.5 * upload. Held-out cases are only scored.
-Cases are split by runs of consecutive ids, because neighbours may be two sides of one person.
+For each seed, a small network is pretrained on a few cases with stock nnU-Net and exported. In each generation one user
+corrects ten volumes that nobody used before; the client hands over one label of each, as it does, the labels taking
+turns; the model learns inside dafne-dl in a process without nnunet_dante; the server merges 0.5 * canonical +
+0.5 * upload. Held-out cases are only scored. The seed draws who gets which cases, by runs of consecutive ids, because
+neighbours may be two sides of one person. Stopped at any moment, the same command goes on from what lies in WORK.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
+import shutil
 import subprocess
 import sys
-import tempfile
 from datetime import date
 from pathlib import Path
 
 import nibabel
+import numpy as np
 import torch
+from scipy import stats
 
 from nnunet_dante.adaptation.steps import Steps
 from nnunet_dante.dafne.export import export_model
@@ -31,16 +35,18 @@ from nnunet_dante.demo.run import _small as small_plans  # nnU-Net's plans with 
 LABELS = {"background": 0, "Anterior": 1, "Posterior": 2}
 DATASET, PLANS, TRAINER = "Dataset804_Hippocampus", "nnUNetDemoPlans", "nnUNetTrainer_5epochs"
 
-# argv: dafne-dl, home, model, JSON of the split, folder with imagesTr and labelsTr, JSON to write
+# argv: dafne-dl, home, model, JSON of the split, folder with imagesTr and labelsTr, folder to write to
 GENERATIONS = """
-import json, os, sys
+import json, os, sys, time
 for name in ("nnunet_dante", "nnunetv2", "dynamic_network_architectures"):
     sys.modules[name] = None
-packages, home, model_file, split, data, result = sys.argv[1:]
+packages, home, model_file, split, data, out = sys.argv[1:]
 sys.path.insert(0, packages)
 os.environ["HOME"] = os.environ["XDG_CONFIG_HOME"] = home
 import nibabel
 import numpy as np
+import torch
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from dafne_dl.model_loaders import generic_load_model
 split, labels = json.load(open(split)), {"Anterior": 1, "Posterior": 2}
@@ -68,32 +74,59 @@ def corrected(cases, label):
     masks = [np.moveaxis(np.asarray(volume("labelsTr", c).dataobj) == labels[label], 2, 0) for c in cases]
     return data, {i: {label: m.astype(np.uint8)} for i, m in enumerate(masks)}
 
+def replace(name, write):
+    with open(os.path.join(out, name + ".part"), "wb") as stream:
+        write(stream)
+    os.replace(stream.name, os.path.join(out, name))
+
+record = os.path.join(out, "generations.json")
+generations = json.load(open(record)) if os.path.exists(record) else []
+if len(generations) > 1:
+    model_file = os.path.join(out, f"merged_{len(generations) - 1}.model")
 with open(model_file, "rb") as stream:
     canonical = generic_load_model(stream, install_deps=False)
-generations = [{"label": None, "merged": scores(canonical).tolist()}]
-for number, cases in enumerate(split["users"]):
-    label = list(labels)[number % 2]
+if not generations:
+    generations.append({"label": None, "merged": scores(canonical).tolist()})
+for number in range(len(generations), len(split["users"]) + 1):
+    label = list(labels)[(number - 1) % 2]
     upload = canonical.copy()
-    data_given, masks_given = corrected(cases, label)
-    upload.incremental_learn(data_given, masks_given, 1, 10)
+    began = time.monotonic()
+    upload.incremental_learn(*corrected(split["users"][number - 1], label), 1, 10)
+    seconds = round(time.monotonic() - began, 1)
     upload.reset_timestamp()
     canonical = canonical * 0.5 + upload * 0.5
-    generations.append({"label": label, "upload": scores(upload).tolist(), "merged": scores(canonical).tolist()})
-    means = [float(np.mean(g["merged"])) for g in generations]
-    print("generation", number + 1, "corrected", label, "mean Dice", round(means[-1], 4), flush=True)
-    json.dump(generations, open(result, "w"))
+    replace(f"merged_{number}.model", canonical.dump)
+    generations.append({"label": label, "merged": scores(canonical).tolist(), "seconds_to_learn": seconds})
+    replace("generations.json", lambda stream: stream.write(json.dumps(generations).encode()))
+    print("generation", number, "corrected", label, "Dice", np.mean(generations[-1]["merged"], 0).round(4), flush=True)
 """
 
 
-def split_cases(data: Path, *, generations: int, pretrain: int, held_out: int) -> dict:
-    cases = sorted(f.name.removesuffix(".nii.gz") for f in (data / "imagesTr").glob("hippocampus_*.nii.gz"))
-    middle = cases[pretrain:len(cases) - held_out]
-    return {"pretrain": cases[:pretrain], "held_out": cases[len(cases) - held_out:],
-            "users": [middle[10 * g:10 * g + 10] for g in range(generations)]}
+def split_cases(data: Path, seed: int, *, generations: int, pretrain: int, held_out: int) -> dict:
+    groups: list[list[str]] = []
+    for case in sorted(f.name.removesuffix(".nii.gz") for f in (data / "imagesTr").glob("hippocampus_*.nii.gz")):
+        if groups and int(case[-3:]) == int(groups[-1][-1][-3:]) + 1:
+            groups[-1].append(case)
+        else:
+            groups.append([case])
+    random.Random(seed).shuffle(groups)
+    held, start = taken(groups, held_out), taken(groups, pretrain)
+    rest = sum(groups, [])
+    return {"held_out": held, "pretrain": start, "users": [rest[10 * g:10 * g + 10] for g in range(generations)]}
 
 
-def pretrain(steps: Steps, data: Path, split: dict) -> Path:
-    """Train a small network on the first cases with stock nnU-Net; all cases lie in imagesTr for the script above."""
+def taken(groups: list[list[str]], count: int) -> list[str]:
+    """Remove whole groups of at most `count` cases together from `groups`, and return their cases."""
+    cases: list[str] = []
+    for group in list(groups):
+        if len(cases) + len(group) <= count:
+            cases += group
+            groups.remove(group)
+    return sorted(cases)
+
+
+def pretrain(steps: Steps, data: Path, split: dict) -> None:
+    """Train a small network with stock nnU-Net and export it; all cases lie in imagesTr for the script above."""
     raw = steps.out / "nnUNet_raw" / DATASET
     for folder, suffix in (("imagesTr", "_0000"), ("labelsTr", "")):
         (raw / folder).mkdir(parents=True)
@@ -111,45 +144,77 @@ def pretrain(steps: Steps, data: Path, split: dict) -> Path:
     for folder, suffix in (("imagesTr", "_0000"), ("labelsTr", "")):
         for case in (*split["held_out"], *sum(split["users"], [])):
             (raw / folder / f"{case}{suffix}.nii.gz").symlink_to((data / folder / f"{case}.nii.gz").resolve())
-    return steps.out / "nnUNet_results" / DATASET / f"{TRAINER}__{PLANS}__3d_fullres"
-
-
-def learn_and_merge(work: Path, model: Path, data: Path, split: dict) -> list[dict]:
-    """Export `model` and run the generations in a process without this package."""
     first = nibabel.load(data / "imagesTr" / f"{split['pretrain'][0]}.nii.gz")
-    export_model(model, work / "Hippocampus.model", orientation="".join(nibabel.aff2axcodes(first.affine)))
-    (work / "split.json").write_text(json.dumps(split))
-    subprocess.run([sys.executable, "-c", GENERATIONS, install_dafne(writable_cache(work)), work / "home",
-                    work / "Hippocampus.model", work / "split.json", work / "nnUNet_raw" / DATASET,
-                    work / "generations.json"], check=True)
+    model = steps.out / "nnUNet_results" / DATASET / f"{TRAINER}__{PLANS}__3d_fullres"
+    export_model(model, steps.out / "Hippocampus.model", orientation="".join(nibabel.aff2axcodes(first.affine)),
+                 tile_step=1.0)
+
+
+def learn_and_merge(work: Path, data: Path, split: dict) -> list[dict]:
+    """Pretrain where that has not been done, and run the generations in a process without this package."""
+    model, divided = work / "Hippocampus.model", work / "split.json"
+    if not model.exists() or json.loads(divided.read_text()) != split:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        divided.write_text(json.dumps(split))
+        pretrain(Steps(work, total=1), data, split)
+    subprocess.run([sys.executable, "-c", GENERATIONS, install_dafne(writable_cache(work)), work / "home", model,
+                    divided, work / "nnUNet_raw" / DATASET, work], check=True)
     return json.loads((work / "generations.json").read_text())
 
 
-def write(out: Path, split: dict, generations: list[dict]) -> None:
-    means = [sum(map(sum, g["merged"])) / (2 * len(g["merged"])) for g in generations]
+def slope(means: np.ndarray) -> dict:
+    """Least squares of Dice (seeds, generations) on the number of the generation, with an intercept for each seed."""
+    seeds, count = means.shape
+    x = np.arange(count) - (count - 1) / 2
+    y = means - means.mean(1, keepdims=True)
+    each = y @ x / (x @ x)
+    free = seeds * (count - 1) - 1
+    error = np.sqrt(((y - each.mean() * x) ** 2).sum() / free / (seeds * (x @ x)))
+    half = float(stats.t.ppf(0.975, free) * error)
+    return {"per_generation": round(float(each.mean()), 4), "of_each_seed": each.round(4).tolist(),
+            "interval_95": [round(float(each.mean()) - half, 4), round(float(each.mean()) + half, 4)]}
+
+
+def uncorrected(seeds: list[list[dict]]) -> dict:
+    """Change of a label's mean Dice in the generations in which the other label was corrected."""
+    result = {}
+    for column, name in enumerate(("Anterior", "Posterior")):
+        changes = [[round(float(np.mean(after["merged"], 0)[column] - np.mean(before["merged"], 0)[column]), 4)
+                    for before, after in zip(run, run[1:]) if after["label"] != name] for run in seeds]
+        result[name] = {"each": changes, "sum": [round(sum(c), 4) for c in changes],
+                        "mean_sum": round(float(np.mean([sum(c) for c in changes])), 4),
+                        "worst": min(min(c) for c in changes)}
+    return result
+
+
+def write(out: Path, splits: list[dict], seeds: list[list[dict]]) -> None:
+    means = np.array([[np.mean(g["merged"], 0) for g in run] for run in seeds])  # (seeds, generations, labels)
+    seconds = [g["seconds_to_learn"] for run in seeds for g in run[1:]]
     out.mkdir(parents=True, exist_ok=True)
     (out / "dafne_generations.json").write_text(json.dumps(
         {"date": date.today().isoformat(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-         "mean_dice": [round(m, 4) for m in means],
-         "gain_per_generation": round((means[-1] - means[0]) / max(1, len(means) - 1), 4), "split": split,
-         "labels": ["Anterior", "Posterior"], "generations": generations}, indent=1))
-    plot(generations, out / "dafne_generations.png")
+         "labels": ["Anterior", "Posterior"], "mean_dice": means.mean(2).round(4).tolist(),
+         "slope": slope(means.mean(2)), "uncorrected": uncorrected(seeds), "dice_by_label": means.round(4).tolist(),
+         "seconds_to_learn": {"median": float(np.median(seconds)), "most": max(seconds)}, "splits": splits}, indent=1))
+    plot(means, out / "dafne_generations.png")
 
 
-def plot(generations: list[dict], file: Path) -> None:
+def plot(means: np.ndarray, file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    merged = [g["merged"] for g in generations]
-    for column, (name, colour) in enumerate((("Anterior", "#E69F00"), ("Posterior", "#0072B2"))):
-        axis.plot([sum(r[column] for r in rows) / len(rows) for rows in merged], "o-", color=colour, label=name)
-    axis.plot([sum(map(sum, rows)) / (2 * len(rows)) for rows in merged], "s-", color="black", label="mean")
-    axis.set_xticks(range(len(merged)), ["start", *(f"{i}\n{g['label']}" for i, g in enumerate(generations) if i)])
-    axis.set(xlabel="generation, and the label its user corrected",
-             ylabel=f"Dice of the merged model,\n{len(merged[0])} held-out cases")
+    curves = (("Anterior", "#E69F00", means[..., 0]), ("Posterior", "#0072B2", means[..., 1]),
+              ("mean", "black", means.mean(2)))
+    for name, colour, values in curves:
+        axis.plot(values.T, color=colour, linewidth=0.7, alpha=0.5)
+        axis.plot(values.mean(0), "o-", color=colour, label=name)
+    axis.set_xticks(range(means.shape[1]), ["start", *(f"{i}\n{'PA'[i % 2]}" for i in range(1, means.shape[1]))])
+    axis.set(xlabel="generation, and the label its user corrected (A, P)",
+             ylabel="Dice of the merged model, held-out cases")
     axis.grid(axis="y", color="0.9")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(file, dpi=130)
@@ -158,20 +223,18 @@ def plot(generations: list[dict], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--generations", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--generations", type=int, default=10)
     parser.add_argument("--pretrain", type=int, default=6)
     parser.add_argument("--held-out", type=int, default=20)
     options = parser.parse_args()
-    split = split_cases(options.data, generations=options.generations, pretrain=options.pretrain,
-                        held_out=options.held_out)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        steps = Steps(work, total=2)
-        model = pretrain(steps, options.data, split)
-        steps.announce(f"{options.generations} generations of learning from ten volumes and merging")
-        generations = learn_and_merge(work, model, options.data, split)
-    write(options.out, split, generations)
+    splits = [split_cases(options.data, seed, generations=options.generations, pretrain=options.pretrain,
+                          held_out=options.held_out) for seed in range(options.seeds)]
+    runs = [learn_and_merge(options.work.resolve() / f"seed{seed}", options.data, split)
+            for seed, split in enumerate(splits)]
+    write(options.out, splits, runs)
 
 
 if __name__ == "__main__":

@@ -95,15 +95,16 @@ def cut(case, patch, rng):
 
 
 def completed(target, logits, settings):
-    """Return the target, with labels that the user did not draw as the network predicted them before learning.
+    """Return probabilities (batch, heads, *patch): the user's masks, and elsewhere what the old network predicts.
 
-    Returns integers (batch, *patch) for a softmax network, zeros and ones (batch, heads, *patch) for regions.
+    In a softmax network, the labels that the user drew are impossible outside their masks (-1: not drawn); the others
+    keep their proportions there. So a network that predicts a label as before has nothing to learn about it.
     """
     if settings["region_order"]:
-        return torch.where(target >= 0, target, (logits > 0).to(target.dtype)).float()
+        return torch.where(target >= 0, target, torch.sigmoid(logits))
     logits = logits.clone()
-    logits[:, 1:][target >= 0] = -torch.inf  # the drawn labels' masks say where they are and where they are not
-    result = logits.argmax(1)
-    for row in range(target.shape[1]):
-        result[target[:, row] == 1] = row + 1
-    return result
+    logits[:, 1:][target >= 0] = -torch.inf
+    drawn = target.clamp_min(0).float()
+    count = drawn.sum(1, keepdim=True)
+    masks = torch.cat((torch.zeros_like(count), drawn), 1) / count.clamp_min(1)
+    return torch.where(count > 0, masks, torch.softmax(logits, 1))

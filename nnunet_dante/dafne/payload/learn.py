@@ -17,21 +17,27 @@ import torch
 
 from .cases import annotated, completed, cut, prepare
 
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+FEWEST_IMAGES = 4  # to learn from one half and to judge on the other
 
-def loss_of(logits, target, inside, settings):
-    """Cross-entropy plus 1 - soft Dice over the foreground, both over the voxels `inside` the image (batch, *patch)."""
+
+def loss_of(logits, complete, inside, settings):
+    """Cross-entropy plus 1 - soft Dice over the foreground, both over the voxels `inside` the image (batch, *patch).
+
+    `complete` comes from `completed`. The form of soft Dice is that of Wang 2023 (arXiv 2303.16296): of a mask p
+    it is 2 p q / (p + q), and of probabilities, too, it is largest where both are equal.
+    """
     functional, weight = torch.nn.functional, inside.float()
     if settings["region_order"]:
-        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+        entropy = functional.binary_cross_entropy_with_logits(logits, complete, reduction="none").mean(1)
         probability = torch.sigmoid(logits)
     else:
-        entropy = functional.cross_entropy(logits, target, reduction="none")
-        probability = torch.softmax(logits, 1)[:, 1:]
-        target = functional.one_hot(target, logits.shape[1]).movedim(-1, 1)[:, 1:].float()
-    axes, weight = [0, *range(2, logits.ndim)], weight[:, None]
-    overlap = (probability * target * weight).sum(axes)
-    total = ((probability + target) * weight).sum(axes)
-    dice = (2 * overlap + 1e-5) / (total + 1e-5)
+        entropy = functional.cross_entropy(logits, complete, reduction="none")
+        probability, complete = torch.softmax(logits, 1)[:, 1:], complete[:, 1:]
+    axes = [0, *range(2, logits.ndim)]
+    total = ((probability + complete) * weight[:, None]).sum(axes)
+    apart = ((probability - complete).abs() * weight[:, None]).sum(axes)
+    dice = (total - apart + 1e-5) / (total + 1e-5)
     return (entropy * inside).sum() / weight.sum().clamp_min(1) + 1 - dice.mean()
 
 
@@ -107,13 +113,12 @@ class Descent:
             tensor.grad = None
 
 
-def batch_loss(student, teacher, batch, device):
-    """Loss of a list of (image, target) patches; labels without a mask are taken from the teacher."""
-    image, target = (torch.stack(part).to(device) for part in zip(*batch))
-    settings = teacher.settings
+def exercise(teacher, patches):
+    """Return images, what to predict there, and which voxels are inside, of a list of (image, target) patches."""
+    device = next(teacher.parameters()).device
+    image, target = (torch.stack(part).to(device) for part in zip(*patches))
     with torch.no_grad():
-        complete = completed(target, teacher(image), settings)
-    return loss_of(student(image), complete, target[:, 0] > -2, settings)
+        return image, completed(target, teacher(image), teacher.settings), target[:, 0] > -2
 
 
 def mirrored(patch, axes, rng):
@@ -122,47 +127,82 @@ def mirrored(patch, axes, rng):
     return tuple(torch.flip(part, dims) for part in patch)
 
 
-def train(student, teacher, trained, cases, batch_size):
-    """Train for the epochs of the settings, at least `min_steps` steps, at most `max_minutes`."""
+def train(student, teacher, trained, cases, batch_size, minutes):
+    """Train for the epochs of the settings, at least `min_steps` steps, at most `minutes`."""
     how, patch = teacher.settings["learning"], teacher.settings["patch"]
-    rng, device, begin = np.random.default_rng(0), next(teacher.parameters()).device, time.monotonic()
+    rng, begin = np.random.default_rng(0), time.monotonic()
     per_epoch = math.ceil(len(cases) / batch_size)
     steps = max(how["epochs"] * per_epoch, how["min_steps"])
     descent = Descent(trained, rate=how["learning_rate"], pull=how["protection"])
     order: list = []
     for step in range(steps):
-        if time.monotonic() - begin > 60 * how["max_minutes"]:
+        if time.monotonic() - begin > 60 * minutes:
             break
         batch = []
         for _ in range(min(batch_size, len(cases))):
             order = order or rng.permutation(len(cases)).tolist()
             batch.append(mirrored(cut(cases[order.pop()], patch, rng), how["mirroring"], rng))
         trained.compose()
-        loss = batch_loss(student, teacher, batch, device)
-        loss.backward()
+        image, complete, inside = exercise(teacher, batch)
+        loss_of(student(image), complete, inside, teacher.settings).backward()
         descent.step(1 - step / steps)
 
 
+def update_from(teacher, cases, batch_size, minutes):
+    """Train a copy of the network on the cases; return {key: change of the weight}."""
+    student = copy.deepcopy(teacher)
+    trained = Trained(student, teacher.settings)
+    train(student, teacher, trained, cases, batch_size, minutes)
+    with torch.no_grad():
+        merged = trained.compose()
+    weights, start = {**student.state_dict(), **merged}, teacher.state_dict()
+    return {key: weights[key].detach() - value for key, value in start.items()}
+
+
+def at_strength(start, update, strength):
+    """Return start + strength * update, weight by weight."""
+    return {key: value + strength * update[key] for key, value in start.items()}
+
+
+@torch.no_grad()
+def losses_at(teacher, update, cases, strengths):
+    """Return, for each strength, the sum of the losses of the patches around the cases' masks."""
+    trial, start, totals = copy.deepcopy(teacher), teacher.state_dict(), [0.0] * len(strengths)
+    for case in cases:
+        image, complete, inside = exercise(teacher, [cut(case, teacher.settings["patch"], None)])
+        for number, strength in enumerate(strengths):
+            trial.load_state_dict(at_strength(start, update, strength))
+            totals[number] += float(loss_of(trial(image), complete, inside, teacher.settings))
+    return totals
+
+
 def improve(model, data, outputs, batch_size):
-    """Train a copy of the network; return its weights, or None where it does not fit the masks better."""
+    """Return the old weights plus as much of what was learned as helps on images not learned from; None for nothing.
+
+    One network learns from the first half of the images and is judged on the second, another the other way round.
+    With too few images for halves, one network learns from all and is judged on the same ones, all or nothing.
+    """
     teacher = model.model
     settings, teacher.remembered = teacher.settings, (None, None)
     cases = [c for c in (prepare(settings, *case) for case in annotated(settings, data, outputs)) if c is not None]
     if not cases:
         print("Nothing to learn from: no mask of", ", ".join(label["name"] for label in settings["labels"]))
         return None
-    student, device = copy.deepcopy(teacher), next(teacher.parameters()).device
-    trained = Trained(student, settings)
-    train(student, teacher, trained, cases, max(1, int(batch_size)))
-    with torch.no_grad():
-        merged = trained.compose()
-        losses = [[float(batch_loss(network, teacher, [cut(case, settings["patch"], None)], device)) for case in cases]
-                  for network in (teacher, student)]
-    weights = {key: merged.get(key, value) for key, value in {**student.state_dict(), **merged}.items()}
-    before, after = (sum(values) / len(values) for values in losses)
-    finite = all(bool(torch.isfinite(value).all()) for value in weights.values())
-    print(f"Learned from {len(cases)} images: loss {before:.4f} before, {after:.4f} after.")
-    return weights if finite and after < before else None
+    middle = len(cases) // 2
+    halves = [cases[:middle], cases[middle:]] if len(cases) >= FEWEST_IMAGES else [cases]
+    strengths = STRENGTHS if len(halves) > 1 else (0.0, 1.0)
+    minutes = settings["learning"]["max_minutes"] / len(halves)
+    updates = [update_from(teacher, half, max(1, int(batch_size)), minutes) for half in halves]
+    if not all(bool(torch.isfinite(value).all()) for update in updates for value in update.values()):
+        print("What was learned is not finite.")
+        return None
+    curves = [losses_at(teacher, update, half, strengths) for update, half in zip(updates, reversed(halves))]
+    losses = [sum(values) / len(cases) for values in zip(*curves)]
+    best = min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)
+    print(f"Kept {strengths[best]:.0%} of what was learned from {len(cases)} images: loss {losses[best]:.4f}; "
+          f"all of it {losses[-1]:.4f}, none {losses[0]:.4f}.")
+    mean = {key: sum(update[key] for update in updates) / len(updates) for key in updates[0]}
+    return at_strength(teacher.state_dict(), mean, strengths[best]) if strengths[best] else None
 
 
 def learn(model, data, outputs, batch_size=5, min_images=5):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import tiny
@@ -9,7 +11,7 @@ import torch
 from shipped import settings_of
 
 from nnunet_dante.dafne.payload import learn
-from nnunet_dante.dafne.payload.cases import annotated, cut, prepare
+from nnunet_dante.dafne.payload.cases import annotated, completed, cut, prepare
 from nnunet_dante.dafne.payload.network import build
 from nnunet_dante.models.checkpoint import unique_tensors
 from nnunet_dante.models.donor import open_donor
@@ -66,8 +68,8 @@ def corrected(folder, *, count=3, seed=0):
 def test_what_is_better_is_taken_over(folder, capsys):
     model = Model(folder)
     assert model.learn(*corrected(folder))
-    before, after = (float(word) for word in capsys.readouterr().out.split("loss ")[1].replace(",", "").split()[::2])
-    assert after < before and all(torch.isfinite(value).all() for value in model.weights().values())
+    kept, everything, nothing = map(float, re.findall(r"(?:loss|it|none) (\d\.\d+)", capsys.readouterr().out))
+    assert kept == everything < nothing and all(torch.isfinite(value).all() for value in model.weights().values())
 
 
 def test_a_network_that_fits_no_better_is_not_taken_over(folder, capsys):
@@ -76,25 +78,69 @@ def test_a_network_that_fits_no_better_is_not_taken_over(folder, capsys):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_not_taken_over(volume, monkeypatch, value):
-    def spoilt(student, teacher, trained, cases, batch_size):
-        train(student, teacher, trained, cases, batch_size)
+@pytest.mark.parametrize("count", [3, 4])
+def test_weights_that_are_not_finite_are_not_taken_over(volume, monkeypatch, capsys, value, count):
+    def spoilt(student, teacher, trained, *how):
+        train(student, teacher, trained, *how)
         trained.tensors[-1].data[0] = value
 
     train = learn.train
     monkeypatch.setattr(learn, "train", spoilt)
-    monkeypatch.setattr(learn, "batch_loss", falling(learn.batch_loss))
-    assert not Model(volume).learn(*corrected(volume))
+    assert not Model(volume).learn(*corrected(volume, count=count))
+    assert "not finite" in capsys.readouterr().out
 
 
-def falling(batch_loss):
-    """The loss, with a constant that falls at every call: whatever learns looks better."""
-    calls = []
+def with_curve(monkeypatch, curve):
+    """Let every update have these losses, at the strengths that are asked for; returns what was asked."""
+    asked = []
 
-    def loss(*arguments):
-        calls.append(1)
-        return torch.nan_to_num(batch_loss(*arguments)) - len(calls)
-    return loss
+    def losses(teacher, update, cases, strengths):
+        asked.append((update, cases, strengths))
+        return [len(cases) * curve[strength] for strength in strengths]
+
+    monkeypatch.setattr(learn, "losses_at", losses)
+    return asked
+
+
+@pytest.mark.parametrize(("curve", "kept"), [((5, 4, 3, 4, 5), 0.5), ((5, 4, 3, 2, 1), 1.0), ((5, 4, 4, 4, 4), 0.25),
+                                             ((1, 2, 3, 4, 5), 0.0), ((5, 4, 3, float("nan"), float("nan")), 0.5)])
+def test_the_strength_of_the_lowest_loss_on_unseen_images_is_kept_the_smaller_of_equals(volume, monkeypatch, capsys,
+                                                                                      curve, kept):
+    asked, model = with_curve(monkeypatch, dict(zip(learn.STRENGTHS, curve))), Model(volume)
+    start = model.weights()
+    assert model.learn(*corrected(volume, count=4)) == (kept > 0)
+    (one, _, _), (other, _, _) = asked
+    for key, value in model.weights().items():
+        torch.testing.assert_close(value, start[key] + kept * (one[key] + other[key]) / 2)
+    assert f"Kept {kept:.0%} of" in capsys.readouterr().out
+
+
+def test_each_half_is_judged_on_the_images_of_the_other(volume, monkeypatch):
+    learned, asked = [], with_curve(monkeypatch, {s: 1 - s for s in learn.STRENGTHS})
+    train = learn.train
+
+    def watched(student, teacher, trained, cases, *how):
+        learned.append(cases)
+        train(student, teacher, trained, cases, *how)
+
+    monkeypatch.setattr(learn, "train", watched)
+    assert Model(volume).learn(*corrected(volume, count=5))
+    judged = [[id(image) for image, _ in cases] for _, cases, _ in asked]
+    seen = [[id(image) for image, _ in cases] for cases in learned]
+    assert judged == seen[::-1] and [len(half) for half in seen] == [2, 3] and not set(seen[0]) & set(seen[1])
+
+
+def test_too_few_images_for_halves_are_learned_from_all_or_nothing(volume, monkeypatch):
+    asked = with_curve(monkeypatch, {0.0: 1, 1.0: 0})
+    assert Model(volume).learn(*corrected(volume, count=learn.FEWEST_IMAGES - 1))
+    assert [(len(cases), strengths) for _, cases, strengths in asked] == [(3, (0.0, 1.0))]
+
+
+def test_learning_twice_gives_the_same_weights(folder):
+    one, other = Model(folder), Model(folder)
+    one.learn(*corrected(folder, count=4))
+    other.learn(*corrected(folder, count=4))
+    assert all(torch.equal(value, other.weights()[key]) for key, value in one.weights().items())
 
 
 def test_an_error_on_the_way_leaves_the_model_as_it_was(volume, monkeypatch, capsys):
@@ -134,12 +180,29 @@ def test_a_label_that_was_not_drawn_is_what_the_network_said_before(folder):
     image, target = cut(case, settings["patch"], None)
     drawn, unknown = target[0], target[1]
     assert set(drawn.unique().tolist()) == {0, 1} and unknown.unique().tolist() == [-1]
-    logits = teacher(image[None])
-    complete = learn.completed(target[None], logits, settings)[0]
-    assert bool((complete[drawn == 1] == 1).all()) and bool((complete[drawn == 0] != 1).all())
-    others = logits[0].detach().clone()
-    others[1] = -torch.inf
-    assert torch.equal(complete[drawn == 0], others.argmax(0)[drawn == 0])
+    logits = teacher(image[None]).detach()
+    complete = completed(target[None], logits, settings)[0]
+    torch.testing.assert_close(complete.sum(0), torch.ones_like(complete[0]))
+    assert complete[:, drawn == 1].T.unique(dim=0).tolist() == [[0, 1, 0]] and bool((complete[1, drawn == 0] == 0).all())
+    before = torch.softmax(logits[0, [0, 2]], 0)
+    torch.testing.assert_close(complete[[0, 2]][:, drawn == 0], before[:, drawn == 0])
+
+
+@pytest.mark.parametrize("regions", [[], [1, 2]])
+def test_a_label_that_was_not_drawn_and_is_predicted_as_before_has_nothing_to_learn(regions):
+    settings, target = {"region_order": regions}, torch.full((1, 2, 6, 6), -1, dtype=torch.int8)
+    target[:, 0] = 0  # drawn, and nowhere here
+    logits = torch.randn(1, 2 if regions else 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    row = 0 if regions else 1
+    logits[:, row] = -30.0
+    complete, inside = completed(target, logits, settings), target[:, 0] > -2
+    student = logits.clone().requires_grad_(True)
+    learn.loss_of(student, complete, inside, settings).backward()
+    others = [i for i in range(logits.shape[1]) if i != row]
+    assert float(student.grad[:, others].abs().max()) < 1e-6
+    moved = logits.clone()
+    moved[:, -1] += 1
+    assert learn.loss_of(moved, complete, inside, settings) > learn.loss_of(logits, complete, inside, settings) + 0.01
 
 
 def test_the_network_that_the_client_holds_is_trained_as_a_copy(volume, monkeypatch):
