@@ -1,8 +1,8 @@
 """Shipped: incremental learning in Dafne, from the slices or volumes that a user corrected.
 
-The client uploads the model whatever happens here. So a copy is trained, and its weights are taken over only if they
-are finite and fit the user's masks better than before. No torch.optim: importing it after TensorFlow
-aborts the client where triton is installed.
+The client uploads the model whatever happens here. So copies are trained, and of what they learned as much is taken
+over as fits images best that they did not learn from: all, a part, or nothing (WiSE-FT, Wortsman 2022). No
+torch.optim: importing it after TensorFlow aborts the client where triton is installed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ FEWEST_IMAGES = 4  # to learn from one half and to judge on the other
 def loss_of(logits, complete, inside, settings):
     """Cross-entropy plus 1 - soft Dice over the foreground, both over the voxels `inside` the image (batch, *patch).
 
-    `complete` comes from `completed`. The form of soft Dice is that of Wang 2023 (arXiv 2303.16296): of a mask p
-    it is 2 p q / (p + q), and of probabilities, too, it is largest where both are equal.
+    `complete` comes from `completed`: masks p, and probabilities where the user drew none. Soft Dice is that of
+    Milletari 2016, 2 p q / (p^2 + q^2), which is largest at q = p for both. So a label that was not drawn stays.
     """
     functional, weight = torch.nn.functional, inside.float()
     if settings["region_order"]:
@@ -35,9 +35,9 @@ def loss_of(logits, complete, inside, settings):
         entropy = functional.cross_entropy(logits, complete, reduction="none")
         probability, complete = torch.softmax(logits, 1)[:, 1:], complete[:, 1:]
     axes = [0, *range(2, logits.ndim)]
-    total = ((probability + complete) * weight[:, None]).sum(axes)
-    apart = ((probability - complete).abs() * weight[:, None]).sum(axes)
-    dice = (total - apart + 1e-5) / (total + 1e-5)
+    overlap = (probability * complete * weight[:, None]).sum(axes)
+    total = ((probability.square() + complete.square()) * weight[:, None]).sum(axes)
+    dice = (2 * overlap + 1e-5) / (total + 1e-5)
     return (entropy * inside).sum() / weight.sum().clamp_min(1) + 1 - dice.mean()
 
 

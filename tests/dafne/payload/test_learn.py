@@ -1,4 +1,4 @@
-"""payload/learn.py: learning takes over what is finite and better, and otherwise leaves the model as it was."""
+"""payload/learn.py: learning keeps what is finite and helps on unseen images, or leaves the model as it was."""
 
 from __future__ import annotations
 
