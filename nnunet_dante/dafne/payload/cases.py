@@ -74,12 +74,14 @@ def prepare(settings, channels, affine, masks):
 def cut(case, patch, rng):
     """Cut a patch at a random place, or with `rng` None around the masks; outside the image is 0, and no target (-2).
 
+    As in nnU-Net, a third of the random places lie on masks. More would hide what happens to labels that lie elsewhere.
+
     Returns (image (channels, *patch), target (labels, *patch)).
     """
     image, target = case
     drawn = torch.nonzero((target > 0).any(0))
     shape = image.shape[1:]
-    if rng is None or (len(drawn) and rng.random() < 0.67):
+    if rng is None or (len(drawn) and rng.random() < 0.33):
         centre = drawn.float().mean(0).round().long() if rng is None else drawn[rng.integers(len(drawn))]
     else:
         centre = torch.tensor([int(rng.integers(n)) for n in shape])

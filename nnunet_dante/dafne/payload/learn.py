@@ -166,10 +166,11 @@ def at_strength(start, update, strength):
 
 @torch.no_grad()
 def losses_at(teacher, update, cases, strengths):
-    """Return, for each strength, the sum of the losses of the patches around the cases' masks."""
+    """Return, for each strength, the sum of the cases' losses on a patch around the masks and one at a random place."""
     trial, start, totals = copy.deepcopy(teacher), teacher.state_dict(), [0.0] * len(strengths)
+    patch, rng = teacher.settings["patch"], np.random.default_rng(0)
     for case in cases:
-        image, complete, inside = exercise(teacher, [cut(case, teacher.settings["patch"], None)])
+        image, complete, inside = exercise(teacher, [cut(case, patch, None), cut(case, patch, rng)])
         for number, strength in enumerate(strengths):
             trial.load_state_dict(at_strength(start, update, strength))
             totals[number] += float(loss_of(trial(image), complete, inside, teacher.settings))
