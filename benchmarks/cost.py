@@ -20,16 +20,17 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from reference_layers import add_branches, add_second_convolutions
 from torch import Tensor, nn
 
@@ -46,25 +47,30 @@ from nnunet_dante import (
     NormAffine,
     SpatialAdapter,
 )
+from nnunet_dante.methods.groups import stages
 from nnunet_dante.models.memory import PeakMemory
+from nnunet_dante.peft.recompute import recompute
 
 FULL, FORWARD = "full fine-tuning", "forward alone"
 METHODS: dict[str, Any] = {
     FULL: FineTune(), "LoRA": LoRA(), "LoRA, flat": LoRA(factorisation="flat"), "DoRA": DoRA(),
     "LoRA, decoder": LoRA(encoder=False), "DecoderOnly": DecoderOnly(), "ConvAdapter": ConvAdapter(),
     "NormAffine": NormAffine(), "BitFit": BitFit(), "AdaptFormer": AdaptFormer(), "SpatialAdapter": SpatialAdapter(),
-    "HeadOnly": HeadOnly(), FORWARD: FineTune()}
+    "HeadOnly": HeadOnly(), "full fine-tuning, recompute": FineTune(recompute=True),
+    "LoRA, recompute": LoRA(recompute=True), "LoRA, decoder, recompute": LoRA(encoder=False, recompute=True),
+    FORWARD: FineTune()}
 REFERENCES: dict[str, Callable[[nn.Module], None]] = {
     "two convolutions (Dante's layer)": add_second_convolutions, "parallel branch (PEFT's layer)": add_branches}
 SCHEDULES = {"GU": GradualUnfreezing()}
-BATCH = {2: 8, 3: 2}
 
 
-def unet(dim: int, features: list[int]) -> nn.Module:
+def unet(dim: int, features: list[int], residual: bool = False) -> nn.Module:
     n = len(features)
-    return PlainConvUNet(1, n, features, getattr(nn, f"Conv{dim}d"), 3, [1] + [2] * (n - 1), 2, 3, 2, True,
-                         getattr(nn, f"InstanceNorm{dim}d"), {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU,
-                         {"inplace": True}, deep_supervision=True)
+    kind: Any = ResidualEncoderUNet if residual else PlainConvUNet
+    blocks, in_decoder = ([1, 3, 4, *[6] * n][:n], [1] * (n - 1)) if residual else (2, 2)
+    return kind(1, n, features, getattr(nn, f"Conv{dim}d"), 3, [1] + [2] * (n - 1), blocks, 3, in_decoder, True,
+                getattr(nn, f"InstanceNorm{dim}d"), {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU,
+                {"inplace": True}, deep_supervision=True)
 
 
 def names(base: nn.Module, only: list[str]) -> list[str]:
@@ -87,6 +93,8 @@ class Contender:
             method.adapt(self.network)
             plan = method.plan(self.network)
             plan.restrict(self.network)
+            if method.recompute:
+                recompute(stages(self.network))
             plan.set_stage(plan.schedule.stages[int(number or 1) - 1].first_epoch)
             groups = plan.optimiser_groups()
         self.trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
@@ -117,12 +125,13 @@ class Contender:
         return clock() - start
 
 
-def peak_mib(name: str, dim: int, features: list[int], size: tuple[int, ...], options: dict[str, Any]) -> float | None:
+def peak_mib(name: str, dim: int, network: dict[str, Any], size: tuple[int, ...],
+             options: dict[str, Any]) -> float | None:
     """Run in a process of its own."""
     if sys.platform == "linux":  # else freed activations stay in glibc's heap, some of them, and count
         ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: 1 MiB, and no adapting of it
     peak = PeakMemory(torch.device(options["device"]))
-    contender = Contender(name, unet(dim, features), **options)
+    contender = Contender(name, unet(dim, **network), **options)
     x = torch.rand(size, device=options["device"])
     contender.step(x if options["compiled"] else x[(..., *[slice(16)] * dim)])  # compiled for one size only
     contender.step(x)
@@ -132,13 +141,13 @@ def peak_mib(name: str, dim: int, features: list[int], size: tuple[int, ...], op
 def peaks_mib(contenders: list[str], *arguments: Any) -> dict[str, float | None]:
     """Return the peaks; forked, so call it before this process uses a GPU."""
     # What libraries import and allocate at the first step: once, and not in every child's time and memory.
-    peak_mib(FULL, 3, [8, 8], (1, 1, 16, 16, 16), {"device": "cpu", "amp": False, "compiled": False})
+    peak_mib(FULL, 3, {"features": [8, 8]}, (1, 1, 16, 16, 16), {"device": "cpu", "amp": False, "compiled": False})
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         return {name: pool.apply(peak_mib, (name, *arguments)) for name in contenders}
 
 
-def times_s(racing: dict[str, Contender], x: Tensor, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Return contender -> (its time, that of full fine-tuning beside it) in seconds, one pair a round."""
+def times_s(racing: dict[str, Contender], x: Tensor, rounds: int) -> Iterator[dict[str, list[tuple[float, float]]]]:
+    """Yield, after each round, contender -> (its time, that of full fine-tuning beside it) in seconds of each round."""
     full, order = racing[FULL], [name for name in racing if name != FULL]
     for contender in racing.values() if full.device == "cuda" or full.run is not full.network else [full]:
         contender.step(x)  # warm up: libraries choose their kernels, torch.compile compiles
@@ -153,18 +162,18 @@ def times_s(racing: dict[str, Contender], x: Tensor, rounds: int) -> dict[str, l
             found[FULL].append((after, after))
             before = after
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    return found
+        yield found
 
 
-def rows(base: nn.Module, x: Tensor, rounds: int, memory: dict[str, float | None], options: dict[str, Any]) -> list:
-    racing = {name: Contender(name, base, **options) for name in memory}
+def rows(base: nn.Module, racing: dict[str, Contender], memory: dict[str, float | None],
+         found: dict[str, list[tuple[float, float]]]) -> list[dict[str, Any]]:
     table = [{"name": name, "trained_parameters": racing[name].trained,
               "step_s": round(statistics.median(own for own, _ in pairs), 4),
               "time_ratio": round(statistics.median(own / full for own, full in pairs), 3),
               "time_ratios": [round(own / full, 3) for own, full in pairs] if name != FULL else [],
               "peak_mib": (peak := memory[name]) and round(peak),
               "memory_ratio": peak and round(peak / (memory[FULL] or 1), 3)}
-             for name, pairs in times_s(racing, x, rounds).items()]
+             for name, pairs in found.items()]
     return table + [mean_over(name, base, table) for name in SCHEDULES if f"{name}, stage 1" in racing]
 
 
@@ -216,6 +225,8 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", choices=(2, 3), default=[3, 2])
     parser.add_argument("--features", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--patches", type=int, nargs=2, default=[128, 32], metavar=("2D", "3D"))
+    parser.add_argument("--batches", type=int, nargs=2, default=[8, 2], metavar=("2D", "3D"))
+    parser.add_argument("--residual", action="store_true", help="a ResidualEncoderUNet with the blocks of nnU-Net's L")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contenders besides full fine-tuning")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -224,22 +235,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     given = parser.parse_args()
     options = {"device": given.device, "amp": given.amp, "compiled": given.compile}
-    sizes = {dim: (BATCH[dim], 1, *[given.patches[dim - 2]] * dim) for dim in given.dims}
-    memory = {dim: peaks_mib(names(unet(dim, given.features), given.only), dim, given.features, size, options)
+    sizes = {dim: (given.batches[dim - 2], 1, *[given.patches[dim - 2]] * dim) for dim in given.dims}
+    network = {"features": given.features, "residual": given.residual}
+    memory = {dim: peaks_mib(names(unet(dim, **network), given.only), dim, network, size, options)
               for dim, size in sizes.items()}
     print(memory, file=sys.stderr, flush=True)
     machine = torch.cuda.get_device_name() if given.device == "cuda" else \
         f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)"
-    results = {f"{dim}d": rows(unet(dim, given.features), torch.rand(size, device=given.device), given.rounds,
-                               memory[dim], options) for dim, size in sizes.items()}
-    print(markdown(results), flush=True)
     stem = "_".join(["cost", given.device, *["amp"] * given.amp, *["compile"] * given.compile])
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / f"{stem}.json").write_text(json.dumps(
-        {"date": date.today().isoformat(), "machine": machine, "torch": torch.__version__, **options,
-         "features": given.features, "inputs": {f"{dim}d": size for dim, size in sizes.items()},
-         "rounds": given.rounds, "results": results}, indent=1) + "\n")
-    plot(results, given.out / f"{stem}.png")
+    results: dict[str, list[dict[str, Any]]] = {}
+    facts = {"date": date.today().isoformat(), "machine": machine, "torch": torch.__version__, **options, **network,
+             "inputs": {f"{dim}d": size for dim, size in sizes.items()}, "rounds": given.rounds, "results": results}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))  # what is done is printed
+    try:
+        for dim, size in sizes.items():
+            base = unet(dim, **network)
+            racing = {name: Contender(name, base, **options) for name in memory[dim]}
+            for found in times_s(racing, torch.rand(size, device=given.device), given.rounds):
+                results[f"{dim}d"] = rows(base, racing, memory[dim], found)
+                (given.out / f"{stem}.json").write_text(json.dumps(facts, indent=1) + "\n")
+            del racing
+    finally:
+        if results:
+            print(markdown(results), flush=True)
+            plot(results, given.out / f"{stem}.png")
 
 
 if __name__ == "__main__":

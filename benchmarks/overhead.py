@@ -34,15 +34,17 @@ from running import Prepared, prepare  # noqa: E402
 
 from nnunet_dante.training.launch import VARIABLE, search_path  # noqa: E402
 
-TRAINERS = ("nnUNetTrainer", "nnUNetTrainerFineTune", "nnUNetTrainerLoRA", "nnUNetTrainerGradualUnfreezing")
+STOCK, OURS = "nnUNetv2_train", "nnunet-dante train"
+TRAININGS = ((STOCK, "nnUNetTrainer"), (STOCK, "nnUNetTrainerLoRA"), (OURS, "nnUNetTrainerFineTune"),
+             (OURS, "nnUNetTrainerLoRA"), (OURS, "nnUNetTrainerGradualUnfreezing"))
 MODULES = {"inspect": "command.inspect", "adapter extract": "adapters.adapter", "adapter apply": "adapters.adapter",
            "adapter remove": "adapters.adapter", "export": "dafne.export", "import": "dafne.importer"}
 LARGE = {"features": (32, 64, 128, 256, 320, 320), "patch": (64, 64, 64)}
 
-# Runs nnUNetv2_train, and ends after the first training step.
+# Runs a training command, whose name is the first argument, and ends after the first training step.
 FIRST_STEP = """
 from time import perf_counter, time
-import json, os, psutil
+import json, os, psutil, sys
 from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 took = {"scoring": 0.0, "search": 0.0}
@@ -59,8 +61,13 @@ def step(self, batch, stock=nnUNetTrainer.train_step):
     print(json.dumps({"first_step": time() - psutil.Process().create_time(), **took}), flush=True)
     os._exit(0)
 nnUNetTrainer.validation_step, nnUNetTrainer.train_step = timed("scoring", nnUNetTrainer.validation_step), step
-run_training.recursive_find_trainer_class_by_name = timed("search", run_training.recursive_find_trainer_class_by_name)
-run_training.run_training_entry()
+search = run_training.recursive_find_trainer_class_by_name
+run_training.recursive_find_trainer_class_by_name = timed("search", search)
+if sys.argv.pop(1) == "nnUNetv2_train":
+    run_training.run_training_entry()
+else:
+    from nnunet_dante.training.launch import train
+    train(sys.argv[1:])
 """
 
 
@@ -91,25 +98,24 @@ def training_rows(root: Path, rounds: int) -> list[dict[str, Any]]:
     del content["dante"]["overrides"]["val_iterations"]  # nnU-Net's 50
     plans.write_text(json.dumps(content))
     folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    found: dict[str, list[dict[str, float]]] = {trainer: [] for trainer in TRAINERS}
+    found: dict[tuple[str, str], list[dict[str, float]]] = {training: [] for training in TRAININGS}
     for number in range(rounds):
-        for trainer in TRAINERS:
-            command = [sys.executable, "-c", FIRST_STEP, dataset, "3d_fullres", "0", "-tr", trainer, "-p",
-                       "nnUNetDantePlans", "-device", "cpu"]
-            done = subprocess.run(command, check=True, capture_output=True, text=True,
+        for command, trainer in TRAININGS:
+            words = [sys.executable, "-c", FIRST_STEP, command, dataset, "3d_fullres", "0", "-tr", trainer, "-p",
+                     "nnUNetDantePlans", "-device", "cpu"]
+            done = subprocess.run(words, check=True, capture_output=True, text=True,
                                   env=os.environ | folders | {VARIABLE: search_path()})
-            found[trainer].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            found[command, trainer].append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(f"trainings: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
 
-    def row(trainer: str) -> dict[str, Any]:
-        whole, scoring, search = (statistics.median(took[part] for took in found[trainer])
-                                  for part in ("first_step", "scoring", "search"))
-        return {"trainer": trainer, "first_step_s": whole, "scoring_s": scoring, "search_s": search,
-                "rest_s": statistics.median(took["first_step"] - took["scoring"] - took["search"]
-                                            for took in found[trainer])}
+    def row(command: str, trainer: str) -> dict[str, Any]:
+        took = found[command, trainer]
+        rest = [one["first_step"] - one["scoring"] - one["search"] for one in took]
+        parts = {part: [one[part] for one in took] for part in ("first_step", "scoring", "search")} | {"rest": rest}
+        return {"command": command, "trainer": trainer,
+                **{f"{part}_s": round(statistics.median(seconds), 2) for part, seconds in parts.items()}}
 
-    return [{key: value if key == "trainer" else round(value, 2) for key, value in row(trainer).items()}
-            for trainer in TRAINERS]
+    return [row(*training) for training in TRAININGS]
 
 
 def command_rows(root: Path, rounds: int) -> list[dict[str, Any]]:

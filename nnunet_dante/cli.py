@@ -17,6 +17,8 @@ from .files import printable
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _EXISTING = click.Path(exists=True, path_type=Path)
+_TRUST = click.option("--trust", is_flag=True,
+                      help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
 
 
 class _Commands(click.Group):
@@ -96,18 +98,20 @@ def demo(out: Path, data: Path | None) -> None:
               help="Any option of any method, such as l2_sp=0.01; repeatable.")
 @click.option("-tr", "--trainer", help="The trainer that the printed training command names. Default: one that fits "
               "SOURCE.")
-@click.option("--trust", is_flag=True,
-              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
+@click.option("--memory", metavar="SIZE", help="Memory of your GPU, such as 6GiB: says what makes a training fit it.")
+@_TRUST
 def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, settings,
-             keep_labels, rename, **options) -> None:
+             keep_labels, rename, memory: str | None, **options) -> None:
     """Make a pretrained nnU-Net the start of a training.
 
     SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, a single checkpoint file, or the name of a model
     of TotalSegmentator, such as totalsegmentator:291. `nnunet-dante donors` lists what is on this machine.
     """
+    from .models.memory import gib, memory_advice
     from .models.overrides import parse_overrides
     from .transfers.transfer import transfer as run
 
+    limit = gib(memory) if memory else None
     flags = {"epochs": epochs, "iterations": iterations, "val_iterations": val_iterations, "lr": lr, "rank": rank,
              "alpha": alpha}
     overrides = {k: v for k, v in flags.items() if v is not None}
@@ -118,7 +122,8 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
         raise click.BadParameter(f"{wrong[0]!r} is not OLD=NEW.", param_hint="--rename")
     report = run(source, dataset, overrides=overrides | parsed, rename=dict(text.split("=", 1) for text in rename),
                  keep_labels=split_words(keep_labels), **options)
-    click.echo(str(report))
+    advice = [memory_advice(report.memory_gib, limit, report.batch_size)] if limit else []
+    click.echo("\n".join([str(report), *advice]))
 
 
 @main.command()
@@ -140,10 +145,10 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 @click.option("--groups", type=_FILE, help="Which cases are of one patient; as for `shots`.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the training; repeatable.")
 @click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
-@click.option("--trust", is_flag=True,
-              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
+@click.option("--memory", metavar="SIZE", help="Memory of your GPU, such as 6GiB: says what makes a training fit it.")
+@_TRUST
 def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str, ...], keep_labels,
-          **options) -> None:
+          memory: str | None, **options) -> None:
     """Adapt MODEL to the labelled images in SOURCE: data, advice, trainings, scores, report and model in one command.
 
     SOURCE holds images and masks, in nnU-Net's format or in a layout that `dataset` recognises. Stopped at any moment,
@@ -151,10 +156,11 @@ def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str
     """
     from .adaptation.budget import minutes
     from .adaptation.run import adapt as run
+    from .models.memory import gib
     from .models.overrides import parse_overrides
 
     click.echo(str(run(model, source, out, budget_minutes=minutes(budget), overrides=parse_overrides(settings),
-                       keep_labels=split_words(keep_labels), **options)))
+                       keep_labels=split_words(keep_labels), memory_gib=gib(memory) if memory else None, **options)))
 
 
 @main.command()
@@ -164,8 +170,7 @@ def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str
 @click.option("--overlays", is_flag=True, help="Also draw the mask of each case on its image, as PNG.")
 @click.option("-c", "--configuration", help="For example 3d_fullres; needed if MODEL holds several.")
 @click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
-@click.option("--trust", is_flag=True,
-              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
+@_TRUST
 @click.pass_context
 def predict(context: click.Context, model: Path, images: Path, masks: Path, **options) -> None:
     """Segment the images in a folder, and say which cases to look at first.
@@ -189,8 +194,7 @@ def predict(context: click.Context, model: Path, images: Path, masks: Path, **op
 @click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of the donor.")
 @click.option("--train-fold",
               help="The fold of your data set that you will train. Default: 0, or all if there is one case.")
-@click.option("--trust", is_flag=True,
-              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
+@_TRUST
 def suggest(source: Path, dataset: str, **options) -> None:
     """Measure a donor on your cases, and advise what to train.
 
@@ -276,8 +280,7 @@ def inspect(path: Path) -> None:
               help="Distance between neighbouring windows, as a share of the patch; larger is faster.")
 @click.option("--protection", type=click.FloatRange(0), default=0.0, show_default=True,
               help="How strongly learning in Dafne is pulled back to the weights that it starts from.")
-@click.option("--trust", is_flag=True,
-              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
+@_TRUST
 def export(model_folder: Path, output: Path, categories, info, **options) -> None:
     """Write a model as a .model file for Dafne.
 

@@ -77,7 +77,8 @@ def with_overrides(prepared, **overrides) -> dict:
     return plans | {"dante": dante_block.with_overrides(block, block["overrides"] | overrides)}
 
 
-def build(trainer, prepared, *, plans=None, configuration="3d_fullres", fold=0, resume=False, pretrained=None):
+def build(trainer, prepared, *, plans=None, configuration="3d_fullres", fold=0, resume=False, pretrained=None,
+          device="cpu"):
     """Return the trainer, with checkpoint or pretrained weights loaded as `nnUNetv2_train` loads them."""
     from nnunetv2.run.run_training import maybe_load_checkpoint
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -86,7 +87,7 @@ def build(trainer, prepared, *, plans=None, configuration="3d_fullres", fold=0, 
     plans = plans or json.loads((folder / "nnUNetDantePlans.json").read_text())
     cls = nnUNetTrainer if trainer == "nnUNetTrainer" else trainer
     built = cls(plans=plans | {"continue_training": resume}, configuration=configuration, fold=fold,
-                dataset_json=json.loads((folder / "dataset.json").read_text()), device=torch.device("cpu"))
+                dataset_json=json.loads((folder / "dataset.json").read_text()), device=torch.device(device))
     maybe_load_checkpoint(built, resume, False, str(pretrained) if pretrained else None)
     return built
 
@@ -108,19 +109,19 @@ def train(trainer, prepared, **options):
     return built
 
 
-def train_and_resume(trainer, prepared, monkeypatch):
+def train_and_resume(trainer, prepared, monkeypatch, **options):
     """Return a training that went through, its final weights, and the same one resumed after its first epoch."""
     from nnunet_dante.models.checkpoint import load_checkpoint_safely
 
     monkeypatch.setattr(trainer, "on_epoch_end", keep_checkpoint(trainer.on_epoch_end))
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
-    whole = train(trainer, prepared)
+    whole = train(trainer, prepared, **options)
     folder = Path(whole.output_folder)
     expected = load_checkpoint_safely(folder / "checkpoint_final.pth")["network_weights"]
     (folder / "kept.pth").rename(folder / "checkpoint_latest.pth")
     (folder / "checkpoint_final.pth").unlink()
-    resumed = build(trainer, prepared, resume=True)
+    resumed = build(trainer, prepared, resume=True, **options)
     assert resumed.current_epoch == 1
     resumed.run_training()
     return whole, expected, resumed

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+import tiny
 from click.testing import CliRunner
 
 from nnunet_dante.cli import main
@@ -45,3 +48,16 @@ def test_transfer_without_nnunet_raw_says_so(monkeypatch, tmp_path):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     done = run("transfer", tmp_path, "-d", "1")
     assert done.exit_code == 1 and "nnUNet_raw" in done.output
+
+
+def test_transfer_says_what_makes_a_training_fit_the_gpu(nnunet_paths):
+    dataset = tiny.write_raw_dataset(nnunet_paths["nnUNet_raw"])
+    (nnunet_paths["nnUNet_preprocessed"] / dataset).mkdir()
+    tiny.write_fingerprint(nnunet_paths["nnUNet_preprocessed"] / dataset, n_cases=5)
+    donor = tiny.write_model_folder(nnunet_paths["nnUNet_results"], patch=(64, 64, 64))
+    words = ["transfer", donor, "-d", dataset, "-c", "3d_fullres", "--memory"]
+    assert "and so fits 8 GiB" in run(*words, "8GiB").output
+    report = json.loads((nnunet_paths["nnUNet_preprocessed"] / dataset / "nnUNetDantePlans_3d_fullres_transfer.json").read_text())
+    said = run(*words, f"{900 * report['memory_gib']}MiB").output
+    assert "It fits with any of these" in said and "  --set recompute=true: about " in said
+    assert run(*words, "much").output.startswith("Error: --memory is 'much'")

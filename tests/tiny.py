@@ -132,7 +132,7 @@ def dataset_json(*, labels=None, channel_names=None, n_cases: int = 5, regions_c
 
 def write_raw_dataset(raw: Path, *, dataset_id: int = 901, name: str = "Tiny", n_cases: int = 5, labels=None,
                       channel_names=None, regions_class_order=None, shape=(20, 24, 18), spacing_mm=(1.0, 1.0, 1.0),
-                      values=(1, 2), seed: int = 0, offset: float = 0.0) -> str:
+                      values=(1, 2), seed: int = 0, offset: float = 0.0, reader: str = "None") -> str:
     """Write `n_cases` labelled cases below nnUNet_raw; returns the data set's name.
 
     values: the integers drawn into the masks, one nested box each.
@@ -141,6 +141,7 @@ def write_raw_dataset(raw: Path, *, dataset_id: int = 901, name: str = "Tiny", n
     folder = Path(raw) / dataset
     content = dataset_json(labels=labels, channel_names=channel_names, n_cases=n_cases,
                            regions_class_order=regions_class_order)
+    content |= {} if reader == "None" else {"overwrite_image_reader_writer": reader}
     for sub in ("imagesTr", "labelsTr"):
         (folder / sub).mkdir(parents=True)
     rng = np.random.default_rng(seed)

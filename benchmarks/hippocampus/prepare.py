@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -67,7 +68,8 @@ def acquisitions(data: Path) -> tuple[list[str], list[str]]:
     return source, target
 
 
-def write_dataset(out: Path, number: int, data: Path, cases: list[str], *, scanned: bool = False) -> Path:
+def write_dataset(out: Path, number: int, data: Path, cases: list[str], *, scanned: bool = False,
+                  reader: str = "") -> Path:
     """Write imagesTr, labelsTr and dataset.json of one data set and return its folder."""
     folder = out / "nnUNet_raw" / f"Dataset{number}_{NAMES[number]}"
     for name in ("imagesTr", "labelsTr"):
@@ -84,6 +86,7 @@ def write_dataset(out: Path, number: int, data: Path, cases: list[str], *, scann
     labels = MERGED if number == 842 else LABELS
     (folder / "dataset.json").write_text(json.dumps(
         {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": len(cases), "file_ending": ".nii.gz",
+         **({"overwrite_image_reader_writer": reader} if reader else {}),
          "reference": "Medical Segmentation Decathlon, Task04; CC-BY-SA 4.0"}, indent=1))
     return folder
 
@@ -103,22 +106,70 @@ def small(plans: dict) -> dict:
     return plans | {"plans_name": PLANS, "configurations": {"3d_fullres": configuration}}
 
 
-def prepare_donor(steps: Steps, number: int, split: dict) -> None:
-    """Plan and preprocess a donor's data with stock nnU-Net."""
-    folder = steps.out / "nnUNet_preprocessed" / f"Dataset{number}_{NAMES[number]}"
-    steps.run("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "3d_fullres", "-npfp", 1, "--no_pp")
-    (folder / f"{PLANS}.json").write_text(json.dumps(small(json.loads((folder / "nnUNetPlans.json").read_text()))))
-    (folder / "splits_final.json").write_text(json.dumps([split]))
-    steps.run("nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres", "-np", 1)
+def train_donor(steps: Steps, number: int, split: dict, *, plans: str = PLANS, trainer: str = TRAINER, epochs: int = 10,
+                device: str = "cpu", processes: int = 1) -> None:
+    """Plan, preprocess and train with stock nnU-Net, or go on with a training that was stopped; keep the donor.
+
+    plans: PLANS for the small network, "nnUNetPlans" for the one that nnU-Net plans.
+    """
+    dataset = f"Dataset{number}_{NAMES[number]}"
+    folder = steps.out / "nnUNet_preprocessed" / dataset
+    trained = steps.out / "nnUNet_results" / dataset / f"{trainer}__{plans}__3d_fullres"
+    going_on = any(trained.glob("fold_0/checkpoint_*.pth"))
+    if not going_on:
+        steps.run("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "3d_fullres", "-npfp", processes, "--no_pp")
+        if plans == PLANS:
+            planned = json.loads((folder / "nnUNetPlans.json").read_text())
+            (folder / f"{PLANS}.json").write_text(json.dumps(small(planned)))
+        (folder / "splits_final.json").write_text(json.dumps([split]))
+        steps.run("nnUNetv2_preprocess", "-d", number, "-plans_name", plans, "-c", "3d_fullres", "-np", processes)
+    steps.run("nnUNetv2_train", number, "3d_fullres", 0, "-p", plans, "-tr", trainer, "-device", device,
+              *(["--c"] if going_on else []), epochs=epochs)
+    keep_donor(steps.out, number, trained)
 
 
-def keep_donor(out: Path, number: int) -> None:
+def keep_donor(out: Path, number: int, trained: Path) -> None:
     """Copy what a donor consists of to OUT/donors, where the protocols look for it."""
-    trained = out / "nnUNet_results" / f"Dataset{number}_{NAMES[number]}" / f"{TRAINER}__{PLANS}__3d_fullres"
     folder = out / "donors" / {841: "source", 842: "merged"}[number]
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth"):
         shutil.copy(trained / name, folder / name)
+
+
+def divided(data: Path) -> tuple[dict[int, list[str]], dict[str, list[str]], list[str]]:
+    """Return (data set -> its cases, the split of the donors' cases, source cases that no data set holds)."""
+    source, target = acquisitions(data)
+    development, rest = take(runs_of_ids(source), DEVELOPMENT)
+    donor_test, rest = take(rest, DONOR_TEST)
+    validation, rest = take(rest, DONOR_VALIDATION)
+    training = [case for group in rest for case in group]
+    cases = [training + validation, training + validation, target, target, development, development]
+    return dict(zip(NAMES, cases)), {"train": training, "val": validation}, donor_test
+
+
+def write_data(steps: Steps, data: Path, numbers: Sequence[int] = tuple(NAMES), *, reader: str = "") -> None:
+    """Write these data sets, draw the shots of all but the donors', and write the cases to test donors with.
+
+    reader: nnU-Net's reader of the images, if it is not to choose one.
+    """
+    steps.announce("Write the data sets")
+    cases, _, donor_test = divided(data)
+    for number in numbers:
+        write_dataset(steps.out, number, data, cases[number], scanned=number in (844, 846), reader=reader)
+    held_out = steps.out / "donor_test"
+    for case in donor_test:
+        for kind, name in (("imagesTr", f"{case}_0000"), ("labelsTr", case)):
+            (held_out / kind).mkdir(parents=True, exist_ok=True)
+            (held_out / kind / f"{name}.nii.gz").write_bytes((data / kind / f"{case}.nii.gz").read_bytes())
+    steps.announce("Draw the shots")
+    for number in (n for n in numbers if n > 842):
+        groups = runs_of_ids(cases[number])
+        test = take(groups, len(cases[number]) - POOL - VALIDATION)[0]
+        (steps.out / f"groups_{number}.json").write_text(json.dumps({g[0]: g for g in groups}))
+        (steps.out / f"test_{number}.json").write_text(json.dumps(test))
+        steps.run("nnunet-dante", "shots", "-d", number, "-k", "1", "-k", "2", "-k", "4", "-k", "8", "-k", "all",
+                  "--seeds", 3, "--val", VALIDATION, "--groups", steps.out / f"groups_{number}.json",
+                  "--test", steps.out / f"test_{number}.json")
 
 
 def main() -> None:
@@ -127,36 +178,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--train-donors", action="store_true", help="pretrain new donors instead of the ones kept here")
     options = parser.parse_args()
-    steps = Steps(options.out.resolve(), total=4)
-    steps.announce("Write the data sets")
-    source, target = acquisitions(options.data)
-    development, rest = take(runs_of_ids(source), DEVELOPMENT)
-    donor_test, rest = take(rest, DONOR_TEST)
-    validation, rest = take(rest, DONOR_VALIDATION)
-    training = [case for group in rest for case in group]
-    for number, cases in ((841, training + validation), (842, training + validation), (843, target),
-                          (844, target), (845, development), (846, development)):
-        write_dataset(steps.out, number, options.data, cases, scanned=number in (844, 846))
-    held_out = steps.out / "donor_test"
-    for case in donor_test:
-        for kind, name in (("imagesTr", f"{case}_0000"), ("labelsTr", case)):
-            (held_out / kind).mkdir(parents=True, exist_ok=True)
-            (held_out / kind / f"{name}.nii.gz").write_bytes((options.data / kind / f"{case}.nii.gz").read_bytes())
-    for number in (841, 842) if options.train_donors else ():
-        steps.announce(f"Train the donor {NAMES[number]} with stock nnU-Net")
-        prepare_donor(steps, number, {"train": training, "val": validation})
-        steps.run("nnUNetv2_train", number, "3d_fullres", 0, "-p", PLANS, "-tr", TRAINER, "-device", "cpu", epochs=10)
-        keep_donor(steps.out, number)
-    steps.announce("Draw the shots")
-    for number, cases in ((843, target), (844, target), (845, development), (846, development)):
-        groups = runs_of_ids(cases)
-        (steps.out / f"groups_{number}.json").write_text(json.dumps({g[0]: g for g in groups}))
-        (steps.out / f"test_{number}.json").write_text(json.dumps(take(groups, len(cases) - POOL - VALIDATION)[0]))
-        steps.run("nnunet-dante", "shots", "-d", number, "-k", "1", "-k", "2", "-k", "4", "-k", "8", "-k", "all",
-                  "--seeds", 3, "--val", VALIDATION, "--groups", steps.out / f"groups_{number}.json",
-                  "--test", steps.out / f"test_{number}.json")
+    steps = Steps(options.out.resolve(), total=4 if options.train_donors else 2)
+    write_data(steps, options.data)
     if not options.train_donors:
         shutil.copytree(Path(__file__).parent / "donors", steps.out / "donors", dirs_exist_ok=True)
+        return
+    for number in (841, 842):
+        steps.announce(f"Train the donor {NAMES[number]} with stock nnU-Net")
+        train_donor(steps, number, divided(options.data)[1])
 
 
 if __name__ == "__main__":

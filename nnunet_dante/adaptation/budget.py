@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from ..errors import ConfigurationError
 from ..files import read_json
 from ..models.memory import PeakMemory
 from ..training.launch import VARIABLE, search_path
+from ..training.trainers import find_trainer
 
 EPOCHS = 50
 MOST_STEPS = 25_000  # of a training with the trainers' own numbers
@@ -45,7 +45,7 @@ def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: st
     """
     os.environ[VARIABLE] = search_path()
     folder = Path(os.environ["nnUNet_preprocessed"], dataset)  # noqa: SIM112 - nnU-Net's name
-    training = recursive_find_trainer_class_by_name(trainer)(
+    training = find_trainer(trainer)(
         plans=read_json(folder / f"{plans}.json") | {"plans_name": f"{plans}Measured", "continue_training": False},
         configuration=configuration, fold=fold if fold == "all" else int(fold),
         dataset_json=read_json(folder / "dataset.json"), device=torch.device(device))

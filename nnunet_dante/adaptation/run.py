@@ -28,6 +28,7 @@ from ..files import counted, read_json, write_text_atomically
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.donor import open_donor
 from ..models.installed import find_donor
+from ..models.memory import memory_advice
 from ..models.settings import read_dante_block, with_overrides
 from ..training.launch import best_device
 from ..training.strength import start_of
@@ -74,7 +75,8 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
           configuration: str | None = None, trainer: str | None = None, budget_minutes: float = 60.0,
           baseline: bool = False, keep_labels: Sequence[str] = (), geometry: str = "donor",
           labels: Sequence[str] = (), groups: PathLike | None = None,
-          overrides: Mapping[str, Any] | None = None, device: str | None = None, trust: bool = False) -> AdaptResult:
+          overrides: Mapping[str, Any] | None = None, device: str | None = None, memory_gib: float | None = None,
+          trust: bool = False) -> AdaptResult:
     """Adapt a pretrained network to labelled images, and write a model, a report and the commands that did it.
 
     The way: data set, measurement and advice (`suggest`), transfer, one training per fold, one on all cases that keeps
@@ -95,6 +97,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
         groups: file that says which cases are of one patient, as for `nnunet-dante shots --groups`.
         overrides: options of the trainings, such as {"lr": 0.01}.
         device: cuda, mps or cpu; default: the best there is.
+        memory_gib: of the GPU; what would make a training fit it is then printed with the plan.
         trust: read a checkpoint that executes code; only if you know its author.
 
     Raises:
@@ -109,7 +112,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
              "baseline": baseline, "keep_labels": list(keep_labels), "geometry": geometry, "labels": list(labels),
              "groups": None if groups is None else str(groups),
              "overrides": dict(overrides or {}), "device": device or best_device()}
-    work = _Work(Path(out).resolve(), asked, trust=trust)
+    work = _Work(Path(out).resolve(), asked, memory_gib=memory_gib, trust=trust)
     with claimed(work.out), work.steps.nnunet_folders():
         return work.do()
 
@@ -117,8 +120,8 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
 class _Work:
     """One adaptation: its folder, what was asked, and what has been done."""
 
-    def __init__(self, out: Path, asked: dict[str, Any], *, trust: bool):
-        self.out, self.asked, self.trust = out, asked, trust
+    def __init__(self, out: Path, asked: dict[str, Any], *, memory_gib: float | None = None, trust: bool):
+        self.out, self.asked, self.memory_gib, self.trust = out, asked, memory_gib, trust
         out.mkdir(parents=True, exist_ok=True)
         self.file = out / RECORD
         self.record: dict[str, Any] = {"format": 1, "asked": asked, "begun": [], "done": {}}
@@ -256,6 +259,10 @@ class _Work:
             f"{length.iterations} steps, so {trainings * length.epochs * length.iterations} steps of "
             f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {self.asked['budget_minutes']:g} min in "
             f"all{_memory([cost])}. Reason: {reason}.", file=sys.stderr)
+        if self.memory_gib:
+            file = self.steps.folder("nnUNet_preprocessed", self.dataset, f"{PLANS}_{self.configuration}_transfer.json")
+            report = read_json(file)
+            tqdm.write(memory_advice(report["memory_gib"], self.memory_gib, report["batch_size"]), file=sys.stderr)
 
     def _say_taken(self) -> None:
         """Say what the trainings took, as the plan said before them."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..benchmark.processes import cores
 from ..errors import DanteError
 
 _ENTRY_POINTS = {
@@ -26,10 +27,14 @@ _ENTRY_POINTS = {
     "nnunet-dante": "nnunet_dante.cli:main",
 }
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-_NNUNET = {"nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
+_NNUNET = {"nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
+# Up to so many cores, one process at a time is best. With more, nnU-Net's own numbers of processes hold: a GPU would
+# wait for images that a single process augments.
+FEW_CORES = 4
 # Waiting threads sleep instead of spinning, and freed memory is kept for the next step instead of being returned to the
 # system. Together, this reduces the system time of a demo to about a third (not measured one by one).
-_LEAN = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
+_LEAN = {"nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE",
+         "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
 _EPOCH, _DICE = re.compile(r"Epoch time: "), re.compile(r"Pseudo dice (\[.*\])")
 
 
@@ -49,7 +54,8 @@ class Steps:
             folders = {name: os.environ[name] for name in _FOLDERS}
         for folder in (self.logs, *map(Path, folders.values())):
             folder.mkdir(parents=True, exist_ok=True)
-        self.environment = os.environ | folders | _NNUNET | _LEAN
+        self.few_cores = cores() <= FEW_CORES
+        self.environment = os.environ | folders | _NNUNET | (_LEAN if self.few_cores else {})
         self.environment.pop("nnUNet_extTrainer", None)
 
     def folder(self, name: str, *below: str) -> Path:
@@ -100,8 +106,9 @@ class Steps:
         Raises:
             DanteError: the process failed; the message names the log file and shows its end.
         """
-        # With few cores, a training is faster if it augments in its own process. nnU-Net's planner does not accept 0.
-        environment = self.environment | {"nnUNet_n_proc_DA": "0" if epochs else "1"}
+        environment = self.environment
+        if self.few_cores:  # a training then augments in its own process; nnU-Net's planner does not accept 0
+            environment = environment | {"nnUNet_n_proc_DA": "0" if epochs else "1"}
         log = self.logs / f"{self.number}_{name}_{len(list(self.logs.iterdir()))}.log"
         with log.open("w") as stream, EpochCount(epochs) as count:
             process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=stream,

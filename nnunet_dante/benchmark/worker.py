@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from ..adapters.strength import trained_weights
 from ..compare.metrics import LabelValues, score
@@ -32,9 +31,9 @@ from ..models.checkpoint import load_checkpoint_safely
 from ..models.memory import PeakMemory
 from ..models.overrides import checked_overrides
 from ..models.settings import read_dante_block, with_overrides
-from ..training import trainers
 from ..training.launch import VARIABLE
 from ..training.trainer import DanteMixin
+from ..training.trainers import find_trainer
 from .processes import processor_name
 from .protocol import PlannedRun, Protocol
 
@@ -174,11 +173,8 @@ def check_methods(protocol: Protocol) -> None:
 
 def _trainer_class(name: str) -> type[nnUNetTrainer]:
     """Return the trainer; finding it imports it, so that options of a user's own method are known from then on."""
-    own = getattr(trainers, name, None)
-    if isinstance(own, type) and issubclass(own, nnUNetTrainer):
-        return own  # nnU-Net would import all of its trainers before it looks elsewhere
     try:
-        return recursive_find_trainer_class_by_name(name)
+        return find_trainer(name)
     except Exception as error:  # nnU-Net does not find it, or whatever importing a user's module raises
         raise ConfigurationError(f"The trainer {name} is not found among nnU-Net's, nor in the folders of "
                                  f"{VARIABLE} ({os.environ.get(VARIABLE)}): {error}") from error

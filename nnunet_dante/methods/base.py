@@ -64,6 +64,8 @@ class Method:
         size_margin: share by which a size may differ from the expected one without a penalty (FSEFT: 0.3).
         size_images: folder of the unlabelled images; absolute, or below nnUNet_raw/DATASET.
         stop_patience: stop when the training loss has not improved for so many epochs (FSEFT: 20); 0 never stops.
+        recompute: keep few features for the backward pass, and compute the others again (gradient checkpointing,
+            peft.recompute): the same training with less memory and in more time.
         strength: how much of what was learned is kept at the end, from 0 (the start weights) to 1 (all of it); None
             ("auto") chooses it on the validation cases (WiSE-FT, Wortsman 2022, arXiv 2109.01903).
 
@@ -75,7 +77,7 @@ class Method:
         "epochs": COUNT, "lr": POSITIVE, "weight_decay": POSITIVE_OR_OFF, "warmup_epochs": COUNT_OR_OFF,
         "uses_start_weights": FLAG, "l2_sp": POSITIVE_OR_OFF, "ewc": POSITIVE_OR_OFF, "size_prior": POSITIVE_OR_OFF,
         "size_margin": SHARE_BELOW_1, "size_images": Limit("a folder", lambda v: isinstance(v, str) and v != ""),
-        "stop_patience": COUNT_OR_OFF,
+        "stop_patience": COUNT_OR_OFF, "recompute": FLAG,
         "strength": Limit("auto, or a number of at least 0", lambda v: v is None or _is_number(v) and v >= 0)}
 
     needs_decoder: ClassVar[bool] = False  # whether the method makes no sense with a decoder that starts at random
@@ -91,6 +93,7 @@ class Method:
     size_margin: float = 0.3
     size_images: str = "imagesTs"
     stop_patience: int = 0
+    recompute: bool = False
     strength: float | None = None
 
     def __post_init__(self):

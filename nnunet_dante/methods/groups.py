@@ -87,6 +87,16 @@ def blocks(network: Any) -> tuple[nn.Module, ...]:
                   for block in getattr(module, part, ())}.values())
 
 
+def stages(network: Any) -> tuple[nn.Module, ...]:
+    """Return the parts that hold nearly all of a network's features: a U-Net's stages, a transformer's blocks."""
+    if _is_primus(network):
+        return tuple(network.eva.blocks)
+    if not _is_unet(network):
+        raise _unknown(network)
+    stem = getattr(network.encoder, "stem", None)  # residual encoders have one
+    return (*([stem] if stem is not None else []), *network.encoder.stages, *network.decoder.stages)
+
+
 def features_of_head(network: Any) -> nn.Module:
     """Return the module whose output the full-resolution head reads.
 

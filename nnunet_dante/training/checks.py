@@ -84,16 +84,10 @@ def _folder(name: str) -> Path:
 
 
 def _trainer(name: str) -> Any:
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
     from . import trainers
 
-    if name.startswith(_PREFIX) and isinstance(found := getattr(trainers, name, None), type):
-        if found.__module__ == trainers.__name__:  # nnU-Net finds its own ones before it needs torchvision
-            torchvision_version()
-        return found
     try:
-        return recursive_find_trainer_class_by_name(name)
+        found = trainers.find_trainer(name)
     except (RuntimeError, AssertionError):  # no such class, or one that is no trainer
         known = {n for n in vars(trainers) if n.startswith(_PREFIX)} | set(_classes_of_nnunet())
         by_word = {_word(trainer): trainer for trainer in sorted(known)}
@@ -101,6 +95,9 @@ def _trainer(name: str) -> Any:
         meant = f"Did you mean {' or '.join(by_word[word] for word in near)}? " if near else ""
         raise ConfigurationError(f"There is no trainer {name!r}. {meant}Trainers of your own must be in a folder of "
                                  f"nnUNet_extTrainer, {os.environ[SEARCH_PATH]}.") from None
+    if found.__module__ == trainers.__name__:  # nnU-Net finds its own ones before it needs torchvision
+        torchvision_version()
+    return found
 
 
 def _word(trainer: str) -> str:

@@ -69,7 +69,10 @@ def train(arguments: Sequence[str]) -> None:
 
     for warning in check_arguments(arguments):
         print(f"! {warning}", file=sys.stderr)
-    from nnunetv2.run.run_training import run_training_entry
+    from nnunetv2.run import run_training
 
+    from .trainers import find_trainer
+
+    run_training.recursive_find_trainer_class_by_name = find_trainer
     sys.argv = ["nnUNetv2_train", *arguments]
-    run_training_entry()
+    run_training.run_training_entry()

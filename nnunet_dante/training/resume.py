@@ -70,7 +70,7 @@ def _method(dante: Mapping[str, Any], method: Method) -> Iterator[str]:
         return
     defaults = {field.name: field.default for field in dataclasses.fields(method)}
     for name, now in dataclasses.asdict(method).items():  # in an older checkpoint, a newer option has its default
-        if (before := dante.get("options", {}).get(name, defaults[name])) != now:
+        if name != "recompute" and (before := dante.get("options", {}).get(name, defaults[name])) != now:
             yield f"{name} was {before!r}, is {now!r}"
 
 
@@ -110,6 +110,7 @@ def random_state() -> dict:
                   float(cached)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
 
@@ -122,3 +123,5 @@ def restore_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if state.get("mps") is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"].cpu())

@@ -36,7 +36,7 @@ from ..adapters.adapter import extract
 from ..adapters.strength import trained_weights
 from ..errors import ConfigurationError
 from ..methods import Method, ParameterEfficient
-from ..methods.groups import stem_modules
+from ..methods.groups import stages, stem_modules
 from ..methods.nonlinear import ADDING_TRAINERS
 from ..models.checkpoint import save_atomically, unique_tensors, weights_sha256
 from ..models.labels import head_names
@@ -45,6 +45,7 @@ from ..models.network import trainer_class
 from ..models.settings import read_dante_block
 from ..peft.audit import audit_on_small_patch
 from ..peft.inject import adapted, load_split
+from ..peft.recompute import recompute
 from ..types import StateDict
 from .guards import StoppingMixin
 from .live import LiveMixin
@@ -142,6 +143,8 @@ class DanteMixin(StorageMixin, StoppingMixin, ObjectiveMixin, PartialLabelsMixin
         method.adapt(network)
         self.training_plan = method.plan(network)
         self.training_plan.restrict(network)
+        if method.recompute:
+            recompute(stages(network))
         self.audit = audit_on_small_patch(network, self.num_input_channels, self.configuration_manager.patch_size)
         self.print_to_log_file(f"{self.run_method}\n{self.audit}\n{self.training_plan.table()}", add_timestamp=False)
         self._warn_of_new_channels(network)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
 
 from ..errors import ConfigurationError
@@ -183,3 +184,17 @@ class nnUNetTrainerAdaptFormer(AddedModulesMixin, nnUNetTrainer):
     """Train one added parallel bottleneck per block, and the heads; prediction needs this trainer."""
 
     method = AdaptFormer()
+
+
+def find_trainer(name: str) -> Any:
+    """Return a trainer class, as nnU-Net's search does; this package's own ones without that search.
+
+    The search takes a second or more: it imports all of nnU-Net's trainers before it looks into nnUNet_extTrainer.
+
+    Raises:
+        RuntimeError, AssertionError: there is no such trainer.
+    """
+    own = globals().get(name)
+    if isinstance(own, type) and issubclass(own, nnUNetTrainer):
+        return own
+    return recursive_find_trainer_class_by_name(name)

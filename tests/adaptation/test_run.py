@@ -74,3 +74,13 @@ def test_what_was_taken_is_said_in_the_words_of_the_plan(work, capsys):
     said = capsys.readouterr().err
     assert "3 trainings" in said and "2 epochs with 3 steps, so 18 steps of 0.5 s on cpu: about 30 min" in said
     assert "2.5 GiB of memory. Reason: few cases." in said
+
+
+def test_the_plan_says_what_makes_a_training_fit_the_gpu(work, capsys):
+    folder = work.steps.folder("nnUNet_preprocessed", work.dataset)
+    folder.mkdir(parents=True)
+    (folder / "nnUNetDantePlans_3d_fullres_transfer.json").write_text('{"memory_gib": 8.0, "batch_size": 2}')
+    work.memory_gib = 7.0
+    work._say_plan({"gib": 8.0, "step_seconds": 0.5}, 3, "few cases")
+    said = capsys.readouterr().err
+    assert "more than 7 GiB" in said and "  --set recompute=true: about 6.5 GiB" in said

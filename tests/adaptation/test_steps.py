@@ -18,6 +18,17 @@ def test_a_process_sees_nnunets_folders_below_out_and_no_trainers_of_this_packag
     assert said.split() == [str(tmp_path / "nnUNet_raw"), str(tmp_path), "False"]
 
 
+@pytest.mark.parametrize(("cores", "seen"), [(2, "0 1"), (16, "None None")])
+def test_only_machines_with_few_cores_get_one_process_instead_of_nnunets_own_number(tmp_path, monkeypatch, cores, seen):
+    """A GPU would wait for images that one process augments."""
+    for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("nnunet_dante.adaptation.steps.cores", lambda: cores)
+    said = Steps(tmp_path, total=1).python(
+        "import os; print(os.environ.get('nnUNet_n_proc_DA'), os.environ.get('nnUNet_def_n_proc'))", name="probe", epochs=1)
+    assert said.strip() == seen
+
+
 def test_a_failure_names_its_log_and_shows_the_end_of_it(tmp_path):
     steps = Steps(tmp_path, total=1)
     with pytest.raises(DanteError, match=r"(?s)probe failed with exit code 3.*0_probe_0\.log.*the last words"):

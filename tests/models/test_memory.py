@@ -15,8 +15,11 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncM,
 )
 
+from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models import memory
-from nnunet_dante.models.memory import PeakMemory, conv_voxels, planned_gib
+from nnunet_dante.models.memory import SHARES, PeakMemory, conv_voxels, gib, memory_advice, planned_gib
+from nnunet_dante.models.overrides import parse_overrides
+from nnunet_dante.training import trainers
 
 
 @pytest.mark.parametrize(("build", "planner"), [(tiny.plain_unet, ExperimentPlanner), (tiny.residual_unet, nnUNetPlannerResEncM)])
@@ -69,3 +72,43 @@ def test_on_a_gpu_too_what_an_earlier_run_left_does_not_count(monkeypatch):
     taken = PeakMemory(torch.device("cuda"))
     gpu.peak = 530 << 20
     assert taken.peak_mib() == 30
+
+
+@pytest.mark.parametrize(("text", "size"), [("6GiB", 6), ("6 gb", 6), ("6", 6), ("5.5G", 5.5), ("6144MiB", 6), ("512 M", 0.5)])
+def test_the_memory_of_a_gpu_is_read_as_people_write_it(text, size):
+    assert gib(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "much", "-6GiB", "6TB", "nan", "6 GiB free"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ConfigurationError, match="--memory is .* such as 6GiB"):
+        gib(text)
+
+
+def test_a_training_that_fits_needs_no_advice():
+    assert "fits 8 GiB" in memory_advice(7.9, 8, 2)
+    assert "no estimate" in memory_advice(None, 8, 2)
+
+
+@pytest.mark.parametrize(("limit", "batch", "lines"), [
+    (7, 2, ["--set recompute=true: about 6.5 GiB", "-tr nnUNetTrainerLoRADecoder: about 5.6 GiB",
+            "-tr nnUNetTrainerLoRADecoder --set recompute=true: about 5.2 GiB"]),
+    (5.3, 2, ["-tr nnUNetTrainerLoRADecoder --set recompute=true: about 5.2 GiB"]),
+    (4, 2, ["--batch-size 1: about 4.0 GiB", "--batch-size 1 --set recompute=true: about 3.2 GiB",
+            "--batch-size 1 -tr nnUNetTrainerLoRADecoder: about 2.8 GiB",
+            "--batch-size 1 -tr nnUNetTrainerLoRADecoder --set recompute=true: about 2.6 GiB"])])
+def test_the_advice_is_what_fits_with_the_largest_batch(limit, batch, lines):
+    said = memory_advice(8.0, limit, batch).splitlines()
+    assert f"about 8.0 GiB by nnU-Net's estimate, more than {limit:g} GiB" in said[0]
+    assert [line.strip() for line in said[1:]] == lines
+
+
+def test_where_nothing_fits_the_advice_says_so():
+    assert "Even one patch a step with the frugal options takes 2.6 GiB" in memory_advice(8.0, 2, 2)
+
+
+def test_the_options_of_the_advice_exist():
+    for options in SHARES:
+        for option in options:
+            flag, value = option.split()
+            assert hasattr(trainers, value) if flag == "-tr" else parse_overrides([value])

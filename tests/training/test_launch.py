@@ -1,5 +1,6 @@
 import os
 
+import pytest
 import torch
 
 from nnunet_dante.training import launch
@@ -26,6 +27,30 @@ def test_nnunets_own_search_finds_every_trainer(monkeypatch):
     monkeypatch.setenv(launch.VARIABLE, launch.search_path())
     for name in [n for n in dir(trainers) if n.startswith("nnUNetTrainer") and n != "nnUNetTrainer"]:
         assert recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
+
+
+def test_own_trainers_are_found_without_importing_nnunets(monkeypatch):
+    from nnunet_dante.training import trainers
+
+    assert trainers.find_trainer("nnUNetTrainer_5epochs").__name__ == "nnUNetTrainer_5epochs"
+    monkeypatch.setattr(trainers, "recursive_find_trainer_class_by_name", lambda name: pytest.fail("searched"))
+    assert trainers.find_trainer("nnUNetTrainerLoRA") is trainers.nnUNetTrainerLoRA
+    with pytest.raises(pytest.fail.Exception, match="searched"):
+        trainers.find_trainer("LoRA")  # a method, which is in the same module
+
+
+def test_train_runs_nnunets_command_with_our_search(monkeypatch):
+    from nnunetv2.run import run_training
+
+    from nnunet_dante.training import checks, trainers
+
+    monkeypatch.setattr(checks, "check_arguments", lambda arguments: [])
+    monkeypatch.setattr(run_training, "recursive_find_trainer_class_by_name", None)
+    monkeypatch.setattr(run_training, "run_training_entry", lambda: None)
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setenv(launch.VARIABLE, "")
+    launch.train(["901"])
+    assert run_training.recursive_find_trainer_class_by_name is trainers.find_trainer
 
 
 def test_printed_commands_name_the_device_where_torch_finds_no_cuda_gpu(monkeypatch):

@@ -106,7 +106,7 @@ def test_another_method_under_the_same_name_is_refused(finished):
 
 
 def test_the_same_plans_continue_and_what_the_trainer_ignores_may_change(finished):
-    for plans in (None, changed(finished, input_lr_scale=0.5)):
+    for plans in (None, changed(finished, input_lr_scale=0.5), changed(finished, recompute=True)):
         assert build(CLS, finished, plans=plans, resume=True).current_epoch == 3
     plans = changed(finished)
     plans["dante"]["start_weights"]["2d"] = plans["dante"]["start_weights"]["3d_fullres"] | {"sha256": "b" * 64}
@@ -169,3 +169,16 @@ def test_the_numbers_after_restoring_are_the_numbers_after_saving(tmp_path):
     restore_random_state(load_checkpoint_safely(tmp_path / "state.pth")["random_state"])
     assert [draw(), draw()] == expected
     assert random_state()["numpy"][0] == "MT19937"
+
+
+def test_the_random_numbers_of_an_apple_gpu_go_on_too(monkeypatch):
+    """No Apple GPU has run this: the generator is a fake."""
+    generator = [torch.tensor([1], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: generator[0])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda new: generator.__setitem__(0, new))
+    state = random_state()
+    generator[0] = torch.tensor([2], dtype=torch.uint8)
+    restore_random_state(state)
+    assert generator[0] == 1
+    restore_random_state({k: v for k, v in state.items() if k != "mps"})  # of a version that did not know it

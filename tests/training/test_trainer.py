@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from running import build, train, train_and_resume
+from running import build, train, train_and_resume, with_overrides
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import ParameterEfficient
@@ -68,6 +70,19 @@ def test_resuming_equals_never_having_stopped(prepared, monkeypatch, name):
     folder = Path(resumed.output_folder)
     assert equal(weights(folder / "checkpoint_final.pth"), expected)
     assert resumed.logger.get_value("train_losses", None) == whole.logger.get_value("train_losses", None)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerLoRA", "nnUNetTrainerGradualUnfreezing", "nnUNetTrainerAdaptFormer"])
+def test_recomputing_trains_the_very_same_weights(prepared, name):
+    found = []
+    for recompute in (False, True):
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(0)
+        trainer = train(getattr(trainers, name), prepared, plans=with_overrides(prepared, recompute=recompute))
+        assert trainer.run_method.recompute == recompute
+        found.append((weights(Path(trainer.output_folder, "checkpoint_final.pth")),
+                      trainer.logger.get_value("train_losses", None)))
+    assert equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
 
 
 def test_the_best_checkpoint_is_never_worse_than_the_start(prepared, monkeypatch):
