@@ -23,7 +23,6 @@ from ..files import read_json
 from ..models.checkpoint import file_sha256
 from ..types import PathLike
 
-FORMAT = 1
 SETTINGS, MODEL, START, RUN = "federation.json", "model", "start.safetensors", "run"
 SITE_FILE = "federation_site.json"  # in the folder of a site's data set in nnUNet_preprocessed
 CHECKPOINT = Path(MODEL, "fold_all", "checkpoint_final.pth")
@@ -43,7 +42,7 @@ class Settings(msgspec.Struct, kw_only=True):
     tensors that stay local. sha256: of the start network and of start.safetensors.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     version: str = __version__
     name: str
     configuration: str

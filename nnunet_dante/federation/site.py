@@ -67,6 +67,7 @@ class RoundMixin(_Base):
     settings: Settings
     round: int  # 0 is the first
     state: StateDict
+    loss: Any
 
     def initialize(self) -> None:
         """Let nnU-Net's loop never end by itself: only `finish` ends the training."""
