@@ -99,3 +99,9 @@ def length_for(minutes: float, trainings: int, *, step_seconds: float, start_sec
     iterations = max(_SHORTEST_EPOCH, math.ceil(steps / EPOCHS))
     return Length(epochs=steps // iterations, iterations=iterations,
                   val_iterations=max(1, round(_VALIDATION_SHARE * iterations)))
+
+
+def minutes_for(length: Length, trainings: int, *, step_seconds: float, start_seconds: float) -> float:
+    """Return about how many minutes trainings of this length take together; the inverse of `length_for`."""
+    seconds = length.epochs * step_seconds * (length.iterations + length.val_iterations / 2)
+    return trainings * (start_seconds + seconds) / 60 / _TRAINING_SHARE

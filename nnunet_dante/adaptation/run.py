@@ -33,7 +33,7 @@ from ..models.settings import read_dante_block, with_overrides
 from ..training.launch import best_device
 from ..training.strength import start_of
 from ..types import PathLike
-from .budget import Length, length_for
+from .budget import Length, length_for, minutes_for
 from .data import put_data, write_folds
 from .report import write_adapt_report
 from .running import claimed
@@ -238,11 +238,15 @@ class _Work:
         said = self.steps.python(_MEASURE, self.dataset, self.configuration, PLANS, self.trainer,
                                  *(folds[:1] or ["all"]), self.asked["device"], name="measure")
         cost = json.loads(said.splitlines()[-1])
-        length = length_for(self.asked["budget_minutes"], trainings, step_seconds=cost["step_seconds"],
-                            start_seconds=time.monotonic() - began)
+        times = {"step_seconds": cost["step_seconds"], "start_seconds": time.monotonic() - began}
+        given = {name: value for name, value in self.asked["overrides"].items() if name in Length.__dataclass_fields__}
+        if len(given) < len(Length.__dataclass_fields__):
+            given = asdict(length_for(self.asked["budget_minutes"], trainings, **times)) | given
+        minutes = minutes_for(Length(**given), trainings, **times)
         planned = read_json(self.steps.folder("nnUNet_preprocessed", self.dataset,
                                               f"{PLANS}_{self.configuration}_transfer.json"))["memory_gib"]
-        return cost | asdict(length) | {"gib": planned if cost["mib"] is None else round(cost["mib"] / 1024, 2)}
+        return cost | given | {"minutes": round(minutes, 1),
+                               "gib": planned if cost["mib"] is None else round(cost["mib"] / 1024, 2)}
 
     def _set_length(self) -> None:
         """Write the length of the trainings into the plans; numbers that the user gave stay."""
@@ -257,7 +261,7 @@ class _Work:
         tqdm.write(
             f"Plan: {counted(trainings, 'training')} with {self.trainer} of {counted(length.epochs, 'epoch')} with "
             f"{length.iterations} steps, so {trainings * length.epochs * length.iterations} steps of "
-            f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {self.asked['budget_minutes']:g} min in "
+            f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {math.ceil(cost['minutes'])} min in "
             f"all{_memory([cost])}. Reason: {reason}.", file=sys.stderr)
         if self.memory_gib:
             file = self.steps.folder("nnUNet_preprocessed", self.dataset, f"{PLANS}_{self.configuration}_transfer.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_dante.adaptation.budget import MOST_STEPS, length_for, measure, minutes
+from nnunet_dante.adaptation.budget import MOST_STEPS, length_for, measure, minutes, minutes_for
 from nnunet_dante.errors import ConfigurationError
 
 
@@ -27,6 +27,7 @@ def test_the_trainings_together_fit_into_the_budget():
     seconds = 6 * (20 + length.epochs * (length.iterations * 0.5 + length.val_iterations * 0.25))
     assert 0.7 * 60 * 60 < seconds < 0.85 * 60 * 60
     assert (length.epochs, length.iterations, length.val_iterations) == (49, 17, 3)
+    assert minutes_for(length, 6, step_seconds=0.5, start_seconds=20) == pytest.approx(60, rel=0.05)
 
 
 def test_short_budgets_have_fewer_epochs_and_long_ones_no_more_steps_than_the_trainers_have():
