@@ -1,8 +1,8 @@
 """Shipped: incremental learning in Dafne, from the slices or volumes that a user corrected.
 
 The client uploads the model whatever happens here. So copies are trained, and of what they learned as much is taken
-over as fits images best that they did not learn from: all, a part, or nothing (WiSE-FT, Wortsman 2022). No
-torch.optim: importing it after TensorFlow aborts the client where triton is installed.
+over as fits images best that they did not learn from: all, a part, or nothing (WiSE-FT, Wortsman 2022).
+No torch.optim: importing it after TensorFlow aborts the client where triton is installed.
 """
 
 from __future__ import annotations
