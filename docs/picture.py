@@ -2,8 +2,8 @@
 
     nnunet-dante demo && python docs/picture.py nnunet-dante-demo        # writes docs/images/demo.png
 
-The image is the half of the MR spine that no training used; the structures are the demo's. The donor is the demo's CT
-network as it is, before any training on MR.
+The image is the right half of the MR spine, the adapted network that of the fold that was trained on the left half. The
+donor is the demo's CT network as it is, before any training on MR.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ def sagittal(file: Path, position: int) -> np.ndarray:
 
 def main(demo: str) -> None:
     dataset = Path(demo, "nnUNet_raw", "Dataset802_SpineMR")
-    truth = nibabel.as_closest_canonical(nibabel.load(dataset / "labelsTs" / f"{CASE}.nii.gz"))
+    truth = nibabel.as_closest_canonical(nibabel.load(dataset / "labelsTr" / f"{CASE}.nii.gz"))
     labelled = (np.asarray(truth.dataobj) > 0).sum((1, 2))
     position, ratio = int(labelled.argmax()), truth.header.get_zooms()[2] / truth.header.get_zooms()[1]
-    panels = {"image": None, "CT network, not adapted": Path(demo, "predictions", "before_training"),
-              "adapted with LoRA": Path(demo, "predictions", "LoRA"), "reference": dataset / "labelsTs"}
+    (adapted,) = Path(demo, "nnUNet_results").glob(f"{dataset.name}/*/fold_[0-9]/validation/{CASE}.nii.gz")
+    panels = {"image": None, "CT network, not adapted": Path(demo, "predictions", "donor"), "adapted": adapted.parent,
+              "reference": dataset / "labelsTr"}
     figure, axes = plt.subplots(1, len(panels), figsize=(10, 2.6), layout="constrained")
     for axis, (title, folder) in zip(axes, panels.items()):
-        axis.imshow(sagittal(dataset / "imagesTs" / f"{CASE}_0000.nii.gz", position), cmap="gray", aspect=ratio)
+        axis.imshow(sagittal(dataset / "imagesTr" / f"{CASE}_0000.nii.gz", position), cmap="gray", aspect=ratio)
         if folder:
             mask = sagittal(folder / f"{CASE}.nii.gz", position)
             axis.imshow(np.ma.masked_equal(mask, 0), cmap=ListedColormap(list(COLOURS.values())), vmin=1,

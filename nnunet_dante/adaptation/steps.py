@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,15 +90,6 @@ class Steps:
         code = f"import sys; from {module} import {function}; sys.argv[0] = {command!r}; {function}()"
         self.commands.append(shlex.join([command, *map(str, arguments)]))
         return self.python(code, *arguments, name=command, epochs=epochs)
-
-    def predict_without_this_package(self, calls: Sequence[Sequence[object]]) -> str:
-        """Run nnUNetv2_predict with each list of arguments, in a process that cannot import nnunet_dante."""
-        module, function = _ENTRY_POINTS["nnUNetv2_predict"].split(":")
-        words = [[str(word) for word in call] for call in calls]
-        self.commands += [shlex.join(["nnUNetv2_predict", *call]) for call in words]
-        code = (f"import sys; sys.modules['nnunet_dante'] = None\nfrom {module} import {function}\n"
-                f"for words in {words!r}:\n    sys.argv = ['nnUNetv2_predict', *words]; {function}()")
-        return self.python(code, name="nnUNetv2_predict")
 
     def python(self, code: str, *arguments: object, name: str, epochs: int = 0) -> str:
         """Run Python code in a new process, and return its output.

@@ -144,23 +144,17 @@ def split_at_midline(image: nibabel.Nifti1Image, mask: nibabel.Nifti1Image,
 
 
 def write_dataset(raw: Path, modality: Modality, files: dict[str, Path]) -> Path:
-    """Write the data set of a modality below nnUNet_raw, and return its folder.
-
-    Both halves are written into imagesTr; nnU-Net scores the check case after each epoch, and never trains on it. The
-    check case is also written into imagesTs, for prediction.
-    """
+    """Write the data set of a modality below nnUNet_raw, with both halves as cases, and return its folder."""
     folder = raw / modality.dataset
-    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+    for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     image, source = (nibabel.Nifti1Image.from_filename(files[name]) for name in (modality.image, modality.mask))
     merged = merge_labels(np.asanyarray(source.dataobj), modality.structures)
     mask = nibabel.Nifti1Image(merged, source.affine)
     prefix = modality.train.rpartition("_")[0]
     for side, (half, half_mask) in split_at_midline(image, mask).items():
-        case = f"{prefix}_{side}"
-        for suffix in ("Tr", "Ts") if case == modality.check else ("Tr",):
-            nibabel.save(half, folder / f"images{suffix}" / f"{case}_0000.nii.gz")
-            nibabel.save(half_mask, folder / f"labels{suffix}" / f"{case}.nii.gz")
+        nibabel.save(half, folder / "imagesTr" / f"{prefix}_{side}_0000.nii.gz")
+        nibabel.save(half_mask, folder / "labelsTr" / f"{prefix}_{side}.nii.gz")
     (folder / "dataset.json").write_text(json.dumps({
         "name": modality.dataset, "channel_names": {"0": modality.channel}, "labels": modality.labels,
         "numTraining": 2, "file_ending": ".nii.gz", "license": "Apache-2.0 (TPTBox)"}, indent=2))

@@ -36,20 +36,6 @@ def test_a_failure_names_its_log_and_shows_the_end_of_it(tmp_path):
     assert (tmp_path / "logs" / "0_probe_0.log").read_text() == "the last words\n"
 
 
-def test_prediction_runs_where_this_package_cannot_be_imported(tmp_path, monkeypatch):
-    from nnunet_dante.adaptation import steps as module
-
-    monkeypatch.setitem(module._ENTRY_POINTS, "nnUNetv2_predict", "probe:main")
-    (tmp_path / "probe.py").write_text(
-        "import sys\n"
-        "def main():\n"
-        "    try:\n        import nnunet_dante.peft\n    except ImportError:\n        print('absent', *sys.argv)\n")
-    steps = Steps(tmp_path, total=1)
-    said = steps.predict_without_this_package([["-i", "a b"], ["-i", "c"]])
-    assert said.splitlines() == ["absent nnUNetv2_predict -i a b", "absent nnUNetv2_predict -i c"]
-    assert steps.commands == ["nnUNetv2_predict -i 'a b'", "nnUNetv2_predict -i c"]
-
-
 def test_each_step_is_numbered_and_timed(tmp_path, capsys):
     steps = Steps(tmp_path, total=2)
     steps.announce("first")

@@ -93,7 +93,6 @@ def test_the_dataset_has_the_form_nnunet_checks(tmp_path):
     folder = write_dataset(tmp_path / "raw", MR, files)
     verify_dataset_integrity(str(folder), num_processes=1)
     assert sorted(p.name for p in (folder / "imagesTr").iterdir()) == ["mr_left_0000.nii.gz", "mr_right_0000.nii.gz"]
-    assert [p.name for p in (folder / "imagesTs").iterdir()] == [f"{MR.check}_0000.nii.gz"]
     assert json.loads((folder / "dataset.json").read_text())["labels"] == MR.labels
     split = json.loads(write_split(tmp_path / "preprocessed", MR).read_text())
     assert split == [{"train": [MR.train], "val": [MR.check]}]
