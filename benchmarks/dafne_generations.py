@@ -24,13 +24,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
+from demo_donor import small_plans  # nnU-Net's plans with a network for two CPU cores
 from scipy import stats
 
 from nnunet_dante.adaptation.steps import Steps
 from nnunet_dante.dafne.export import export_model
 from nnunet_dante.demo.dafne import install_dafne
 from nnunet_dante.demo.data import writable_cache
-from nnunet_dante.demo.run import small_plans  # nnU-Net's plans with a network for two CPU cores
 
 LABELS = {"background": 0, "Anterior": 1, "Posterior": 2}
 DATASET, PLANS, TRAINER = "Dataset804_Hippocampus", "nnUNetDemoPlans", "nnUNetTrainer_5epochs"

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from nnunet_dante.demo.data import CT
-from nnunet_dante.demo.run import CONFIGURATION, DONOR_PLANS, _clear, run_demo, small_plans
+from nnunet_dante.demo.run import DONOR, _clear, run_demo
 from nnunet_dante.errors import ConfigurationError
+from nnunet_dante.models.donor import open_donor
+from nnunet_dante.models.labels import head_names
+from nnunet_dante.models.network import build_network
 
 
 def test_an_earlier_demo_is_replaced_and_other_files_stay(tmp_path):
@@ -30,18 +33,12 @@ def test_nnunet_folders_of_the_user_are_refused_and_untouched(tmp_path):
     assert (tmp_path / "nnUNet_raw" / "Dataset001_Mine").is_dir()
 
 
-def test_the_small_plans_build_a_small_network():
-    import tiny
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    plans = small_plans(tiny.plans(CT.dataset, features=(32, 64, 128, 256)))
-    assert plans["plans_name"] == DONOR_PLANS
-    manager = PlansManager(plans).get_configuration(CONFIGURATION)
-    network = get_network_from_plans(manager.network_arch_class_name, manager.network_arch_init_kwargs,
-                                     manager.network_arch_init_kwargs_req_import, 1, len(CT.labels))
+def test_the_donor_in_the_package_is_a_small_network_that_knows_the_labels_of_the_ct():
+    donor = open_donor(DONOR)
+    assert head_names(donor.dataset_json) == ("background", *CT.structures)
+    network = build_network(donor.plans, donor.dataset_json, donor.configuration)
+    network.load_state_dict(donor.weights)
     assert sum(p.numel() for p in network.parameters()) < 100_000
-    assert manager.data_identifier == f"{DONOR_PLANS}_{CONFIGURATION}"
 
 
 @pytest.mark.slow
