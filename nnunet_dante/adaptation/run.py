@@ -92,7 +92,8 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
         trainer: instead of the one that `suggest` advises.
         budget_minutes: time for all trainings together; the length of a training follows from a measured step.
         baseline: also train from scratch, for comparison; this takes half of the budget.
-        keep_labels, geometry: as in `transfer`.
+        keep_labels: labels of the donor to keep although nobody drew them, as in `transfer`.
+        geometry: "donor" or "target", as in `transfer`.
         labels: what the values in the masks mean, such as "liver=1", where `source` is not in nnU-Net's format.
         groups: file that says which cases are of one patient, as for `nnunet-dante shots --groups`.
         overrides: options of the trainings, such as {"lr": 0.01}.
