@@ -79,7 +79,7 @@ def test_three_sites_train_one_network(three, folder, tmp_path):
 def test_a_killed_site_is_left_out_and_comes_back(three, folder, tmp_path):
     with Loopback(tmp_path / "flower") as flower:
         start(flower, three)
-        flower._start("run", ["flwr", "run", str(folder), "loopback", "--run-config", "min-sites=2 round-minutes=4"])
+        flower._start("run", ["flwr", "run", str(folder), "loopback", "--stream", "--run-config", "min-sites=2 round-minutes=4"])
         wait_for(lambda: (folder / "run" / "replies").is_dir())  # someone has answered: the round is running
         flower.stop("west", kill=True)
         wait_for(lambda: (folder / "run" / "history.json").is_file() and history(folder)["rounds"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,16 @@ def test_a_site_may_miss_rounds_and_come_back(tmp_path, monkeypatch):
     run_rounds(sites, coordinator, "north", "south", rounds=1)
     assert [sorted(entry["sites"]) for entry in coordinator.history["rounds"]] == [
         ["north", "south"], ["north"], ["north", "south"]]
+
+
+def test_a_federation_that_begins_anew_takes_sites_that_know_the_earlier_one(tmp_path, monkeypatch):
+    sites = made(tmp_path, "north", rounds=2)
+    activate(tmp_path, monkeypatch)
+    run_rounds(sites, Coordinator(sites.folder, min_sites=1), "north", rounds=2)
+    shutil.rmtree(sites.folder / "run")
+    anew = Coordinator(sites.folder, min_sites=1)
+    run_rounds(sites, anew, "north", rounds=1)
+    assert [sorted(entry["sites"]) for entry in anew.history["rounds"]] == [["north"]]
 
 
 def test_a_round_can_be_repeated(pair, tmp_path, monkeypatch):
