@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import platform
-import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -247,7 +246,6 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     facts = {"date": date.today().isoformat(), "machine": machine, "torch": torch.__version__, **options, **network,
              "inputs": {f"{dim}d": size for dim, size in sizes.items()}, "rounds": given.rounds, "results": results}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))  # what is done is printed
     try:
         for dim, size in sizes.items():
             base = unet(dim, **network)

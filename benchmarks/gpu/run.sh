@@ -43,7 +43,7 @@ import torch, nnunetv2, dynamic_network_architectures, batchgeneratorsv2, blosc2
 assert sys.argv[1] == "cpu" or torch.cuda.is_available(), "torch finds no CUDA GPU"
 print("torch", torch.__version__, torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "CPU", file=sys.stderr)
 CHECK
-limit() { timeout --kill-after=20 "$1" "${@:2}" || { code=$?; [ $code = 124 ] && echo "stopped after $1 s" >&2 || return $code; }; }
+limit() { timeout --signal=INT --kill-after=20 "$1" "${@:2}" || { code=$?; [ $code = 124 ] && echo "stopped after $1 s" >&2 || return $code; }; }
 cost() { limit "$1" python3 "$root/benchmarks/cost.py" --device "$device" "${@:2}"; }
 run() {
     case $1$tiny in

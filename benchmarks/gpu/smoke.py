@@ -18,7 +18,6 @@ import contextlib
 import json
 import math
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -163,7 +162,6 @@ def main() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     given.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))  # what is done is printed
     try:
         check_all(given.only, rows, given.device, given.tiny, given.out / "smoke.json")
     finally:

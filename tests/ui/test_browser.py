@@ -77,6 +77,7 @@ def test_without_the_token_there_is_no_page(server):
         assert connection.getresponse().status == 403, path
 
 
+@pytest.mark.unsteady
 def test_the_whole_way(driver, server, root):
     _choose_and_start(driver, server, root)
     _stop_and_go_on_without_a_server(driver, server, root)
