@@ -238,7 +238,8 @@ class _Work:
         began = time.monotonic()
         said = self.steps.python(_MEASURE, self.dataset, self.configuration, PLANS, self.trainer,
                                  *(folds[:1] or ["all"]), self.asked["device"], name="measure")
-        cost = json.loads(said.splitlines()[-1])
+        # Loaders of data may complain below it, if the process ends before their workers do.
+        cost = json.loads(next(line for line in reversed(said.splitlines()) if line.startswith('{"step_seconds"')))
         times = {"step_seconds": cost["step_seconds"], "start_seconds": time.monotonic() - began}
         given = {name: value for name, value in self.asked["overrides"].items() if name in Length.__dataclass_fields__}
         if len(given) < len(Length.__dataclass_fields__):
