@@ -81,6 +81,6 @@ def test_the_plan_says_what_makes_a_training_fit_the_gpu(work, capsys):
     folder.mkdir(parents=True)
     (folder / "nnUNetDantePlans_3d_fullres_transfer.json").write_text('{"memory_gib": 8.0, "batch_size": 2}')
     work.memory_gib = 7.0
-    work._say_plan({"gib": 8.0, "step_seconds": 0.5}, 3, "few cases")
+    work._say_plan({"gib": 8.0, "step_seconds": 0.5, "minutes": 30.0}, 3, "few cases")
     said = capsys.readouterr().err
     assert "more than 7 GiB" in said and "  --set recompute=true: about 6.5 GiB" in said
