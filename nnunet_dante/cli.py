@@ -51,8 +51,8 @@ for _command in (adapter, benchmark, compare, dataset, federate, shots):
 def demo(out: Path, data: Path | None) -> None:
     """Adapt a CT network to MR images, in minutes on a CPU.
 
-    A small network is trained on the CT of a spine. Then `adapt` does with it what it does with yours. It ends with the
-    same report.
+    A small network, which was trained on the CT of a spine, comes with the package. `adapt` does with it what it does
+    with yours, and it ends with the same report.
     """
     from .demo.run import run_demo
 

@@ -17,7 +17,7 @@ from ..errors import ConfigurationError
 from ..files import read_json
 from ..models.memory import PeakMemory
 from ..training.launch import VARIABLE, search_path
-from ..training.trainers import find_trainer
+from ..training.trainers import end_loaders, find_trainer
 
 EPOCHS = 50
 MOST_STEPS = 25_000  # of a training with the trainers' own numbers
@@ -62,6 +62,7 @@ def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: st
             training.train_step(next(training.dataloader_train))
             times.append(time.perf_counter() - began)
     finally:
+        end_loaders(training)
         shutil.rmtree(training.output_folder_base, ignore_errors=True)
     usual = sorted(times[1:])[len(times[1:]) // 2]  # the first step loads libraries
     print(json.dumps({"step_seconds": usual, "mib": memory.peak_mib()}))

@@ -15,7 +15,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..adapters.strength import interpolate, trained_weights
+from ..adapters.strength import interpolate, kept_strength, trained_weights
 from ..errors import ConfigurationError, StrengthError
 from ..files import read_json
 from ..models.archive import DEFAULT_CHECKPOINT, find_models, is_archive
@@ -99,11 +99,6 @@ def _of_adaptation(out: Path) -> Networks:
     if weights := [c["network_weights"] for c in trained if kept_strength(c)]:  # at strength 0, each is the donor
         others["folds"] = weights
     return Networks(donor=donor, final=[donor.weights], others=others, folds=folds, steps=steps)
-
-
-def kept_strength(checkpoint: Mapping[str, Any]) -> float:
-    """Return how much of what was learned a checkpoint keeps."""
-    return float(((checkpoint.get("dante") or {}).get("strength") or {}).get("value", 1.0))
 
 
 def changed_networks(fold: Path, preprocessed: Path) -> dict[str, list[ReadOnlyStateDict]]:

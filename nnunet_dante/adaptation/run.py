@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..adapters.strength import kept_strength
 from ..advise.suggest import suggest
 from ..datasets.dataset import open_target
 from ..errors import ConfigurationError, DanteError
@@ -176,7 +177,7 @@ class _Work:
         self._say_plan(cost, len(trainings) + 1, advice["reason"])
         for trainer, fold in trainings:
             self._train(trainer, fold)
-        kept = [self._kept(fold) for fold in folds]
+        kept = [kept_strength(self._checkpoint(self.trainer, fold)) for fold in folds]
         if kept and not any(kept):
             final = folds[0]  # every fold chose to keep nothing, so each is the donor
         else:
@@ -197,10 +198,6 @@ class _Work:
 
     def _checkpoint(self, trainer: str, fold: str) -> dict[str, Any]:
         return load_checkpoint_safely(self._model(trainer) / f"fold_{fold}" / _FINAL)
-
-    def _kept(self, fold: str) -> float:
-        """Return how much of what was learned a fold keeps."""
-        return float((self._checkpoint(self.trainer, fold).get("dante") or {}).get("strength", {}).get("value", 1.0))
 
     def _advise(self) -> dict[str, Any]:
         found = suggest(self.asked["model"], self.dataset, configuration=self.configuration, trust=self.trust,
@@ -238,17 +235,20 @@ class _Work:
         began = time.monotonic()
         said = self.steps.python(_MEASURE, self.dataset, self.configuration, PLANS, self.trainer,
                                  *(folds[:1] or ["all"]), self.asked["device"], name="measure")
-        # Loaders of data may complain below it, if the process ends before their workers do.
+        # Libraries may print below it as they end.
         cost = json.loads(next(line for line in reversed(said.splitlines()) if line.startswith('{"step_seconds"')))
         times = {"step_seconds": cost["step_seconds"], "start_seconds": time.monotonic() - began}
         given = {name: value for name, value in self.asked["overrides"].items() if name in Length.__dataclass_fields__}
         if len(given) < len(Length.__dataclass_fields__):
             given = asdict(length_for(self.asked["budget_minutes"], trainings, **times)) | given
         minutes = minutes_for(Length(**given), trainings, **times)
-        planned = read_json(self.steps.folder("nnUNet_preprocessed", self.dataset,
-                                              f"{PLANS}_{self.configuration}_transfer.json"))["memory_gib"]
+        planned = self._transfer_report()["memory_gib"]
         return cost | given | {"minutes": round(minutes, 1),
                                "gib": planned if cost["mib"] is None else round(cost["mib"] / 1024, 2)}
+
+    def _transfer_report(self) -> dict[str, Any]:
+        return read_json(self.steps.folder("nnUNet_preprocessed", self.dataset,
+                                           f"{PLANS}_{self.configuration}_transfer.json"))
 
     def _set_length(self) -> None:
         """Write the length of the trainings into the plans; numbers that the user gave stay."""
@@ -266,8 +266,7 @@ class _Work:
             f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {math.ceil(cost['minutes'])} min in "
             f"all{_memory([cost])}. Reason: {reason}.", file=sys.stderr)
         if self.memory_gib:
-            file = self.steps.folder("nnUNet_preprocessed", self.dataset, f"{PLANS}_{self.configuration}_transfer.json")
-            report = read_json(file)
+            report = self._transfer_report()
             tqdm.write(memory_advice(report["memory_gib"], self.memory_gib, report["batch_size"]), file=sys.stderr)
 
     def _say_taken(self) -> None:

@@ -138,6 +138,11 @@ def stale_masks(fold: Path, checkpoint: Mapping[str, Any]) -> str:
             f"{'full strength' if now is None else f'strength {now}'}.")
 
 
+def kept_strength(checkpoint: Mapping[str, Any]) -> float:
+    """Return how much of what was learned a checkpoint keeps; 1 if nothing was chosen."""
+    return 1.0 if (value := _value(checkpoint)) is None else float(value)
+
+
 def _value(checkpoint: Mapping[str, Any]) -> float | None:
     return ((checkpoint.get("dante") or {}).get("strength") or {}).get("value")
 

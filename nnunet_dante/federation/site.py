@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -218,9 +216,7 @@ def _trainer(preprocessed: Path, round_: int, received: ReadOnlyStateDict, diges
         yield trainer
         _write_state(state, folder / STATE_FILE, file_sha256(Path(site.folder, SETTINGS)))
     finally:
-        for loader in (trainer.dataloader_train, trainer.dataloader_val):
-            if isinstance(loader, NonDetMultiThreadedAugmenter | MultiThreadedAugmenter):
-                loader._finish()
+        trainers.end_loaders(trainer)
 
 
 def _read_state(file: Path, federation: str) -> StateDict | None:

@@ -9,6 +9,8 @@ refuse_unsupported()  # comes before imports that fail in other versions of nnU-
 from typing import Any
 
 import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
@@ -184,6 +186,13 @@ class nnUNetTrainerAdaptFormer(AddedModulesMixin, nnUNetTrainer):
     """Train one added parallel bottleneck per block, and the heads; prediction needs this trainer."""
 
     method = AdaptFormer()
+
+
+def end_loaders(trainer: nnUNetTrainer) -> None:
+    """End the workers that load data for a trainer whose training does not run to its end, as nnU-Net ends them."""
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        if isinstance(loader, (NonDetMultiThreadedAugmenter, MultiThreadedAugmenter)):
+            loader._finish()
 
 
 def find_trainer(name: str) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse
 from nicegui import app, ui
 
 from ..errors import DanteError
@@ -15,7 +16,7 @@ from .plan import show_plan
 from .result import show_comparison, show_result
 from .roots import Roots
 from .start import show_start
-from .viewer import FRESH, add_viewer
+from .viewer import FRESH, add_viewer, file_below
 
 _FOREIGN = {**FRESH, "Content-Security-Policy": (
     "sandbox allow-same-origin; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
@@ -51,12 +52,7 @@ def add_pages(roots: Roots) -> None:
     @app.get("/file/{path:path}")
     def file(path: str):
         """Send a file below the roots; a page that comes from there may run no scripts."""
-        try:
-            found = roots.path(f"/{path}", hidden=False)
-        except DanteError as error:
-            return PlainTextResponse(str(error), 403)
-        if not found.is_file():
-            return PlainTextResponse(f"{found} is no file.", 404)
-        return FileResponse(found, headers=_FOREIGN)
+        found = file_below(roots, path)
+        return FileResponse(found, headers=_FOREIGN) if isinstance(found, Path) else found
 
     add_viewer(roots)

@@ -82,6 +82,15 @@ def niivue() -> bytes:
     raise DanteError('This version of ipyniivue does not hold NiiVue as expected: pip install "ipyniivue>=2.4.4,<3"')
 
 
+def file_below(roots: Roots, path: str) -> Path | PlainTextResponse:
+    """Return the file that a browser asked for, or the answer that says why it may not have it."""
+    try:
+        found = roots.path(f"/{path}", hidden=False)
+    except DanteError as error:
+        return PlainTextResponse(str(error), 403)
+    return found if found.is_file() else PlainTextResponse(f"{found} is no file.", 404)
+
+
 def add_viewer(roots: Roots) -> None:
     """Make the module and the volumes below the roots available to the page."""
     @app.get("/niivue.js")
@@ -93,12 +102,9 @@ def add_viewer(roots: Roots) -> None:
 
     @app.get("/volume/{path:path}")
     def volume(path: str):
-        try:
-            found = roots.path(f"/{path}", hidden=False)
-        except DanteError as error:
-            return PlainTextResponse(str(error), 403)
-        if not found.is_file():
-            return PlainTextResponse(f"{found} is no file.", 404)
+        found = file_below(roots, path)
+        if not isinstance(found, Path):
+            return found
         if found.name.endswith(_AS_IS):
             return FileResponse(found, media_type="application/octet-stream", headers=FRESH)
         return _converted(found)
