@@ -190,7 +190,8 @@ class _Work:
             self._model(self.trainer) / f"fold_{final}", advice))["dice"]
         files = self.once("files", "Write the model", lambda: self._write_model(final))
         paths = {key: name and self.out / name for key, name in files.items() if key in ("model", "adapter", "dafne")}
-        return AdaptResult(dice=dice, strength=self._kept(final), report=self.out / "report.html", **paths)
+        strength = kept_strength(self._checkpoint(self.trainer, final))
+        return AdaptResult(dice=dice, strength=strength, report=self.out / "report.html", **paths)
 
     def _model(self, trainer: str) -> Path:
         """Return the folder in which nnU-Net keeps the folds of a trainer."""

@@ -6,8 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import nibabel
 import numpy as np
+from nibabel import Nifti1Image
 
 from ..adaptation.run import AdaptResult, adapt
 from ..adaptation.steps import Steps
@@ -88,6 +88,6 @@ def _segment_in_dafne(steps: Steps, result: AdaptResult) -> None:
     steps.python(APPLY, packages, out / "cache" / "home", result.dafne, image, ",".join(MR.structures), masks / name,
                  name="dafne-dl")
     for file in out.glob(f"nnUNet_results/{MR.dataset}/*/fold_all/validation/{name}"):
-        ours, theirs = (np.asanyarray(nibabel.load(path).dataobj) for path in (file, masks / name))
+        ours, theirs = (np.asanyarray(Nifti1Image.from_filename(path).dataobj) for path in (file, masks / name))
         print(f"      {(ours == theirs).mean():.2%} of the voxels are as nnU-Net labels them (which averages over "
               "mirrored images).", file=sys.stderr)
