@@ -25,6 +25,7 @@ from .nnunet import find_described
 from .pairs import find_pairs
 from .patients import group_patients
 from .preview import table
+from .slicer import with_segments
 from .write import Job, choose_ending, write
 
 _SHOWN = 12  # faults printed in full; the others are counted
@@ -146,7 +147,7 @@ def recognise(source: Path, *, masks: Sequence[str] = (), labels: Sequence[str] 
                   or find_dicom(files, masks=masks, labels=labels)
                   or find_pairs(files, masks=masks, labels=labels, channels=channels))
         if layout is not None:
-            layout = replace(layout, cases=with_legends(layout.cases, mask_axes))
+            layout = replace(layout, cases=with_segments(with_legends(layout.cases, mask_axes)))
     if layout is None or not layout.cases:
         raise DatasetError(f"{source} holds no image that can be read: .nii.gz, .nii, .nrrd, .mha, .mhd, .png, .tif, "
                            ".jpg.")

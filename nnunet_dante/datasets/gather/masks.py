@@ -119,7 +119,8 @@ def _moved(part: Part, mask: SimpleITK.Image, image: SimpleITK.Image, voxels: np
                             "image, or was its header lost? Where only the header is wrong, SimpleITK's "
                             "mask.CopyInformation(image) puts it right")
         return None
-    if not resample:
+    on_voxels = _on_voxels_of(mask, image)
+    if not (resample or on_voxels):
         found.faults.append(f"{part.text} lies on another grid than its image ({sizes}). --resample-masks brings it to "
                             "the image's grid with nearest neighbours")
         return None
@@ -129,8 +130,17 @@ def _moved(part: Part, mask: SimpleITK.Image, image: SimpleITK.Image, voxels: np
         found.faults.append(f"{part.text}: all it marks lies outside the image. Is it the mask of another image?")
         return None
     found.changed = True
-    found.warnings.append(f"{part.text} was brought to the image's grid ({sizes})")
+    if not on_voxels:
+        found.warnings.append(f"{part.text} was brought to the image's grid ({sizes})")
     return result
+
+
+def _on_voxels_of(mask: SimpleITK.Image, image: SimpleITK.Image) -> bool:
+    """Whether the mask's voxels are voxels of the image: it covers a part of the image, and nothing is interpolated."""
+    same_axes = np.allclose(mask.GetSpacing(), image.GetSpacing(), rtol=1e-3) and np.allclose(
+        mask.GetDirection(), image.GetDirection(), atol=1e-3)
+    corner = np.array(image.TransformPhysicalPointToContinuousIndex(mask.GetOrigin()))
+    return bool(same_axes and np.abs(corner - np.rint(corner)).max() < 0.01)
 
 
 def _boxes_meet(one: SimpleITK.Image, other: SimpleITK.Image) -> bool:

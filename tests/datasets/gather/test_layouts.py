@@ -269,3 +269,42 @@ def test_flat_images_that_are_nifti_stay(source, made):
 def test_volume_helper_leads_where_it_says():
     assert SimpleITK.DICOMOrientImageFilter().GetOrientationFromDirectionCosines(
         volume(np.zeros((2, 3, 4)), codes="PIR").GetDirection()) == "PIR"
+
+
+def slicer(mask: SimpleITK.Image, segments: list[tuple[str, int, int]], path) -> None:
+    """Write a segmentation as 3D Slicer does: name, value and layer of each segment."""
+    for n, (name, value, layer) in enumerate(segments):
+        mask.SetMetaData(f"Segment{n}_Name", name)
+        mask.SetMetaData(f"Segment{n}_LabelValue", str(value))
+        mask.SetMetaData(f"Segment{n}_Layer", str(layer))
+    write(mask, path)
+
+
+def test_segments_of_slicer_have_their_names_also_where_files_number_them_differently(source, made):
+    for n, segments in enumerate(([("liver", 1, 0), ("spleen", 2, 0)], [("spleen", 1, 0), ("liver", 2, 0)])):
+        image, mask = case(n, values=(1, 2))
+        write(image, source / f"P0{n}.nrrd")
+        slicer(mask, segments, source / f"P0{n}.seg.nrrd")
+    _, target, _ = made()
+    assert labels_of(target) == {"liver": 1, "spleen": 2}
+    first, second = (array(target.cases[name].mask) for name in ("P00", "P01"))
+    assert np.array_equal(first, SimpleITK.GetArrayFromImage(case(0, values=(1, 2))[1]))
+    drawn = SimpleITK.GetArrayFromImage(case(1, values=(1, 2))[1])
+    assert np.array_equal(second, np.choose(drawn, [0, 2, 1]))
+
+
+def test_segments_of_slicer_that_overlap_lie_in_layers_and_the_file_covers_only_what_is_drawn(source, made):
+    image, mask = case(values=(1,))
+    write(image, source / "P01.nrrd")
+    organ = SimpleITK.GetArrayFromImage(mask) == 1
+    inside = organ.copy()
+    inside[..., : np.argwhere(organ)[:, 2].mean().astype(int)] = False
+    layers = SimpleITK.GetImageFromArray(np.stack([organ, inside], -1).astype(np.uint8), isVector=True)
+    layers.CopyInformation(mask)
+    low, high = np.argwhere(organ).min(0)[::-1].tolist(), (np.argwhere(organ).max(0)[::-1] + 1).tolist()
+    cropped = layers[tuple(slice(a, b) for a, b in zip(low, high))]
+    slicer(cropped, [("liver", 1, 0), ("lesion", 1, 1)], source / "P01.seg.nrrd")
+    _, target, said = made(labels=["liver,lesion"])
+    assert labels_of(target) == {"liver": 1, "lesion": 2} and "lesion takes" in said and "grid" not in said
+    assert np.array_equal(array(target.cases["P01"].mask), np.where(inside, 2, organ))
+    assert inside.any() and (organ & ~inside).any() and cropped.GetSize() != image.GetSize()
