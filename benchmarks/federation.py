@@ -159,7 +159,8 @@ def default_mib(method: str, averaging: str) -> float:
     network, adapting = tiny.plain_unet(**DEFAULT), {"LoRA": LoRA, "FineTune": FineTune}[method]()
     adapting.adapt(network)
     tensors = trained_tensors(network, adapting.plan(network))
-    return mean(sum(tensors[name].nbytes for name in trained_in(tensors, averaging, round_)) for round_ in (0, 1)) / 2**20
+    sent = [sum(tensors[name].nbytes for name in trained_in(tensors, averaging, round_)) for round_ in (0, 1)]
+    return mean(sent) / 2**20
 
 
 def main() -> None:
@@ -179,7 +180,8 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     names, file = write_sites(root, asked.dataset, asked.train, asked.test), out / "federation.json"
     told: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"arms": {}}
-    told["settings"] = {key: getattr(asked, key) for key in ("dataset", "rounds", "epochs", "iterations", "train", "test")}
+    shown_settings = ("dataset", "rounds", "epochs", "iterations", "train", "test")
+    told["settings"] = {key: getattr(asked, key) for key in shown_settings}
     for arm, options in ARMS.items():
         if arm not in told["arms"]:
             told["arms"][arm] = run(arm, asked, root, names, **options)
@@ -249,8 +251,8 @@ def report(told: Mapping[str, Any]) -> str:
         *table(["training", *columns, "mean"], rows), "", "Difference by test case:", "", *compared, "",
         "Pseudo Dice of validation patches before each round, mean of sites and labels:", "",
         *table(["training", *(str(i + 1) for i in range(told["settings"]["rounds"]))], history), "",
-        "MiB that a site sends per round: measured with this network, and computed for nnU-Net's default network of six "
-        "stages:", "", *table(["training", "here", "share", "default network", "share"], traffic), ""])
+        "MiB that a site sends per round: measured with this network, and computed for nnU-Net's default network of "
+        "six stages:", "", *table(["training", "here", "share", "default network", "share"], traffic), ""])
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

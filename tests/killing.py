@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from running import Prepared, build
@@ -29,6 +30,7 @@ from nnunet_dante.models.checkpoint import file_sha256, load_checkpoint_safely
 from nnunet_dante.training.trainer import DanteMixin
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # the order in which --c looks
+FULL = Path("/dev/full")  # every write into it fails with ENOSPC
 
 
 class Peaked(DanteMixin):
@@ -45,6 +47,13 @@ class PeakedLoRA(Peaked, nnUNetTrainer):
 
 class PeakedGradualUnfreezing(Peaked, nnUNetTrainer):
     method = GradualUnfreezing()
+
+
+def full_disk_for(path: Path) -> None:
+    """Let the next write of `path` in this process find the disk full."""
+    if not FULL.exists():
+        pytest.skip("this system has no /dev/full")
+    path.with_name(f".{path.name}.{os.getpid()}.tmp").symlink_to(FULL)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
 """The arithmetic of a federation: what a round trains, what is refused, and the average. It knows no engine.
 
 Averaging both factors of a low-rank update would be wrong: the mean of the products A_i B_i is not the product of the
-mean factors. Three ways are exact:
+mean factors. Two ways are exact:
 
 - "alternating" (RoLoRA, Chen 2024, arXiv 2409.02346): even rounds train B and odd rounds train A, while the other
   factor is the same at every site. Then sum_i w_i A B_i = A (sum_i w_i B_i).
 - "frozen" (FFA-LoRA, Sun 2024, arXiv 2403.12313): A stays as it was drawn, and every round trains B.
-- stacking (FLoRA, Wang 2024, arXiv 2409.05976): `stacked` puts the factors of n sites beside each other, so that their
-  product is the sum; the rank grows with every site.
 
 Norms, biases, stem and heads are averaged as they are, and so is every weight that is trained in full (FedAvg, McMahan
 2017, arXiv 1602.05629). A row of a head belongs to a label, and is averaged over the sites that draw this label.
@@ -196,21 +194,3 @@ def _insert(kept: list[Tensor], values: Tensor, room: int, keeps, passes_on) -> 
         kept.append(values)
         return None
     return values
-
-
-def stacked(factors: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return factors A and B with A B = sum_i w_i A_i B_i / sum_i w_i, exactly; their rank is the sum of the ranks.
-
-    Args:
-        factors: of each site, A (..., out, r_i) and B (..., r_i, in).
-        weights: of each site, such as its number of cases.
-
-    Raises:
-        FederationError: there are no factors, or not one weight above 0 for each.
-    """
-    if not factors or len(factors) != len(weights) or not all(weight > 0 for weight in weights):
-        raise FederationError(f"{len(factors)} pairs of factors and the weights {list(weights)} were given; give one "
-                              "number above 0 for each pair.")
-    total = sum(weights)
-    return (torch.cat([weight / total * a for (a, _), weight in zip(factors, weights)], dim=-1),
-            torch.cat([b for _, b in factors], dim=-2))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import content, forked
+from killing import content, forked, full_disk_for
 from running import build, train
 
 from nnunet_dante.adapters.strength import trained_weights
@@ -18,15 +18,7 @@ from nnunet_dante.files import write_text_atomically
 from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically
 from nnunet_dante.training import strength, trainers
 
-FULL = Path("/dev/full")  # every write into it fails with ENOSPC
 CLS = trainers.nnUNetTrainerLoRA
-
-
-def full_disk_for(path: Path) -> None:
-    """Let the next write of `path` in this process find the disk full."""
-    if not FULL.exists():
-        pytest.skip("this system has no /dev/full")
-    path.with_name(f".{path.name}.{os.getpid()}.tmp").symlink_to(FULL)
 
 
 WRITERS = {"text": lambda path: write_text_atomically("new", path),

@@ -17,7 +17,6 @@ from nnunet_dante.federation.aggregate import (
     far_off,
     frozen_factor,
     refusal,
-    stacked,
     trained_in,
 )
 
@@ -94,24 +93,6 @@ def test_averaging_both_factors_would_be_wrong():
     a, b = torch.randn(3, 6, 2, generator=generator), torch.randn(3, 2, 4, generator=generator)
     exact = (a @ b).mean(0)
     assert torch.linalg.norm(a.mean(0) @ b.mean(0) - exact) > 0.5 * torch.linalg.norm(exact)
-
-
-@few
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), seeds)
-def test_stacked_factors_are_the_average_of_the_products(ranks, seed):
-    generator = drawn(seed)
-    factors = [(torch.randn(27, 6, r, generator=generator), torch.randn(27, r, 4, generator=generator)) for r in ranks]
-    weights = list(range(1, len(ranks) + 1))
-    a, b = stacked(factors, weights)
-    assert a.shape[-1] == b.shape[-2] == sum(ranks)
-    expected = sum(w * (one @ other).double() for w, (one, other) in zip(weights, factors)) / sum(weights)
-    assert torch.allclose((a @ b).double(), expected, atol=1e-5, rtol=1e-6)
-
-
-@pytest.mark.parametrize("weights", [[], [1, 2], [0]])
-def test_stacking_needs_one_positive_weight_per_pair(weights):
-    with pytest.raises(FederationError, match="one number above 0"):
-        stacked([(torch.ones(2, 1), torch.ones(1, 2))], weights)
 
 
 def test_rounds_alternate_and_a_frozen_factor_stays():
