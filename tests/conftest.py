@@ -45,10 +45,7 @@ def prepared_once(tmp_path_factory):
 
 @pytest.fixture
 def prepared(prepared_once, monkeypatch):
-    """The same with nnU-Net's folders set, no results in them, and without its progress figure."""
-    from nnunetv2.training.logging.nnunet_logger import LocalLogger
-
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)  # most of the time of a tiny epoch
+    """The same with nnU-Net's folders set, and no results in them."""
     shutil.rmtree(prepared_once.root / "nnUNet_results" / prepared_once.dataset, ignore_errors=True)
     return prepared_once.activate(monkeypatch)
 

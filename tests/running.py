@@ -34,6 +34,10 @@ class Prepared:
         return Prepared(root, self.dataset, root / self.donor.relative_to(self.root))
 
     def activate(self, monkeypatch) -> Prepared:
+        """Set nnU-Net's folders, and leave out its progress figure, which takes most of the time of a tiny epoch."""
+        from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+        monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             monkeypatch.setenv(name, str(self.root / name))
         return self

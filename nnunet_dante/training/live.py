@@ -1,4 +1,6 @@
-"""Live logs in TensorBoard, where it is installed: curves by label, learning rate, stages, overlays, strengths.
+"""Live logs in TensorBoard, where it is installed, and nnU-Net's progress figure, which is not drawn after every epoch.
+
+TensorBoard shows curves by label, learning rate, stages, overlays, and strengths.
 
 nnU-Net hands every value that it logs to all loggers in `MetaLogger.loggers`; its own one for W&B stands there, too.
 Nothing here changes a training: it draws no random number, and an error ends the logs and not the training.
@@ -6,7 +8,9 @@ Nothing here changes a training: it draws no random number, and an error ends th
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +25,7 @@ from ..peft.modes import full_resolution
 _Base: Any = object
 _PICTURES = 5  # epochs with overlays
 _ENLARGED = 4  # pixels per voxel
+_REDRAWN = 20.0  # seconds between two figures of the progress; drawing takes longer than a short epoch
 _NAMES = {"lrs": "learning rate", "train_losses": "loss/training", "val_losses": "loss/validation",
           "mean_fg_dice": "dice/mean", "ema_fg_dice": "dice/moving average"}
 
@@ -84,10 +89,12 @@ class LiveMixin(_Base):
 
     board: TensorBoardLogger | None = None
     shown: dict | None = None  # a batch of this epoch's validation
+    drawn = -math.inf  # when the progress figure was drawn
 
     def initialize(self) -> None:
-        """Add TensorBoard to nnU-Net's loggers, where it is installed."""
+        """Add TensorBoard to nnU-Net's loggers, where it is installed, and let them draw the progress less often."""
         super().initialize()
+        self.draw_progress, self.logger.plot_progress_png = self.logger.plot_progress_png, self._draw_seldom
         if self.local_rank == 0 and find_spec("tensorboard"):
             labels = self.label_manager
             organs = labels.foreground_regions if labels.has_regions else labels.foreground_labels
@@ -122,6 +129,11 @@ class LiveMixin(_Base):
                                                              dataformats="HWC"))
         super().on_epoch_end()
 
+    def _draw_seldom(self, folder: str) -> None:
+        if time.monotonic() - self.drawn >= _REDRAWN:
+            self.draw_progress(folder)
+            self.drawn = time.monotonic()
+
     @torch.no_grad()
     def _overlay(self, batch: dict) -> np.ndarray:
         """Return a slice of the batch's first patch with the prediction, and beside it with the truth.
@@ -146,8 +158,10 @@ class LiveMixin(_Base):
         return np.hstack([outlined(grey, np.maximum(labels, 0), size) for labels in (prediction, truth)])
 
     def on_train_end(self) -> None:
-        """Log how much of what was learned is kept, and the Dice at every strength that was tried."""
+        """Draw the whole progress; log how much of what was learned is kept, and the Dice at every strength."""
         super().on_train_end()
+        if self.local_rank == 0:
+            self.draw_progress(self.output_folder)
         for logger in self.logger.loggers if self.kept_strength is not None else ():
             logger.log_summary("strength/kept", self.kept_strength["value"])
             if curve := self.kept_strength.get("curve"):

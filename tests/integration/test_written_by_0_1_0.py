@@ -87,9 +87,6 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture
 def files(whole, tmp_path, monkeypatch) -> Path:
     """A copy that a test may change, with nnU-Net's folders set to it."""
-    from nnunetv2.training.logging.nnunet_logger import LocalLogger
-
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)  # most of the time of a tiny epoch
     root = Path(shutil.copytree(whole, tmp_path / "files"))
     Prepared(root, DATASET, root / model("LoRA")).activate(monkeypatch)
     return root
