@@ -159,6 +159,6 @@ def complaints(driver) -> list[str]:
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
             address = message["params"]["request"]["url"]
-            if not address.startswith(("http://127.0.0.1:", "data:", "blob:", "chrome:", "about:", "ws://127.0.0.1:")):
+            if not address.startswith(("http://127.0.0.1:", "file:", "data:", "blob:", "chrome:", "about:", "ws://127.0.0.1:")):
                 log.append(f"asked for {address}")
     return log

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.views import COLOURS, INK, new_figure, save
+from ..datasets.views import COLOURS, INK, new_figure
 from ..types import PathLike
 from .panels import BEFORE, FULL, SCRATCH, draw_zero_shot
-from .plots import tidy
+from .plots import save, tidy
 from .study import Shots, Study, mean_score
 from .training_log import median
 
@@ -26,8 +26,8 @@ def shots_overview(study: Study, file: PathLike) -> None:
     figure, ((axis,),) = new_figure(8.2, max(4.6, 0.3 * len(dice) + 1.2))
     for method, values in dice.items():
         special = method in (study.references["scratch"], study.references["full_fine_tuning"])
-        axis.plot(list(values), list(values.values()), color=colours.get(method, _REST), marker="o", markersize=4,
-                  linestyle="--" if colours.get(method) == SCRATCH else "-",
+        axis.plot(list(values), list(values.values()), label=method, color=colours.get(method, _REST), marker="o",
+                  markersize=4, linestyle="--" if colours.get(method) == SCRATCH else "-",
                   linewidth=2.4 if method in colours else 1.3, zorder=3 if method in colours or special else 2)
     draw_zero_shot(study, axis, named_at="right")
     _name_at_right(axis, {m: (max(v), v[max(v)]) for m, v in dice.items()}, colours)
@@ -46,7 +46,8 @@ def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
     for row, method in enumerate(ordered):
         colour = colours.get(method, COLOURS[1])
         axis.plot(means[method].interval, (row, row), color=colour, linewidth=3, alpha=0.35, solid_capstyle="round")
-        axis.plot(means[method].value, row, "o", color=colour, markersize=8)
+        axis.plot(means[method].value, row, "o", color=colour, markersize=8,
+                  label=f"{method} ({{:.3f}} to {{:.3f}})".format(*means[method].interval))
     axis.set_yticks(range(len(ordered)), ordered)
     axis.set(xlabel="Dice, mean over test cases, labels and draws", ylim=(-0.7, len(ordered) - 0.3))
     _finish(axis, study.title(f"Dice with {study.cases_name(shots)}"), grid="x")
@@ -70,7 +71,8 @@ def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
     figure, ((axis,),) = new_figure(8.2, max(4.2, 0.28 * len(points) + 1.2))
     axis.set_xscale("log")
     for method, point in points.items():
-        axis.plot(*point, "o", color=colours.get(method, "0.6"), markersize=8, zorder=3, markeredgecolor="white")
+        axis.plot(*point, "o", label=method, color=colours.get(method, "0.6"), markersize=8, zorder=3,
+                  markeredgecolor="white")
     draw_zero_shot(study, axis, named_at="left")
     axis.margins(x=0.15, y=0.12)
     widen = max(1.0, (30 * min(x for x, _ in points.values()) / max(x for x, _ in points.values())) ** 0.5)

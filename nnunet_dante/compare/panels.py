@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.views import COLOURS, INK, new_figure, save, set_title
+from ..datasets.views import COLOURS, INK, new_figure, set_title
 from ..types import PathLike
-from .plots import tidy
+from .plots import save, tidy
 from .results import RunResult
 from .study import Shots, Study, mean_score
 from .training_log import SHARE, median, peak, reached
@@ -28,10 +28,10 @@ def shots_panels(study: Study, file: PathLike) -> None:
     positions = range(len(study.shots))
     for axis, method in zip(axes, methods):
         for name, style in references.items():
-            axis.plot(positions, [_dice(study, name, shots)[0] for shots in study.shots], **style)
+            axis.plot(positions, [_dice(study, name, shots)[0] for shots in study.shots], label=name, **style)
         values, low, high = np.array([_dice(study, method, shots) for shots in study.shots]).T
         axis.fill_between(positions, low, high, color=METHOD, alpha=0.18, linewidth=0)
-        axis.plot(positions, values, color=METHOD, linewidth=2.2, marker="o", markersize=4)
+        axis.plot(positions, values, label=method, color=METHOD, linewidth=2.2, marker="o", markersize=4)
         draw_zero_shot(study, axis)
         axis.set_title(method, fontsize=11, color=METHOD, loc="left", fontweight="bold")
         axis.set_xticks(list(positions), [study.shots_name(shots) for shots in study.shots])
@@ -61,10 +61,10 @@ def curve_panels(study: Study, shots: Shots, file: PathLike) -> None:
     for axis, method in zip(axes, methods):
         runs = [run for run in study.of(method, shots) if run.curve]
         for name, style in references.items():
-            axis.plot(*_mean_curve(study.of(name, shots)), **style)
+            axis.plot(*_mean_curve(study.of(name, shots)), label=name, **style)
         for run in runs:
             axis.plot(*_mean_curve([run]), color=METHOD, linewidth=0.7, alpha=0.4)
-        axis.plot(*_mean_curve(runs), color=METHOD, linewidth=2.2)
+        axis.plot(*_mean_curve(runs), label=method, color=METHOD, linewidth=2.2)
         own = median([reached(run, peak(run)).epochs for run in runs]), SHARE * median([peak(run) for run in runs])
         axis.plot(*own, **_OWN)
         axis.set_title(method + _mark(axis, study, runs, target), fontsize=11, color=METHOD, loc="left",
@@ -79,7 +79,7 @@ def _mark(axis: Any, study: Study, runs: Sequence[RunResult], target: float) -> 
     """Draw the target and the epoch at which it was reached; return what the title says about it."""
     if math.isnan(target):
         return ""
-    axis.axhline(target, color=BEFORE, linestyle=":", linewidth=1.2)
+    axis.axhline(target, label=f"{SHARE:.0%} of scratch's peak", color=BEFORE, linestyle=":", linewidth=1.2)
     scratch = study.references["scratch"]
     epochs = median([reached(run, peak(study.partner(run, scratch))).epochs for run in runs])
     if math.isnan(epochs):
@@ -124,7 +124,7 @@ def draw_zero_shot(study: Study, axis: Any, *, named_at: str = "") -> None:
     before = mean_score(study.of(name))
     if before is None:
         return
-    axis.axhline(before.value, color=BEFORE, linestyle=":", linewidth=1.5)
+    axis.axhline(before.value, label=name, color=BEFORE, linestyle=":", linewidth=1.5)
     if named_at:
         axis.annotate(name, (0.01 if named_at == "left" else 0.99, before.value), xycoords=("axes fraction", "data"),
                       xytext=(0, 3), textcoords="offset points", color=BEFORE, va="bottom", ha=named_at,

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 import jinja2
+from markupsafe import Markup
 
 from ..datasets.annotated import COMPLETED
-from ..errors import ResultError
+from ..errors import DanteError, ResultError
 from ..files import counted, write_text_atomically
 from ..types import PathLike
 from .continual import transfer_table
 from .kept import kept_table
 from .overview import methods_overview, parameters_overview, shots_overview
 from .panels import curve_panels, shots_panels, unfreezing_timeline
-from .plots import case_picture, choose_cases
+from .plots import case_files, case_picture, choose_cases, drawn
 from .results import to_json, write_results
 from .sources import Source, read_sources
 from .study import Study, studies, with_donor_names
@@ -36,6 +37,7 @@ from .tables import (
     strength_table,
     tolerance,
 )
+from .volumes import VIEWER, Volumes, case_volumes, write_niivue
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ class Listing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, as a path relative to the folder of the report, and a caption."""
+    """A PNG file, as a path relative to the folder of the report, and a caption.
+
+    The web page shows the SVG file of the same name instead, where there is one.
+    """
 
     kind: ClassVar[str] = "picture"
     file: str
@@ -89,7 +94,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block: TypeAlias = Table | Heading | Text | Code | Listing | Picture | Folded
+Block: TypeAlias = Table | Heading | Text | Code | Listing | Picture | Folded | Volumes
 
 
 def compare(paths: Sequence[PathLike], out: PathLike, *, tolerance_mm: float = 2.0) -> Path:
@@ -147,7 +152,15 @@ def render(template: str, title: str, blocks: Sequence[Block], folder: Path) -> 
         loader=jinja2.PackageLoader(__package__, "templates"), autoescape=jinja2.select_autoescape(["html.j2"]),
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["base64"] = lambda file: base64.b64encode((folder / file).read_bytes()).decode()
-    return environment.get_template(template).render(title=title, blocks=blocks)
+    environment.filters["drawn"] = lambda file: Markup(drawn(folder / file))
+    scripts = Markup(_scripts(any(block.kind == "volumes" for block in blocks)))
+    return environment.get_template(template).render(title=title, blocks=blocks, scripts=scripts)
+
+
+def _scripts(viewer: bool) -> str:
+    """Return the scripts of the page; with `viewer`, also the one that shows volumes."""
+    component = VIEWER.read_text(encoding="utf-8").replace("export default", "const VIEWER =") if viewer else ""
+    return component + VIEWER.with_name("report.js").read_text(encoding="utf-8")
 
 
 def all_tables(blocks: Sequence[Block]) -> Iterator[Table]:
@@ -223,11 +236,16 @@ def _study_blocks(study: Study, sources: Sequence[Source], out: Path) -> list[Bl
 
 
 def _cases(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
-    """Draw the worst and the median case; where a picture cannot be drawn, a text says why."""
+    """Draw the worst and the median case, and show them as volumes; where one cannot be shown, a text says why."""
     shown, cases, draw = choose_cases(study, sources)
     if not cases:
         return [Text("No pictures of cases: no predicted masks were found, or no score is defined.")]
     blocks: list[Block] = []
+    try:
+        write_niivue(out)
+        viewer = True
+    except DanteError as error:
+        blocks, viewer = [Text(f"The cases are shown as pictures only. {error}")], False
     for kind, case in cases.items():
         name, title = slug(f"{study.name} {kind} case"), study.title(f"{kind} case, {case}; {draw}")
         try:
@@ -235,6 +253,14 @@ def _cases(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
             blocks.append(Picture(f"plots/{name}.png", f"{title}. Cases are ranked by the mean Dice of the methods."))
         except Exception as error:  # whatever is wrong with the images, the report must still be written
             blocks.append(Text(f"No picture of {case}: {str(error) or type(error).__name__}"))
+            continue
+        if not viewer:
+            continue
+        try:
+            image, masks, labels = case_files(shown, case)
+            blocks.append(case_volumes(image, masks, labels=labels, title=title))
+        except Exception as error:
+            blocks.append(Text(f"{case} is not shown as a volume: {str(error) or type(error).__name__}"))
     return blocks
 
 

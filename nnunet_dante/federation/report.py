@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ..compare.plots import tidy
+from ..compare.plots import save, tidy
 from ..compare.report import Block, Heading, Listing, Picture, Text, render
 from ..compare.tables import Table
-from ..datasets.views import new_figure, save
+from ..datasets.views import new_figure
 from ..files import read_json, write_text_atomically
 from .settings import Settings
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from nicegui import ui
 
+from ..compare.volumes import label_colours
 from ..datasets.views import COLOURS
 from ..errors import ConfigurationError, DanteError
 from ..files import printable, read_json
@@ -121,8 +122,8 @@ class _Look:
         view.on_value_change(lambda e: self.viewer.arrange(e.value))
         outline.on_value_change(lambda e: self.viewer.outlines(0.25 if e.value else 0.0))
         ui.html('<div class="legend">' + "".join(
-            f'<span><i style="background:{COLOURS[(value - 1) % len(COLOURS)]}"></i>{escaped(name)}</span>'
-            for name, value in labels.items()) + "</div>", sanitize=False)
+            f'<span><i style="background:{colour}"></i>{escaped(name)}</span>'
+            for name, colour in label_colours(labels).items()) + "</div>", sanitize=False)
         with ui.element("div").classes("split"):
             for name in _LAYERS:
                 value = 0.6 if name == "adapted" else 0.0

@@ -27,7 +27,7 @@ RECORD, LOG = "adapt.json", "adapt.log"
 _TAIL = 16_384  # bytes of a log that are shown
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _WRITTEN = {RECORD, LOG, *OWN_FILES, "logs", "predictions", "report.md", "report.html", "results.json", "tables.json",
-            "tables", "plots", "panels", "model.zip", "adapter.safetensors", "confidence_unseen.csv"}
+            "tables", "plots", "panels", "report_files", "model.zip", "adapter.safetensors", "confidence_unseen.csv"}
 _started: list[subprocess.Popen] = []  # kept so that ended ones are taken off the system's list of processes
 
 

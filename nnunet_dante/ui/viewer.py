@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import SimpleITK
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from nicegui import app
 from nicegui.element import Element
 
-from ..datasets.views import COLOURS
+from ..compare.volumes import VIEWER, as_nifti, colour_table, niivue
 from ..errors import DanteError
 from .roots import Roots
 
 FRESH = {"Cache-Control": "no-cache"}  # the browser asks whether a file has changed: masks are predicted again
 _AS_IS = (".nii.gz", ".nii")
-_ENCODED = re.compile(r'"((?:[A-Za-z0-9_.!~*\'()-]|%[0-9A-F]{2}){500000,})"')
 
 
-class Viewer(Element, component="static/viewer.js"):
+class Viewer(Element, component=VIEWER):
     """An image with masks over it, in slices and in 3D.
 
     label: what screen readers say. labels: name -> value in the masks, for their colours.
@@ -31,10 +26,8 @@ class Viewer(Element, component="static/viewer.js"):
 
     def __init__(self, label: str, labels: dict[str, int]):
         super().__init__()
-        rgb = [(0, 0, 0), *(tuple(bytes.fromhex(COLOURS[(value - 1) % len(COLOURS)][1:])) for value in labels.values())]
         self._props["label"] = label
-        self._props["colours"] = {"R": [c[0] for c in rgb], "G": [c[1] for c in rgb], "B": [c[2] for c in rgb],
-                                  "A": [0] + [255] * len(labels), "I": [0, *labels.values()], "labels": ["", *labels]}
+        self._props["colours"] = colour_table(labels)
 
     def show(self, image: Path, masks: dict[str, Path]) -> None:
         """Show an image, and masks by name, of which the page sets the opacity."""
@@ -61,25 +54,6 @@ class Viewer(Element, component="static/viewer.js"):
 def _volume(name: str, path: Path) -> dict[str, str]:
     return {"name": name, "url": f"/volume{quote(str(path))}", "file": f"{name}.nii.gz" if path.name.endswith(
         ".gz") else f"{name}.nii"}
-
-
-@lru_cache
-def niivue() -> bytes:
-    """Return NiiVue's JavaScript module.
-
-    ipyniivue carries it as encoded text, for the pages that it saves.
-
-    Raises:
-        DanteError: ipyniivue is not installed, or another version carries it in another way.
-    """
-    found = find_spec("ipyniivue")
-    if found is None or found.origin is None:
-        raise DanteError('The viewer needs NiiVue: pip install "nnunet-dante[ui]"')
-    text = (Path(found.origin).parent / "static" / "widget.js").read_text(encoding="utf-8")
-    for match in _ENCODED.finditer(text):
-        if "as colortables" in (module := unquote(match[1])) or "Niivue" in module:
-            return module.encode()
-    raise DanteError('This version of ipyniivue does not hold NiiVue as expected: pip install "ipyniivue>=2.4.4,<3"')
 
 
 def file_below(roots: Roots, path: str) -> Path | PlainTextResponse:
@@ -113,12 +87,6 @@ def add_viewer(roots: Roots) -> None:
 def _converted(path: Path) -> Response:
     """Return a volume or picture of another format as NIfTI, which NiiVue can read."""
     try:
-        image = SimpleITK.ReadImage(str(path))
-        if image.GetNumberOfComponentsPerPixel() > 1:
-            image = SimpleITK.VectorIndexSelectionCast(image, 0)
-        with tempfile.TemporaryDirectory() as folder:
-            written = Path(folder) / "volume.nii"
-            SimpleITK.WriteImage(SimpleITK.JoinSeries(image) if image.GetDimension() == 2 else image, str(written))
-            return Response(written.read_bytes(), media_type="application/octet-stream", headers=FRESH)
+        return Response(as_nifti(SimpleITK.ReadImage(str(path))), media_type="application/octet-stream", headers=FRESH)
     except RuntimeError as error:
         return PlainTextResponse(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}", 422)

@@ -81,7 +81,8 @@ def test_all_tables_are_there_as_csv_and_json_with_the_same_numbers(report):
 def test_the_page_holds_every_picture_of_the_markdown(report):
     text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
     pictures = re.findall(r"\]\((plots/\S+\.png)\)", text)
-    assert len(pictures) == page.count("data:image/png;base64,") >= 8
+    assert len(pictures) == page.count("<svg ") + page.count("data:image/png;base64,") >= 8
+    assert page.count("<svg ") >= 8 and "http" not in page.split("<script>")[0]
     assert all((report / picture).is_file() for picture in pictures)
     assert not list(report.rglob("*.tmp"))
 
@@ -170,7 +171,7 @@ def test_where_no_label_is_defined_in_any_case_the_report_says_so(root):
 
 def test_names_of_cases_and_methods_cannot_write_into_the_page(tmp_path):
     write_comparison([synthetic.result("LoRA", 2, 0, experiment="<script>alert(1)</script>")], tmp_path)
-    assert "<script>" not in (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
 
 
 TABLE = Table(name="t", title="Dice <b>", head=["method", "1"], rows=[["A|B", "0.5"]], records=[], notes=["read so"])
@@ -217,4 +218,4 @@ def test_the_page_is_well_formed_escaped_and_needs_nothing_else(tmp_path):
     assert tags.open == []
     assert tags.links == ["data:image/png;base64," + base64.b64encode(b"picture").decode()]
     assert "Dice &lt;b&gt;" in text and "<title>Title &amp; more</title>" in text
-    assert "http" not in text and "@import" not in text and 'name="viewport"' in text
+    assert "http" not in text and "fetch" not in text and "@import" not in text and 'name="viewport"' in text

@@ -1,9 +1,8 @@
-"""The viewer: NiiVue comes from a Python package, and every volume reaches it as NIfTI."""
+"""The viewer: every volume reaches it as NIfTI."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
 
 import numpy as np
 import pytest
@@ -12,18 +11,9 @@ pytest.importorskip("nicegui")
 import SimpleITK
 from nicegui.testing.user_simulation import user_simulation
 
+from nnunet_dante.compare.volumes import niivue
 from nnunet_dante.ui.roots import Roots
-from nnunet_dante.ui.viewer import add_viewer, niivue
-
-
-def test_the_module_is_whole_and_exports_what_the_page_uses(tmp_path):
-    text = niivue().decode()
-    exported = text.rpartition("export{")[2]
-    assert "Niivue" in exported and "SLICE_TYPE" in exported and "loadVolumes" in text and "setColormapLabel" in text
-    assert not [line for line in text.splitlines() if line.startswith("import ")], "it needs no other file"
-    if subprocess.run(["which", "node"], capture_output=True).returncode == 0:
-        (tmp_path / "niivue.mjs").write_text(text)
-        subprocess.run(["node", "--check", tmp_path / "niivue.mjs"], check=True)
+from nnunet_dante.ui.viewer import add_viewer
 
 
 def test_volumes_are_sent_as_they_are_or_as_nifti(tmp_path):

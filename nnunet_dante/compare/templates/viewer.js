@@ -7,7 +7,7 @@ export default {
     Object.assign(this, { opacities: {}, masks: {}, names: [], key: "" }); // not reactive: NiiVue's objects are large
   },
   async mounted() {
-    const module = await import("/niivue.js");
+    const module = window.niivue ?? await import("/niivue.js"); // a report has loaded it
     this.kinds = module.SLICE_TYPE;
     const light = document.body.classList.contains("body--dark") ? 0.1 : 0;
     this.nv = new module.Niivue({ backColor: [light, light, light, 1], show3Dcrosshair: true, isColorbar: false,
