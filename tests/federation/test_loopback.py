@@ -7,6 +7,8 @@ import ipaddress
 import json
 import os
 import shutil
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -88,6 +90,18 @@ def test_a_killed_site_is_left_out_and_comes_back(three, folder, tmp_path):
     assert len(history(folder)["rounds"]) == 2 and all(len(entry["sites"]) >= 2 for entry in history(folder)["rounds"])
 
 
+def test_a_site_that_hangs_is_left_out_by_name(three, folder, tmp_path):
+    with Loopback(tmp_path / "flower") as flower:
+        start(flower, three)
+        flower._start("run", ["flwr", "run", str(folder), "loopback", "--stream", "--run-config", "min-sites=2 round-minutes=3"])
+        wait_for(lambda: "of 2: north, south, west" in flower.log("run"))
+        os.killpg(flower.processes["west"].pid, signal.SIGSTOP)  # it trains: the order is on its way
+        wait_for(lambda: (folder / "run" / "history.json").is_file() and "final_dice" in history(folder))
+    told = history(folder)
+    assert [sorted(entry["sites"]) for entry in told["rounds"]] == [["north", "south"]] * 2
+    assert any("did not answer" in entry["left_out"].get("west", "") for entry in told["rounds"])
+
+
 def test_after_a_kill_of_the_server_the_same_command_goes_on(three, folder, tmp_path):
     with Loopback(tmp_path / "first") as flower:
         start(flower, three, "north", "south")
@@ -140,3 +154,34 @@ def test_with_tls_a_federation_works_and_a_stranger_without_the_certificate_does
         flower.start_node("stranger", three.datasets["west"])
         flower.run(folder, seconds=LIMIT_S)
     assert [sorted(entry["sites"]) for entry in history(folder)["rounds"]] == [["north", "south"]] * 2
+
+
+def own_key(file: Path) -> Path:
+    """Write a SuperNode's key, and its public key beside it, as `ssh-keygen -t ecdsa -b 384` does."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, ssh = ec.generate_private_key(ec.SECP384R1()), serialization.PrivateFormat.OpenSSH
+    file.write_bytes(key.private_bytes(serialization.Encoding.PEM, ssh, serialization.NoEncryption()))
+    file.with_suffix(".pub").write_bytes(key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+    return file
+
+
+def test_with_keys_only_registered_sites_take_part(three, folder, tmp_path):
+    ca, certificate, key = certificates(tmp_path)
+    link = ("--ssl-ca-certfile", str(ca), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key),
+            "--enable-supernode-auth")
+    with Loopback(tmp_path / "flower", link_options=link, certificate=ca) as flower:
+        flower.start_link()
+        for name, dataset in three.datasets.items():
+            own = own_key(tmp_path / name)
+            if name != "west":
+                subprocess.run(["flwr", "supernode", "register", f"{own}.pub", "loopback"], env=flower.environment,
+                               check=True)
+            flower.node_options = ("--root-certificates", str(ca), "--auth-supernode-private-key", str(own))
+            flower.start_node(name, dataset)
+        flower.run(folder, seconds=LIMIT_S)
+        refused = flower.log("west")
+    assert [sorted(entry["sites"]) for entry in history(folder)["rounds"]] == [["north", "south"]] * 2
+    assert "ERROR" in refused
