@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     for name, default in (("rounds", 10), ("epochs", 5), ("iterations", 6), ("train", 8), ("test", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--lr", type=float, default=1e-3, help="Learning rate of all arms.")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "federation", help="Where the tables go.")
     asked = parser.parse_args()
     root = asked.root.resolve()
@@ -180,7 +181,7 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     names, file = write_sites(root, asked.dataset, asked.train, asked.test), out / "federation.json"
     told: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"arms": {}}
-    shown_settings = ("dataset", "rounds", "epochs", "iterations", "train", "test")
+    shown_settings = ("dataset", "rounds", "epochs", "iterations", "lr", "train", "test")
     told["settings"] = {key: getattr(asked, key) for key in shown_settings}
     for arm, options in ARMS.items():
         if arm not in told["arms"]:
@@ -207,7 +208,7 @@ def run(arm: str, asked: argparse.Namespace, root: Path, names: Mapping[str, str
     shutil.rmtree(folder, ignore_errors=True)
     steps = asked.iterations * (len(SITES) if sites == (POOLED,) else 1)
     new_federation(folder, asked.donor, method=method, averaging=averaging, rounds=asked.rounds, epochs=asked.epochs,
-                   overrides={"iterations": steps, "val_iterations": 2, "lr": 0.01})
+                   overrides={"iterations": steps, "val_iterations": 2, "lr": asked.lr})
     model = federate(folder, names, sites, halves=halves)
     rounds = json.loads((folder / "run" / "history.json").read_text())["rounds"]
     return {"dice": predicted_dice(model, root, names), "seconds": time.time() - began, "rounds": rounds,

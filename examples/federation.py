@@ -4,7 +4,7 @@
     python examples/federation.py DONOR DATASET DATASET ...  # your donor and your data sets in nnUNet_raw
 
 Everything is written into ./federation-example; the report is federation/run/report.html there. One site of the drawn
-data has masks of one label only.
+data has masks of one label only. It takes about four minutes on one CPU core.
 """
 
 import os
@@ -49,6 +49,7 @@ def main(donor: str | Path | None = None, *datasets: str) -> None:
         flower.start_link()
         for site in joined:
             flower.start_node(site.facts.site, site.dataset)
+        print(f"The rounds run, minutes; the server writes into {OUT / 'flower' / 'run.log'}", flush=True)
         print(flower.run(OUT / "federation", seconds=3600, settings={"min-sites": len(joined)}))
     print(f"Report: {OUT / 'federation' / 'run' / 'report.html'}")
 
