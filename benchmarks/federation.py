@@ -9,8 +9,8 @@ Cases with consecutive ids may be of one person, and stay together. Every site t
 arm; pooled training has the cases and the steps of all three. The Dice is that of nnU-Net's prediction on each site's
 test cases, which no arm trains on.
 
-ROOT/federation/federation.json holds all numbers; arms that are in it are not run again. The tables are written to
-RESULTS/report.md, with their numbers in RESULTS/federation.json.
+ROOT/federation/federation.json holds all numbers; arms that are in it are not run again. After each arm, the tables of
+all arms so far are written to RESULTS/report.md, with their numbers in RESULTS/federation.json.
 """
 
 from __future__ import annotations
@@ -188,10 +188,10 @@ def main() -> None:
             told["arms"][arm] = run(arm, asked, root, names, **options)
             told["donor"] = told.get("donor") or predicted_dice(out / folder_of(arm) / "model", root, names)
             file.write_text(json.dumps(told, indent=1))
+            asked.results.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, asked.results / "federation.json")
+            (asked.results / "report.md").write_text(report(told))
             print(arm, f"{told['arms'][arm]['seconds']:.0f} s", shown(told["arms"][arm]["dice"], SITES), flush=True)
-    asked.results.mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, asked.results / "federation.json")
-    (asked.results / "report.md").write_text(report(told))
 
 
 def folder_of(arm: str) -> str:
@@ -230,30 +230,36 @@ def paired(one: Scores, other: Scores) -> str:
 
 
 def report(told: Mapping[str, Any]) -> str:
-    """Return the tables as Markdown."""
+    """Return the tables of the arms that have been run as Markdown."""
     arms, labels = told["arms"], list(told["donor"][SITES[0]])
-    local = {site: arms[f"local {site}"]["dice"][site] for site in SITES}
     together = [arm for arm in arms if not arm.startswith("local ")]
-    columns = [f"{site}, {label}" for site in SITES for label in labels]
-    rows = [["donor, not trained", *shown(told["donor"], SITES)], ["local only", *shown(local, SITES)],
-            *([arm, *shown(arms[arm]["dice"], SITES)] for arm in together)]
+    dice = {"donor, not trained": told["donor"]}
+    if all(f"local {site}" in arms for site in SITES):
+        dice["local only"] = {site: arms[f"local {site}"]["dice"][site] for site in SITES}
+    dice |= {arm: arms[arm]["dice"] for arm in together}
     history = [[arm, *(f"{mean(v for site in entry['sites'].values() for v in site['dice_before'].values()):.3f}"
                        for entry in arms[arm]["rounds"])] for arm in together]
-    sent = {arm: [mean(site["bytes_up"] for entry in arms[arm]["rounds"] for site in entry["sites"].values()) / 2**20,
-                  arms[arm]["default_mib"]] for arm in (ADAPTERS, FROZEN, WEIGHTS)}
-    traffic = [[arm, *(f"{mib:.3f} | 1 / {whole / mib:.1f}" for mib, whole in zip(sent[arm], sent[WEIGHTS]))]
-               for arm in sent]
-    compared = [f"- {ADAPTERS} minus {name}: {paired(arms[ADAPTERS]['dice'], other)}" for name, other in (
-        ("local only", local), *((arm, arms[arm]["dice"]) for arm in together if arm != ADAPTERS))]
+    compared = [f"- {ADAPTERS} minus {name}: {paired(dice[ADAPTERS], other)}"
+                for name, other in dice.items() if ADAPTERS in dice and name != ADAPTERS]
     return "\n".join([
         "# Three sites: local, federated, Dafne's merges, pooled", "",
         "Settings: " + ", ".join(f"{key} {value}" for key, value in told["settings"].items()) + ".", "",
         "Dice of nnU-Net's prediction, mean of the test cases of each site:", "",
-        *table(["training", *columns, "mean"], rows), "", "Difference by test case:", "", *compared, "",
+        *table(["training", *(f"{site}, {label}" for site in SITES for label in labels), "mean"],
+               [[name, *shown(scores, SITES)] for name, scores in dice.items()]), "",
+        "Difference by test case:", "", *compared, "",
         "Pseudo Dice of validation patches before each round, mean of sites and labels:", "",
         *table(["training", *(str(i + 1) for i in range(told["settings"]["rounds"]))], history), "",
         "MiB that a site sends per round: measured with this network, and computed for nnU-Net's default network of "
-        "six stages:", "", *table(["training", "here", "share", "default network", "share"], traffic), ""])
+        "six stages:", "", *table(["training", "here", "share", "default network", "share"], traffic(arms)), ""])
+
+
+def traffic(arms: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows on what a site sends, with the share of what it sends of all weights."""
+    sent = {arm: (mean(site["bytes_up"] for entry in arms[arm]["rounds"] for site in entry["sites"].values()) / 2**20,
+                  arms[arm]["default_mib"]) for arm in (ADAPTERS, FROZEN, WEIGHTS) if arm in arms}
+    return [[arm, *(cell for mib, whole in zip(sent[arm], sent[WEIGHTS]) for cell in
+                    (f"{mib:.3f}", f"1 / {whole / mib:.1f}"))] for arm in sent if WEIGHTS in sent]
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
