@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from ..errors import DanteError, FederationError
@@ -30,6 +31,7 @@ from .wire import packed, unpacked
 
 AGREE, TRAIN, FINISH = "query.agree", "train", "evaluate"
 BEFORE, AFTER = "before ", "after "
+_GONE = "it went away, or did not answer in time"
 _ATTEMPTS, _AGREE_S, _LOOK_S = 3, 180.0, 2.0
 _log = logging.getLogger("nnunet_dante")
 
@@ -108,6 +110,8 @@ class Server:
             time.sleep(self.poll_s)
 
     def _admit(self, node: int, reply: Message) -> None:
+        if _is_gone(reply):
+            return  # it is asked again if it comes back
         try:
             facts = msgspec.json.decode(str(_record(reply, "facts")["facts"]), type=Facts)
             reason = self.coordinator.admit(facts)
@@ -139,8 +143,8 @@ class Server:
                 self.known.pop(node, None)
                 self._say(f"{site} is left out of this round: {reason}")
         for node in silent:
-            coordinator.leave_out(self.sites[node].site, reason := "it went away, or did not answer in time")
-            self._say(f"{self.sites[node].site} is left out of this round: {reason}")
+            coordinator.leave_out(self.sites[node].site, _GONE)
+            self._say(f"{self.sites[node].site} is left out of this round: {_GONE}")
 
     def _order(self, tensors: ReadOnlyStateDict) -> RecordDict:
         return RecordDict({"arrays": _arrays(tensors), "order": ConfigRecord({
@@ -234,12 +238,19 @@ def _bytes(message: Message) -> dict[str, bytes]:
     return {str(name): array.data for name, array in _record(message, "arrays").items()}
 
 
+def _is_gone(reply: Message) -> bool:
+    """Return whether the SuperLink has answered for a site that it hears no more."""
+    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
 def _record(message: Message, name: str) -> Any:
     """Return a record of a message.
 
     Raises:
         FederationError: the site or Flower could not answer, or the message has no such record.
     """
+    if _is_gone(message):
+        raise FederationError(_GONE)
     if message.has_error():
         raise FederationError(f"its app has failed (Flower's error code {message.error.code}); its log says why")
     if "error" in message.content:

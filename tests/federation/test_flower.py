@@ -13,7 +13,8 @@ import torch
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from federated import activate, made  # noqa: E402
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.common.constant import ErrorCode  # noqa: E402
 from flwr.serverapp import Grid  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
@@ -253,6 +254,34 @@ def test_a_site_that_never_answers_is_left_out(fresh):
     running._round()
     assert running.coordinator.close_round()
     assert "did not answer" in running.coordinator.history["rounds"][0]["left_out"]["silent"]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(ErrorCode.NODE_UNAVAILABLE, "went away, or did not answer"),
+                                              (ErrorCode.CLIENT_APP_CRASHED, "its app has failed.*8.*its log says why")])
+def test_an_error_of_flower_says_whether_the_site_is_gone_or_its_app_has_failed(fresh, code, reason):
+    """For a site that hangs, the SuperLink itself answers as soon as it hears it no more."""
+    import re
+
+    def failing(message):
+        agreed = message.metadata.message_type == flower.AGREE
+        return answer(message) if agreed else Message(Error(code=code), reply_to=message)
+
+    answer = fake(fresh, "odd")
+    running = server(fresh, {1: fake(fresh, "a"), 2: fake(fresh, "b"), 3: failing})
+    running._wait_for_sites()
+    running._round()
+    assert running.coordinator.close_round()
+    assert re.search(reason, running.coordinator.history["rounds"][0]["left_out"]["odd"])
+
+
+def test_a_site_that_was_away_when_it_was_asked_what_it_is_is_asked_again(fresh):
+    answer, away = fake(fresh, "c"), [Error(code=ErrorCode.NODE_UNAVAILABLE)]
+    running = server(fresh, {1: fake(fresh, "a"), 2: fake(fresh, "b"),
+                             3: lambda message: Message(away.pop(), reply_to=message) if away else answer(message)})
+    running._wait_for_sites()
+    assert running._names() == ["a", "b"]
+    running._wait_for_sites()
+    assert running._names() == ["a", "b", "c"]
 
 
 def test_a_site_that_was_killed_while_it_sent_does_not_hold_up_the_others(monkeypatch):
