@@ -188,10 +188,10 @@ def main() -> None:
             told["arms"][arm] = run(arm, asked, root, names, **options)
             told["donor"] = told.get("donor") or predicted_dice(out / folder_of(arm) / "model", root, names)
             file.write_text(json.dumps(told, indent=1))
-            asked.results.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, asked.results / "federation.json")
-            (asked.results / "report.md").write_text(report(told))
             print(arm, f"{told['arms'][arm]['seconds']:.0f} s", shown(told["arms"][arm]["dice"], SITES), flush=True)
+        asked.results.mkdir(parents=True, exist_ok=True)
+        (asked.results / "federation.json").write_text(json.dumps(told, indent=1))
+        (asked.results / "report.md").write_text(report(told))
 
 
 def folder_of(arm: str) -> str:
