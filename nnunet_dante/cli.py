@@ -133,15 +133,14 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 @click.option("-n", "--name", help="Name of the data set, such as Dataset123_Mine. Default: that of SOURCE.")
 @click.option("-c", "--configuration", help="For example 3d_fullres; needed if MODEL holds several.")
 @click.option("-tr", "--trainer", help="Instead of the trainer that is advised.")
-@click.option("--budget", default="60min", show_default=True, metavar="TIME",
-              help="For all trainings together: 90min, 2h.")
+@click.option("--budget", default="60min", show_default=True, metavar="TIME", help="For all trainings: 90min, 2h.")
 @click.option("--baseline", is_flag=True, help="Also train from scratch, to compare; takes half of the budget.")
 @click.option("--keep-labels", multiple=True, metavar="all|NAME,...",
               help="Labels of MODEL to keep although your masks lack them; as for `transfer`.")
 @click.option("--geometry", type=click.Choice(["donor", "target"]), default="donor", show_default=True,
               help="Whose spacing and patch size are used; as for `transfer`.")
-@click.option("--labels", multiple=True, metavar="NAME=VALUE,...",
-              help="What the values in the masks mean; as for `dataset`.")
+@click.option("--labels", multiple=True, metavar="NAME=VALUE,...", help="What values in masks mean; see `dataset`.")
+@click.option("--channels", multiple=True, metavar="NAME,...", help="Names of the channels, such as CT; see `dataset`.")
 @click.option("--groups", type=_FILE, help="Which cases are of one patient; as for `shots`.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the training; repeatable.")
 @click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")

@@ -17,19 +17,24 @@ from ..datasets.gather.gather import gather
 from ..datasets.shots import read_groups
 from ..errors import ConfigurationError
 from ..files import read_json, write_text_atomically
+from ..models.donor import Donor
+from ..models.labels import channel_names
+from ..transfers.complete import readable_channels
+from ..transfers.match import match_names
 from ..types import PathLike
 
 _FOLDS = 5
 
 
 def put_data(source: Path, raw: Path, name: str | None, labels: Sequence[str], groups: PathLike | None, *,
-             say: Callable[[str], object]) -> dict[str, Any]:
+             channels: Sequence[str] = (), say: Callable[[str], object]) -> dict[str, Any]:
     """Let nnU-Net find labelled images below `raw`; return the name of the data set there.
 
     A data set in nnU-Net's format is linked. Of any other folder one is made, as `nnunet-dante dataset` does.
 
     Raises:
-        ConfigurationError: the name is none that nnU-Net takes, or another data set has it.
+        ConfigurationError: the name is none that nnU-Net takes, or another data set has it; or `channels` are given
+            for a data set that names its own.
         DatasetError: the folder holds no labelled images, or some with faults; names all of them.
     """
     own = source.name if re.fullmatch(r"Dataset\d{3,}_.+", source.name) else None
@@ -38,12 +43,33 @@ def put_data(source: Path, raw: Path, name: str | None, labels: Sequence[str], g
         raise ConfigurationError(f"the name of the data set is {name!r}; give one such as Dataset123_Mine.")
     place = raw / name
     if not all((source / part).exists() for part in ("dataset.json", "imagesTr", "labelsTr")):
-        gather(source, int(found[1]), found[2], output=raw, labels=labels, groups=groups, say=say)
+        gather(source, int(found[1]), found[2], output=raw, labels=labels, groups=groups, channels=channels,
+               say=say)
+    elif channels:
+        raise ConfigurationError(f"{source} is in nnU-Net's format, so its dataset.json names the channels. Change "
+                                 "them there instead of giving --channels.")
     elif not place.exists():
         place.symlink_to(source, target_is_directory=True)
     elif place.resolve() != source:
         raise ConfigurationError(f"{place} is another data set than {source}; give another name.")
     return {"dataset": name}
+
+
+def compare_channels(donor: Donor, target: Target, *, must_match: bool, say: Callable[[str], object]) -> None:
+    """Say it if no channel of the images has the name of one of the donor's.
+
+    must_match: whether the donor must predict these images as they are.
+
+    Raises:
+        TransferError: it must, and cannot.
+    """
+    theirs, ours = (channel_names(data.dataset_json) for data in (donor, target))
+    if must_match:
+        readable_channels(donor, target)
+    elif all(found is None for found in match_names(ours, theirs)):
+        say(f"Note: the donor reads {', '.join(theirs)}, and your images are {', '.join(ours)}. So they are taken as "
+            "another modality, and normalised in their own way. If they are the same, start again in a new folder with "
+            f"--channels {','.join(theirs)}, or with these names in your dataset.json.")
 
 
 def write_folds(target: Target, groups: PathLike | None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def write_adapt_report(out: Path, record: Mapping[str, Any], folds: Sequence[Pat
     dice = {name: mean.value for name in NAMES.values()
             if (runs := [_without(completed, s.result) for s in sources if s.result.method == name])
             and (mean := mean_score(runs))}
-    before, after = _before(record, dice, completed), _after(record, advice)
+    before, after = _before(record, dice, completed), _after(record, advice, final)
     if sources:
         write_report(sources, out, title="Adaptation", before=before, after=after)
     return {"dice": dice}
@@ -85,9 +85,16 @@ def _before(record: Mapping[str, Any], dice: Mapping[str, float], completed: Map
               head=["step", "minutes", "memory in GiB"], rows=rows)]
 
 
-def _after(record: Mapping[str, Any], advice: Mapping[str, Any]) -> list[Block]:
+def _after(record: Mapping[str, Any], advice: Mapping[str, Any], final: Path) -> list[Block]:
+    trainer, plans, configuration = final.parent.name.split("__")
+    elsewhere = ["nnUNetv2_install_pretrained_model_from_zip model.zip",
+                 f"nnUNetv2_predict -i IMAGES -o MASKS -d {final.parents[1].name} -c {configuration} "
+                 f"-f {final.name.removeprefix('fold_')} -p {plans} -tr {trainer}"]
     commands = [command for entry in record["done"].values() for command in entry["commands"]]
     return [Heading("What the measurement said"), Code(advice["text"]), Heading("The commands"),
             Code("\n".join(commands)),
             Text("All run in the folder of this report, with nnUNet_raw, nnUNet_preprocessed and nnUNet_results set to "
-                 "the folders of these names. The length of the trainings was written into the plans in between.")]
+                 "the folders of these names. The number of epochs and steps stands in the plans."),
+            Heading("Predict on another machine"), Code("\n".join(elsewhere)),
+            Text("This needs nnU-Net and nnUNet_results, and not this package. Files in IMAGES end in _0000 for the "
+                 "first channel, such as P01_0000.nii.gz. Without a CUDA GPU, add -device cpu.")]

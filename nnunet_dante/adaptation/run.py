@@ -35,7 +35,7 @@ from ..training.launch import best_device
 from ..training.strength import start_of
 from ..types import PathLike
 from .budget import Length, length_for, minutes_for
-from .data import put_data, write_folds
+from .data import compare_channels, put_data, write_folds
 from .report import write_adapt_report
 from .running import claimed
 from .steps import Steps
@@ -75,7 +75,7 @@ class AdaptResult:
 def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None = None,
           configuration: str | None = None, trainer: str | None = None, budget_minutes: float = 60.0,
           baseline: bool = False, keep_labels: Sequence[str] = (), geometry: str = "donor",
-          labels: Sequence[str] = (), groups: PathLike | None = None,
+          labels: Sequence[str] = (), channels: Sequence[str] = (), groups: PathLike | None = None,
           overrides: Mapping[str, Any] | None = None, device: str | None = None, memory_gib: float | None = None,
           trust: bool = False) -> AdaptResult:
     """Adapt a pretrained network to labelled images, and write a model, a report and the commands that did it.
@@ -96,6 +96,8 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
         keep_labels: labels of the donor to keep although nobody drew them, as in `transfer`.
         geometry: "donor" or "target", as in `transfer`.
         labels: what the values in the masks mean, such as "liver=1", where `source` is not in nnU-Net's format.
+        channels: names of the channels in their order, such as CT, where `source` is not in nnU-Net's format. They
+            are matched with the donor's by name.
         groups: file that says which cases are of one patient, as for `nnunet-dante shots --groups`.
         overrides: options of the trainings, such as {"lr": 0.01}.
         device: cuda, mps or cpu; default: the best there is.
@@ -112,7 +114,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
     asked = {"model": str(find_donor(model).resolve()), "source": str(Path(source).resolve()), "name": name,
              "configuration": configuration, "trainer": trainer, "budget_minutes": budget_minutes,
              "baseline": baseline, "keep_labels": list(keep_labels), "geometry": geometry, "labels": list(labels),
-             "groups": None if groups is None else str(groups),
+             "channels": list(channels), "groups": None if groups is None else str(groups),
              "overrides": dict(overrides or {}), "device": device or best_device()}
     work = _Work(Path(out).resolve(), asked, memory_gib=memory_gib, trust=trust)
     with claimed(work.out), work.steps.nnunet_folders():
@@ -156,12 +158,13 @@ class _Work:
     def do(self) -> AdaptResult:
         """Go the whole way."""
         asked = self.asked
-        self.configuration = open_donor(asked["model"], configuration=asked["configuration"],
-                                        trust=self.trust).configuration
+        donor = open_donor(asked["model"], configuration=asked["configuration"], trust=self.trust)
+        self.configuration = donor.configuration
         self.steps.total = 8  # and the trainings, as soon as the folds are known
         self.dataset = self.once("data", "Read the data set", lambda: put_data(
             Path(asked["source"]), self.steps.folder("nnUNet_raw"), asked["name"], asked["labels"], asked["groups"],
-            say=lambda line: tqdm.write(line, file=sys.stderr)))["dataset"]
+            channels=asked["channels"], say=_say))["dataset"]
+        compare_channels(donor, open_target(self.dataset), must_match=bool(asked["keep_labels"]), say=_say)
         advice = self.once("advice", "Measure how the donor does on the cases", self._advise)
         self.trainer = asked["trainer"] or advice["trainer"]
         self.trainers = (self.trainer, *((SCRATCH,) if asked["baseline"] else ()))
@@ -325,6 +328,10 @@ class _Work:
         except DanteError as error:  # not every network runs in Dafne; the model is there
             tqdm.write(f"No .model for Dafne: {str(error).splitlines()[-1]}", file=sys.stderr)
         return names
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 def _memory(entries: Sequence[Mapping[str, Any]]) -> str:

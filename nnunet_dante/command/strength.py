@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..adapters.strength import (
     stale_masks,
     trained_weights,
 )
-from ..datasets.annotated import Undrawn, read_undrawn
+from ..datasets.annotated import Undrawn, not_by_hand, read_undrawn
 from ..datasets.images import image_files
 from ..errors import DanteError, StrengthError
 from ..files import atomic_path, read_json
@@ -127,7 +127,7 @@ def _chosen(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
             folder: PathLike | None) -> dict[str, Any]:
     """Predict the cases at each strength of the search and return the facts about them."""
     cases = dict(_cases(fold, checkpoint, folder))
-    curve = search(_scorer(fold, checkpoint, start, cases, _undrawn(checkpoint, folder)))
+    curve = search(_scorer(fold, checkpoint, start, cases, _undrawn(checkpoint, folder, cases)))
     if any(map(math.isnan, curve.values())):
         raise StrengthError(f"no label is drawn in the cases {', '.join(sorted(cases))}, so no strength is better than "
                             "another. Give cases with labels.")
@@ -194,9 +194,12 @@ def _cases(fold: Path, checkpoint: Mapping[str, Any], folder: PathLike | None) -
     yield from there
 
 
-def _undrawn(checkpoint: Mapping[str, Any], folder: PathLike | None) -> Undrawn:
-    """Return which labels were not drawn in the cases to choose on, by the dataset.json beside them."""
-    return read_undrawn(_folder("nnUNet_raw", checkpoint) if folder is None else Path(folder))
+def _undrawn(checkpoint: Mapping[str, Any], folder: PathLike | None, cases: Collection[str]) -> Undrawn:
+    """Return which labels do not count in the cases to choose on, by the dataset.json beside them."""
+    if folder is not None:
+        return read_undrawn(Path(folder))
+    raw = _folder("nnUNet_raw", checkpoint)
+    return not_by_hand(raw, checkpoint["init_args"]["dataset_json"], read_undrawn(raw), cases)
 
 
 def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict, cases: Mapping[str, tuple],

@@ -82,8 +82,8 @@ def strength_table(study: Study) -> Table | None:
                 {"strength": share, "all": full.value, "kept": mean.value, "draws": len(chosen)})
 
     table = by_shots(study, "strength", "Dice with all that was learned, and with what was kept of it", cell,
-                      "Dice at full strength, to Dice at the strength that was chosen on cases which were neither "
-                      "trained on nor tested. In brackets: the mean share of what was learned that was kept.",
+                      "Dice at full strength, to Dice at the strength that was chosen on unseen cases; a little too "
+                      "good if these are the test cases. In brackets: the mean share of what was learned that is kept.",
                       zero_shot=False)
     return table if table.records else None
 

@@ -82,6 +82,16 @@ def read_completed(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def not_by_hand(folder: Path, dataset_json: DatasetJson, undrawn: Undrawn, cases: Collection[str]) -> Undrawn:
+    """Return case -> labels that nobody drew: they are unknown, or predictions of a donor, which agrees with itself.
+
+    folder: of the data set in nnUNet_raw. Without completed.json there, labels that a donor completed somewhere count
+    in no case.
+    """
+    completed = read_completed(folder).get("completed", dict.fromkeys(cases, dataset_json.get(COMPLETED, ())))
+    return {case: frozenset(undrawn.get(case, ())).union(completed.get(case, ())) for case in cases}
+
+
 def without_cases(dataset_json: DatasetJson) -> DatasetJson:
     """Return the content of dataset.json as it goes into checkpoints: cases may have the names of patients."""
     return {key: value for key, value in dataset_json.items() if key not in (ANNOTATED, REHEARSED)}

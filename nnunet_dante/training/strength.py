@@ -8,6 +8,7 @@ cases is below 1, and strength 0 is the donor itself. So, as far as these cases 
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,7 +25,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, conve
 from torch import nn
 
 from ..adapters.strength import at_strength, interpolate, note_strength, start_weights, trained_weights
-from ..datasets.annotated import foreground
+from ..datasets.annotated import foreground, not_by_hand
 from ..errors import DanteError, StrengthError
 from ..files import counted, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
@@ -217,6 +218,8 @@ class StrengthMixin(_Base):
             return 1.0, facts
         strength = best_strength(curve)
         self.print_to_log_file(summary(strength, curve, len(cases)))
+        if not any(curve.values()):
+            self.print_to_log_file("WARNING: no label was found in any unseen case, at no strength. Train longer.")
         return strength, facts
 
     def _without_unseen_cases(self, start: ReadOnlyStateDict,
@@ -266,7 +269,11 @@ class StrengthMixin(_Base):
 
     def _scorer(self, start: ReadOnlyStateDict, trained: ReadOnlyStateDict,
                 cases: Sequence[str]) -> Callable[[float], float]:
-        """Return a function from a strength to nnU-Net's mean Dice over cases and labels, without mirroring."""
+        """Return a function from a strength to nnU-Net's mean Dice over cases and labels, without mirroring.
+
+        Labels that a donor completed do not count: the donor agrees with itself, so that they would speak against
+        every training.
+        """
         network = self._built()
         predictor = nnUNetPredictor(use_mirroring=False, device=self.device, allow_tqdm=False,
                                     perform_everything_on_device=self.device.type == "cuda")
@@ -276,10 +283,13 @@ class StrengthMixin(_Base):
         data = self.dataset_class(self.preprocessed_dataset_folder, list(cases),
                                   folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage)
 
+        raw = Path(os.environ.get("nnUNet_raw", ""), self.plans_manager.dataset_name)  # noqa: SIM112 - nnU-Net's name
+        hidden = not_by_hand(raw, self.dataset_json, self.undrawn, cases)
+
         def score(strength: float) -> float:
             began = time.monotonic()
             network.load_state_dict(interpolate(start, trained, strength))
-            dice = [d for case in cases[rank::ranks] for d in self._dice(predictor, data, case)]
+            dice = [d for case in cases[rank::ranks] for d in self._dice(predictor, data, case, hidden[case])]
             if self.is_ddp:  # all ranks take part: one that only waited for the others would run into NCCL's timeout
                 of_ranks: list[Any] = [None] * ranks
                 dist.all_gather_object(of_ranks, dice)
@@ -290,8 +300,11 @@ class StrengthMixin(_Base):
 
         return score
 
-    def _dice(self, predictor: nnUNetPredictor, data: Any, case: str) -> list[float]:
-        """Return the Dice of each label or region of a case, predicted and compared as nnU-Net's validation does."""
+    def _dice(self, predictor: nnUNetPredictor, data: Any, case: str, hidden: Collection[str]) -> list[float]:
+        """Return the Dice of each label or region of a case, predicted and compared as nnU-Net's validation does.
+
+        hidden: labels that do not count in this case.
+        """
         image, _, previous, properties = data.load_case(case)
         image = np.asarray(image[:])
         if self.is_cascaded:
@@ -310,7 +323,7 @@ class StrengthMixin(_Base):
         file = Path(self.preprocessed_dataset_folder_base, "gt_segmentations",
                     f"{case}{self.dataset_json['file_ending']}")
         truth = self.plans_manager.image_reader_writer_class().read_seg(str(file))[0][0]
-        return of_drawn(dice_of_labels(truth, mask, self.label_manager), self.dataset_json, self.undrawn.get(case, ()))
+        return of_drawn(dice_of_labels(truth, mask, self.label_manager), self.dataset_json, hidden)
 
     def _built(self) -> nn.Module:
         """Return a network as prediction builds it, on the CPU."""

@@ -149,7 +149,7 @@ def readable_channels(donor: Donor, target: Target) -> list[int]:
     if missing := [name for name, i in zip(names, positions) if i is None]:
         raise TransferError(f"The donor cannot read these images: it needs the channels {', '.join(names)}, and "
                             f"{target.name} has {', '.join(own)}. If {missing[0]} is there under another name, give it "
-                            "the donor's name in dataset.json.")
+                            "the donor's name: with --channels of `dataset` or `adapt`, or in dataset.json.")
     return [i for i in positions if i is not None]
 
 

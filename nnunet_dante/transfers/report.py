@@ -211,7 +211,8 @@ def _name_warnings(report: TransferReport) -> Iterator[str]:
                f"({', '.join(report.labels.dropped) or 'none'})")
     if not report.channels.matched:
         yield (f"the donor has none of your channels by name; it has {', '.join(report.channels.dropped)}. Your images "
-               "are taken as another modality. If they are the same, give the channel the donor's name in dataset.json")
+               "are taken as another modality. If they are the same, give the channel the donor's name: with "
+               "--channels of `dataset`, or in dataset.json")
     elif report.channels.dropped:
         yield (f"the donor also read {', '.join(report.channels.dropped)}, which your data set does not have: expect "
                "a weak start")

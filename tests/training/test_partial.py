@@ -15,6 +15,7 @@ from running import build, threads_for_pools, train
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
+from nnunet_dante.training import strength
 from nnunet_dante.training.partial import MarginalLoss, drawn_summary, mixed
 from nnunet_dante.training.strength import of_drawn
 from nnunet_dante.training.trainers import nnUNetTrainerFineTune, nnUNetTrainerLoRA
@@ -154,6 +155,20 @@ def test_a_training_learns_and_scores_only_what_was_drawn(annotated, monkeypatch
     final = load_checkpoint_safely(Path(built.output_folder, "checkpoint_final.pth"))
     assert "annotated" not in final["init_args"]["dataset_json"] and "case_001" not in json.dumps(final["dante"]["cases"])
     assert "annotated" not in json.loads(Path(built.output_folder_base, "dataset.json").read_text())
+
+
+@pytest.mark.parametrize(("record", "expected"), [(None, 0.9), ({"case_000": ["lesion"]}, 0.55), ({}, 0.4)])
+def test_labels_that_the_donor_completed_do_not_choose_the_strength(prepared, tmp_path, monkeypatch, record, expected):
+    """Their masks are its own predictions, so that every training would look worse than none."""
+    copy = prepared.copy_to(tmp_path).activate(monkeypatch)
+    change(copy, completed=["lesion", "organ"])
+    if record is not None:
+        raw = copy.root / "nnUNet_raw" / copy.dataset
+        raw.mkdir(parents=True, exist_ok=True)
+        (raw / "completed.json").write_text(json.dumps({"format": 1, "completed": record}))
+    monkeypatch.setattr(strength, "dice_of_labels", lambda *_: [0.1, 0.2, 0.9])
+    kept = load_checkpoint_safely(Path(train(nnUNetTrainerFineTune, copy).output_folder, "checkpoint_final.pth"))
+    assert [dice for _, dice in kept["dante"]["strength"]["curve"]] == pytest.approx([expected] * 7)
 
 
 def test_undrawn_labels_give_the_head_no_pull_towards_background(annotated):
