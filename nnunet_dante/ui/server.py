@@ -32,7 +32,8 @@ def make_app(roots: Roots, *, token: str, host: str = "127.0.0.1"):
     add_pages(roots)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     ui.run_with(app, title="nnunet-dante", dark=None, language="en-US", tailwind=False, show_welcome_message=False,
-                binding_refresh_interval=None, reconnect_timeout=30)
+                binding_refresh_interval=None, reconnect_timeout=30,
+                gzip_middleware_factory=None)  # it would compress volumes and models once more, for many seconds
     return Guard(app, token=token, host=host)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +18,7 @@ from .roots import Roots
 
 FRESH = {"Cache-Control": "no-cache"}  # the browser asks whether a file has changed: masks are predicted again
 _AS_IS = (".nii.gz", ".nii")
+_MOST_DRAWN = 10_000_000  # voxels; a browser without a graphics card takes seconds for as many
 
 
 class Viewer(Element, component=VIEWER):
@@ -75,18 +78,36 @@ def add_viewer(roots: Roots) -> None:
             return PlainTextResponse(str(error), 500)
 
     @app.get("/volume/{path:path}")
-    def volume(path: str):
+    def volume(path: str, slow: bool = False):
         found = file_below(roots, path)
         if not isinstance(found, Path):
             return found
-        if found.name.endswith(_AS_IS):
-            return FileResponse(found, media_type="application/octet-stream", headers=FRESH)
-        return _converted(found)
+        try:
+            every = _every(found) if slow else ()
+            if found.name.endswith(_AS_IS) and max(every, default=1) == 1:
+                return FileResponse(found, media_type="application/octet-stream", headers=FRESH)
+            return _converted(found, every)
+        except RuntimeError as error:
+            return PlainTextResponse(f"{found} cannot be read: {str(error).strip().splitlines()[-1]}", 422)
 
 
-def _converted(path: Path) -> Response:
-    """Return a volume or picture of another format as NIfTI, which NiiVue can read."""
-    try:
-        return Response(as_nifti(SimpleITK.ReadImage(str(path))), media_type="application/octet-stream", headers=FRESH)
-    except RuntimeError as error:
-        return PlainTextResponse(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}", 422)
+def _every(path: Path) -> list[int]:
+    """Return n for each axis of a volume: with only every n-th voxel, a browser without a graphics card can draw it."""
+    header = SimpleITK.ImageFileReader()
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+    size, spacing_mm, every = header.GetSize(), header.GetSpacing(), [1] * header.GetDimension()
+    while math.prod(n / step for n, step in zip(size, every)) > _MOST_DRAWN:
+        axes = [axis for axis, step in enumerate(every) if step < size[axis]]
+        every[min(axes, key=lambda axis: spacing_mm[axis] * every[axis])] *= 2
+    return every
+
+
+def _converted(path: Path, every: Sequence[int]) -> Response:
+    """Return a volume or picture as NIfTI, which NiiVue can read; every: as `_every` returns it, or empty for all."""
+    image, headers = SimpleITK.ReadImage(str(path)), dict(FRESH)
+    if max(every, default=1) > 1:
+        full = image.GetSize()
+        image = image[tuple(slice(None, None, step) for step in every)]
+        headers["X-Reduced"] = " of ".join(" x ".join(map(str, size)) for size in (image.GetSize(), full))
+    return Response(as_nifti(image), media_type="application/octet-stream", headers=headers)
