@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adaptation.running import OWN_FILES, process_in, stop
+from ..adaptation import running
+from ..adaptation.running import OWN_FILES, process_in
 from ..errors import ConfigurationError
 from ..files import cannot_write, read_json, write_text_atomically
 from .progress import Training, read_trainings
@@ -28,7 +29,7 @@ _TAIL = 16_384  # bytes of a log that are shown
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _WRITTEN = {RECORD, LOG, *OWN_FILES, "logs", "predictions", "report.md", "report.html", "results.json", "tables.json",
             "tables", "plots", "panels", "report_files", "model.zip", "adapter.safetensors", "confidence_unseen.csv"}
-_started: list[subprocess.Popen] = []  # kept so that ended ones are taken off the system's list of processes
+_started: dict[Path, subprocess.Popen] = {}  # by this server: a process imports torch before it claims its folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def read_run(folder: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{folder / RECORD} cannot be read ({error}). Choose the folder of an adaptation, or "
                                  "delete it and start again.") from None
-    state = "running" if process_in(folder) is not None else "finished" if "files" in done else "stopped"
+    state = "running" if _is_running(folder) else "finished" if "files" in done else "stopped"
     return Run(folder=folder, state=state, asked=asked, begun=begun, done=done, said=tail(folder / LOG))
 
 
@@ -180,20 +181,41 @@ def go_on(run: Run) -> None:
     Raises:
         ConfigurationError: it is running.
     """
-    if process_in(run.folder) is not None:
+    if _is_running(run.folder):
         raise ConfigurationError(f"The run in {run.folder} is running already.")
     _launch(run.folder)
 
 
 def _launch(out: Path) -> None:
-    _started[:] = [process for process in _started if process.poll() is None]
     try:
         with (out / LOG).open("w") as log:
-            _started.append(subprocess.Popen(
+            _started[out] = subprocess.Popen(
                 [sys.executable, "-m", "nnunet_dante.ui.work", "adapt", str(out)], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, cwd=out))
+                stderr=subprocess.STDOUT, start_new_session=True, cwd=out)
     except OSError as error:
         raise cannot_write(out / LOG, error) from error
+
+
+def _starting(folder: Path) -> subprocess.Popen | None:
+    """Return the process that this server started for a run, if it has not ended."""
+    process = _started.get(folder)
+    return process if process is not None and process.poll() is None else None
+
+
+def _is_running(folder: Path) -> bool:
+    return process_in(folder) is not None or _starting(folder) is not None
+
+
+def stop(folder: Path) -> None:
+    """End the process that works in the folder of a run, also one that has only just been started.
+
+    Raises:
+        ConfigurationError: the process belongs to another user, or does not end.
+    """
+    if process_in(folder) is None and (process := _starting(folder)) is not None:
+        process.terminate()  # it has done nothing yet
+        process.wait()
+    running.stop(folder)
 
 
 def delete(run: Run) -> list[str]:
@@ -202,7 +224,7 @@ def delete(run: Run) -> list[str]:
     Raises:
         ConfigurationError: it is running.
     """
-    if process_in(run.folder) is not None:
+    if _is_running(run.folder):
         raise ConfigurationError(f"The run in {run.folder} is running. Stop it first.")
     names = [str(name) for name in run.done.get("files", {}).values() if name]
     written = {*_WRITTEN, *names, *(f"{name.removesuffix('.model')}.json" for name in names if name.endswith(".model"))}

@@ -187,7 +187,7 @@ def main(*words: str) -> int:
         return 0
     try:
         adapt(words[1])
-    except DanteError as error:
+    except (DanteError, OSError) as error:  # the page shows lines from "Error: " on
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from nnunet_dante.adaptation.running import claimed
 from nnunet_dante.errors import ConfigurationError, StorageError
 from nnunet_dante.ui import runs
-from nnunet_dante.ui.runs import delete, final_fold, go_on, read_run, start
+from nnunet_dante.ui.runs import delete, final_fold, go_on, read_run, start, stop
 
 DONE = {"data": {"dataset": "Dataset001_A", "seconds": 30.0, "commands": []}}
 FILES = {"model": "model.zip", "adapter": None, "dafne": "A.model", "seconds": 30.0, "commands": [
@@ -31,12 +32,19 @@ def launched(monkeypatch):
 
     class Process:
         def __init__(self, command, **options):
+            self.ended = False
             found.append((command, options))
 
         def poll(self):
-            return None
+            return 0 if self.ended else None
+
+        def terminate(self):
+            self.ended = True
+
+        wait = poll
 
     monkeypatch.setattr(runs.subprocess, "Popen", Process)
+    monkeypatch.setattr(runs, "_started", {})
     return found
 
 
@@ -72,8 +80,14 @@ def test_a_run_is_a_process_of_its_own(tmp_path, launched):
     assert read_run(tmp_path / "new").asked == {"model": "M", "source": "S", "budget_minutes": 30.0}
     with pytest.raises(ConfigurationError, match="holds something already"):
         start(tmp_path / "new", {})
+    assert read_run(tmp_path / "new").state == "running", "although it has not claimed the folder yet"
+    with pytest.raises(ConfigurationError, match="is running already"):
+        go_on(read_run(tmp_path / "new"))
+    stop(tmp_path / "new")
+    assert read_run(tmp_path / "new").state == "stopped"
     go_on(read_run(tmp_path / "new"))
     assert len(launched) == 2
+    stop(tmp_path / "new")
     with claimed(tmp_path / "new"), pytest.raises(ConfigurationError, match="is running already"):
         go_on(read_run(tmp_path / "new"))
 
@@ -82,6 +96,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, launched):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         start(tmp_path / "file" / "new", {})
+    assert not launched
+
+
+def test_a_full_disk_is_named(tmp_path, launched, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(type(tmp_path), "write_text", full)
+        with pytest.raises(StorageError, match="No space left on device.*MiB free"):
+            start(tmp_path / "new", {})
+    stopped = read_run(write(tmp_path / "run", DONE))
+    (tmp_path / "run" / "adapt.log").mkdir()
+    with pytest.raises(StorageError, match=r"adapt\.log cannot be written"):
+        go_on(stopped)
     assert not launched
 
 

@@ -67,6 +67,15 @@ def test_options_of_trainings_are_checked():
         work.parse_overrides(["rank=many"])
 
 
+def test_a_run_that_ends_on_a_full_disk_says_so_where_the_page_looks(tmp_path, monkeypatch, capsys):
+    def full(out):
+        raise OSError(28, "No space left on device", out)
+
+    monkeypatch.setattr(work, "adapt", full)
+    assert work.main("adapt", str(tmp_path)) == 1
+    assert capsys.readouterr().err.startswith("Error: [Errno 28] No space left on device: ")
+
+
 def test_dafne_needs_its_folder(tmp_path):
     with pytest.raises(ConfigurationError, match="no folder"):
         work.send_to_dafne("model.zip", str(tmp_path / "none"))
