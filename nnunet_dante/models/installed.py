@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import DanteError, DonorError
 from ..files import read_json
@@ -17,6 +18,7 @@ from .labels import channel_names, head_names
 from .trusted_plans import check_donor, check_plans
 
 TOTALSEGMENTATOR = "totalsegmentator"
+_LICENCE_CHARACTERS = 50_000
 _NAMED = re.compile(rf"{TOTALSEGMENTATOR}:(\d+)", re.IGNORECASE)
 
 
@@ -25,7 +27,7 @@ class Installed:
     """A model that was found. `problem` says why it cannot be a donor; then the facts about it are empty.
 
     donor: what to give where a donor is asked for. spacing_mm: in the order of the plans' axes. size: bytes of all of
-    its checkpoints.
+    its checkpoints. licence: text of a file LICENSE beside them, or what dataset.json says; "" if neither is there.
     """
 
     donor: str
@@ -38,6 +40,7 @@ class Installed:
     configuration: str = ""
     folds: tuple[str, ...] = ()
     size: int = 0
+    licence: str = ""
 
 
 def totalsegmentator_folder() -> Path:
@@ -123,6 +126,17 @@ def _described(folder: Path, model: Model, name: str, donor: str) -> Installed:
         donor=donor, name=name, labels=tuple(label for label in head_names(dataset) if label != "background"),
         channels=channel_names(dataset), spacing_mm=tuple(entry["spacing"]),
         trainer=parts[0] if len(parts) == 3 else "unknown trainer", configuration=configuration,
-        size=sum(model.weights.values()),
+        size=sum(model.weights.values()), licence=_licence(folder, dataset),
         folds=tuple(dict.fromkeys(file.parent.name.removeprefix("fold_") for file in model.weights
                                   if file.parent.name.startswith("fold_"))))
+
+
+def _licence(folder: Path, dataset: Mapping[str, Any]) -> str:
+    """Return the text of a file LICENSE in the folder of a model or of its data set, or the entry of dataset.json."""
+    places = [folder, *([folder.parent] if folder.parent.name.startswith("Dataset") else [])]
+    for file in (file for place in places for file in sorted(place.glob("LICEN[CS]E*"))):
+        if file.is_file() and not file.is_symlink():
+            with file.open(encoding="utf-8", errors="replace") as stream:
+                return stream.read(_LICENCE_CHARACTERS)
+    said = dataset.get("licence") or dataset.get("license")
+    return said[:_LICENCE_CHARACTERS] if isinstance(said, str) else ""

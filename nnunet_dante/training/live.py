@@ -121,13 +121,15 @@ class LiveMixin(_Base):
         return outputs
 
     def on_epoch_end(self) -> None:
-        """Draw what the network makes of a patch, in a few epochs."""
+        """Say how much memory the training has taken, and in a few epochs draw what the network makes of a patch."""
         epoch, batch = self.current_epoch, self.shown
         if self.board is not None and batch is not None and epoch in np.linspace(
                 0, self.num_epochs - 1, _PICTURES).astype(int):
             self.board.write(lambda writer: writer.add_image("prediction, truth", self._overlay(batch), epoch,
                                                              dataformats="HWC"))
         super().on_epoch_end()
+        if (mib := self.memory.peak_mib()) is not None:
+            self.print_to_log_file(f"Most memory so far: {mib:.0f} MiB")
 
     def _draw_seldom(self, folder: str) -> None:
         if time.monotonic() - self.drawn >= _REDRAWN:

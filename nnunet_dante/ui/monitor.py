@@ -181,6 +181,11 @@ class _Live:
             if run.state == "running" and number:
                 left = last.seconds_left + (number - len(trainings)) * last.total * last.epoch_seconds
                 facts.append(("Time left", f"about {max(1, round(left / 60))} min"))
+            if run.state == "running":
+                kind = "GPU memory" if run.asked.get("device") == "cuda" else "Memory"
+                mib = last.epochs[-1].mib
+                facts.append((f"{kind} so far, at most",
+                              "not known here" if math.isnan(mib) else f"{mib:.0f} MiB"))
             if last.epochs[-1].groups:
                 self.groups.text = f"Trained now: {last.epochs[-1].groups}."
         if cost.get("mib") is not None:

@@ -19,7 +19,7 @@ from .data import Options, look
 from .layout import address, code, heading, panel, problem
 from .roots import Roots
 from .runs import start
-from .start import donors_of, later, table
+from .start import donors_of, later, licence_of, table
 
 _BUDGETS = {10: "10 minutes, for a first look", 30: "30 minutes", 60: "1 hour", 180: "3 hours",
             600: "10 hours, over night"}
@@ -183,4 +183,4 @@ def _show_match(donor: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
     spacing = " x ".join(f"{mm:.3g}" for mm in donor["spacing_mm"])
     ours, theirs = ", ".join(seen["channels"]), ", ".join(donor["channels"])
     ui.label(printable(f"{donor['trainer']}, {donor['configuration']}, {spacing} mm, channels {theirs}. Your channels: "
-                       f"{ours}.")).classes("quiet")
+                       f"{ours}. Licence of the donor: {licence_of(donor)}.")).classes("quiet")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _EPOCH = re.compile(r"Epoch (\d+) *$")
 _NUMBERS = {"Current learning rate": "lr", "train_loss": "loss", "val_loss": "val_loss",
-            "Epoch time": "seconds"}
+            "Epoch time": "seconds", "Most memory so far": "mib"}
 _NUMBER = re.compile(r"(?<![\w.])(?:nan|-?\d+\.?\d*(?:e[-+]?\d+)?)")
 _START = re.compile(r"Pseudo dice before training: \S+ (\{.*\})")
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d[ T_]\d\d:\d\d:\d\d[.\d]*: ?")
@@ -20,12 +20,16 @@ _MOST_BYTES = 64 << 20
 
 @dataclass
 class Epoch:
-    """What nnU-Net says of one epoch; nan where it has not said it yet. dice: by label. groups: what was trained."""
+    """What nnU-Net says of one epoch; nan where it has not said it yet.
+
+    dice: by label. groups: what was trained. mib: the most memory that the training has taken until its end.
+    """
 
     lr: float = math.nan
     loss: float = math.nan
     val_loss: float = math.nan
     seconds: float = math.nan
+    mib: float = math.nan
     dice: tuple[float, ...] = ()
     groups: str = ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from nicegui import background_tasks, ui
 from ..errors import DanteError
 from ..files import printable
 from .ask import ask
-from .layout import address, choose_folder, escaped, panel, problem
+from .layout import address, choose_folder, code, escaped, panel, problem
 from .monitor import list_runs
 from .roots import Roots
 
@@ -80,12 +80,22 @@ def _show_donors(found: Sequence[dict[str, Any]]) -> None:
     rows = []
     for donor in found:
         if donor["problem"]:
-            rows.append([donor["name"], f"not usable: {donor['problem']}", "", "", "", ""])
+            rows.append([donor["name"], f"not usable: {donor['problem']}", *[""] * 5])
         else:
             rows.append([donor["name"], ", ".join(donor["labels"][:8]) + (", ..." if len(donor["labels"]) > 8 else ""),
                          ", ".join(donor["channels"]), " x ".join(f"{mm:.3g}" for mm in donor["spacing_mm"]),
-                         donor["trainer"], f"{donor['size'] / 2**20:.0f}"])
-    table(["model", "labels", "channels", "spacing in mm", "trainer", "MiB"], rows)
+                         donor["trainer"], f"{donor['size'] / 2**20:.0f}", licence_of(donor)])
+    table(["model", "labels", "channels", "spacing in mm", "trainer", "MiB", "licence"], rows)
+    for donor in found:
+        if len(donor["licence"].strip()) > len(licence_of(donor)):
+            title = f"Licence of {donor['name']}"
+            ui.html(f"<details><summary>{escaped(title)}</summary>{code(donor['licence'], title)}</details>",
+                    sanitize=False)
+
+
+def licence_of(donor: Mapping[str, Any]) -> str:
+    """Return the first line of a donor's licence, or that the model does not come with one."""
+    return next((line.strip()[:60] for line in donor["licence"].splitlines() if line.strip()), "not stated")
 
 
 def _show_datasets() -> None:

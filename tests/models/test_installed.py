@@ -41,6 +41,24 @@ def test_models_of_nnunet_and_of_totalsegmentator_are_found_with_what_they_are(m
     assert all(open_donor(model.donor).dataset_json["labels"] == tiny.LABELS for model in (mine, *theirs))
 
 
+def test_the_licence_of_a_model_is_its_file_or_what_its_data_set_says(machine):
+    (folder,) = (machine / "results").glob("*/*")
+
+    def licence():
+        return installed_models()[machine / "results"][0].licence
+
+    assert licence() == ""
+    dataset = json.loads((folder / "dataset.json").read_text())
+    for said, seen in ((["CC"], ""), ("CC-BY 4.0", "CC-BY 4.0")):
+        (folder / "dataset.json").write_text(json.dumps(dataset | {"licence": said}))
+        assert licence() == seen
+    (folder.parent / "LICENSE.txt").write_bytes(b"For research only \xff")
+    assert licence() == "For research only \ufffd"
+    (machine / "secret").write_text("secret")
+    (folder / "LICENCE").symlink_to(machine / "secret")
+    assert licence().startswith("For research"), "links are not followed"
+
+
 def test_the_list_names_what_to_give_and_what_is_damaged(machine):
     for number, name in ((1, "plans"), (2, "labels"), (3, "weights"), (4, "none"), (5, "foreign")):
         tiny.write_model_folder(machine / "more", dataset=f"Dataset00{number}_{name}")

@@ -12,7 +12,9 @@ import pytest
 import torch
 from running import build, prepare, train, with_overrides
 
+from nnunet_dante.models.memory import PeakMemory
 from nnunet_dante.training import live, trainers
+from nnunet_dante.ui.progress import Training, read_log
 
 LABELS = ("lesion", "organ", "vessel")
 
@@ -64,6 +66,15 @@ def test_tensorboard_gets_curves_by_label_stages_overlays_and_the_strength(prepa
     assert writer.values["dice/organ"][2] == pytest.approx(
         trained.logger.get_value("dice_per_class_or_region", 2)[1], nan_ok=True)
     assert writer.values["prediction, truth"][0].shape == (4 * 16, 2 * 4 * 16, 3)
+
+
+def test_the_log_says_how_much_memory_was_taken(prepared, monkeypatch):
+    monkeypatch.setattr(live, "find_spec", lambda _: None)
+    monkeypatch.setattr(PeakMemory, "peak_mib", lambda self: 12.3)
+    folder = Path(train(trainers.nnUNetTrainerHeadOnly, prepared).output_folder)
+    read = Training(trainer="nnUNetTrainerHeadOnly", fold="0", folder=folder, total=3)
+    read_log("".join(file.read_text() for file in folder.glob("training_log*")), read)
+    assert [epoch.mib for epoch in read.epochs] == [12, 12, 12]
 
 
 def test_a_training_is_the_same_bit_for_bit_without_tensorboard(prepared, writers, monkeypatch):

@@ -12,13 +12,14 @@ from nicegui import ui
 from nicegui.testing.user_simulation import user_simulation
 
 from nnunet_dante.adaptation.running import claimed
-from nnunet_dante.errors import DanteError
+from nnunet_dante.errors import DanteError, StorageError
 from nnunet_dante.ui import ask, data, plan, runs, start
 from nnunet_dante.ui.pages import add_pages
 from nnunet_dante.ui.roots import Roots
 
 DONOR = {"donor": "/models/D", "name": "Dataset900_Donor", "problem": "", "labels": ["Organ", "vessel"], "channels": ["MRI"],
-         "spacing_mm": [1.0, 1.0, 3.0], "trainer": "nnUNetTrainer", "configuration": "3d_fullres", "folds": ["0"], "size": 2**20}
+         "spacing_mm": [1.0, 1.0, 3.0], "trainer": "nnUNetTrainer", "configuration": "3d_fullres", "folds": ["0"], "size": 2**20,
+         "licence": "CC-BY-NC 4.0\nNot for <b>commerce</b>."}
 BROKEN = {**DONOR, "donor": "/models/B", "name": "Dataset901_Broken", "problem": "it holds no checkpoint", "labels": []}
 CASE = {"name": "P01", "patient": "P01", "masks": True, "voxels": {"organ": 12}, "shape": [4, 5, 6], "spacing": [1, 1, 2],
         "faults": [], "warnings": [], "picture": ""}
@@ -62,10 +63,13 @@ def test_three_clicks_from_the_folder_to_a_running_training(machine):
         await user.open("/")
         await user.should_see("Adapt a network to your images")
         await user.should_see("Dataset901_Broken")
+        await user.should_see("Licence of Dataset900_Donor")
+        await user.should_see("Not for &lt;b&gt;commerce&lt;/b&gt;.")
         await user.open(f"/data?folder={root / 'images'}")
         await user.should_see("Found: <b>two</b> folders.")
         user.find("Adapt a network to these cases").click()
         await user.should_see("known")
+        await user.should_see("Licence of the donor: CC-BY-NC 4.0.")
         await user.should_see("new: learned from your cases")
         user.find("Keep the donor's other labels, too: vessel.").click()
         user.find(kind=ui.button, content="Start").click()
@@ -77,6 +81,27 @@ def test_three_clicks_from_the_folder_to_a_running_training(machine):
     wanted = json.loads((out / "adapt.json").read_text())["asked"]
     assert wanted == {"model": "/models/D", "source": str(root / "images"), "budget_minutes": 60.0, "labels": [],
                       "baseline": False, "device": None, "overrides": {}, "keep_labels": ["all"]}
+
+
+def test_a_full_disk_is_said_and_the_start_can_be_tried_again(machine, monkeypatch):
+    root, answers, asked, started = machine
+
+    def full(text, path):
+        raise StorageError(f"{path} cannot be written (No space left on device).")
+
+    async def steps(user):
+        await user.open(f"/adapt?folder={root / 'images'}")
+        await user.should_see("known")
+        with monkeypatch.context() as disk:
+            disk.setattr(runs, "write_text_atomically", full)
+            user.find(kind=ui.button, content="Start").click()
+            await user.should_see("No space left on device")
+        assert not started
+        user.find(kind=ui.button, content="Start").click()
+        await user.should_see("stopped", retries=10)
+
+    visit(root, steps=steps)
+    assert len(started) == 1
 
 
 def test_what_is_wrong_with_the_data_is_said_and_can_be_left_out(machine):

@@ -17,6 +17,7 @@ LOG = """2026-01-02 10:00:00.000000: Pseudo dice before training: 0.4000 {'organ
 2026-01-02 10:00:05.000000: val_loss -0.2
 2026-01-02 10:00:05.000000: Pseudo dice [np.float32(0.5), np.float64(nan)]
 2026-01-02 10:00:05.000000: Epoch time: 4.0 s
+2026-01-02 10:00:05.000000: Most memory so far: 512 MiB
 2026-01-02 10:00:06.100000: Epoch 1
 2026-01-02 10:00:06.200000: Current learning rate: 1e-05
 2026-01-02 10:00:06.200000: Trained groups: head, decoder
@@ -38,6 +39,7 @@ def test_a_log_is_read(tmp_path):
     assert training.start_dice == {"organ": 0.4}
     assert (first.lr, first.loss, first.val_loss, first.groups) == (0.001, -0.1, -0.2, "head")
     assert first.dice[0] == 0.5 and math.isnan(first.dice[1]) and first.mean_dice == 0.5
+    assert first.mib == 512 and math.isnan(second.mib)
     assert second.lr == 1e-05 and math.isnan(second.val_loss) and second.mean_dice == pytest.approx(0.4)
     assert training.epoch_seconds == 3 and training.seconds_left == 24 and training.title == "LoRA, fold 0"
 
