@@ -15,6 +15,7 @@ import pytest
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--use-angle=swiftshader",
          "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--force-prefers-reduced-motion")
+LIMIT = 180  # seconds; a page is rarely slower than 10, but the machine may do much else
 PICTURES = os.environ.get("UI_PICTURES")  # the folder for the pictures of docs/ui.md, where they are to be made
 
 
@@ -62,6 +63,7 @@ def browser(width: int = 1280):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     found = webdriver.Chrome(options=options, service=Service(driver))
+    found.set_script_timeout(LIMIT)
     try:
         resize(found, width)
         yield found
@@ -75,44 +77,52 @@ def resize(driver, width: int, height: int = 900) -> None:
         "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
 
 
-def wait(condition, seconds: float = 60, what: str = ""):
-    """Return the first true value of `condition`."""
-    from selenium.common.exceptions import StaleElementReferenceException
+def wait(condition, seconds: float = LIMIT, what="it"):
+    """Return the first true value of `condition`; what: text, or a function that returns it, for the case that none comes."""
+    from selenium.common.exceptions import (
+        ElementClickInterceptedException,
+        ElementNotInteractableException,
+        StaleElementReferenceException,
+    )
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
             if found := condition():
                 return found
-        except StaleElementReferenceException:
-            pass
+        except (StaleElementReferenceException, ElementClickInterceptedException, ElementNotInteractableException):
+            pass  # the page has just changed there, or a message lies over it
         time.sleep(0.2)
-    raise AssertionError(f"{what or condition} did not come in {seconds:.0f} s")
+    raise AssertionError(f"{what() if callable(what) else what} did not come in {seconds:.0f} s")
 
 
 def text(driver) -> str:
     return driver.execute_script("return document.body.innerText")
 
 
-def sees(driver, words: str, seconds: float = 60) -> None:
-    wait(lambda: words in text(driver), seconds, f"{words!r} on {driver.current_url}; there is:\n{text(driver)}\n-")
+def sees(driver, words: str, seconds: float = LIMIT) -> None:
+    wait(lambda: words in text(driver), seconds, lambda: f"{words!r} on {driver.current_url} (there is:\n{text(driver)}\n)")
 
 
 def button(driver, name: str):
-    """Return the visible button or link with this name, which is not one of the bar at the top."""
+    """Return the visible button or link with this name, which is not one of the bar at the top; None if there is none."""
     path = f"//*[self::button or self::a][contains(normalize-space(.), '{name}')][not(ancestor::nav)]"
-    return wait(lambda: next((e for e in driver.find_elements("xpath", path) if e.is_displayed() and e.is_enabled()), None), 60,
-                f"the button {name!r}")
+    return next((e for e in driver.find_elements("xpath", path) if e.is_displayed() and e.is_enabled()), None)
 
 
 def field(driver, name: str):
-    return wait(lambda: next(iter(driver.find_elements("css selector", f'input[aria-label^="{name}"]')), None), 60, f"the field {name!r}")
+    return wait(lambda: next(iter(driver.find_elements("css selector", f'input[aria-label^="{name}"]')), None), what=f"the field {name!r}")
 
 
 def click(driver, name: str) -> None:
-    found = button(driver, name)
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
-    found.click()
+    def clicked() -> bool:
+        if (found := button(driver, name)) is None:
+            return False
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+        found.click()
+        return True
+
+    wait(clicked, what=lambda: f"the button {name!r} on {driver.current_url} (there is:\n{text(driver)}\n)")
 
 
 def press(driver, name: str, *keys: str) -> None:
@@ -147,14 +157,10 @@ def barriers(driver) -> list[str]:
 
 
 def complaints(driver) -> list[str]:
-    """Return the errors in the browser's console, and every address elsewhere that it asked for.
-
-    That it cannot reach a server that was killed is no fault.
-    """
+    """Return the errors in the browser's console since the last call, and every address elsewhere that it asked for."""
     import json
 
-    log = [entry["message"] for entry in driver.get_log("browser")
-           if entry["level"] == "SEVERE" and "ERR_CONNECTION_REFUSED" not in entry["message"]]
+    log = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":

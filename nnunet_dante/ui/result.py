@@ -119,6 +119,9 @@ class _Look:
         self.said = ui.label().classes("quiet").props('aria-live="off"')
         self.viewer.on("location", lambda e: self.said.set_text(printable(str(e.args))[:200]))
         self.viewer.on("failed", lambda e: problem(str(e.args)))
+        reduced = ui.label().classes("quiet")
+        self.viewer.on("reduced", lambda e: reduced.set_text(printable(
+            f"This browser draws without a graphics card, so the page shows only {e.args} voxels.") if e.args else ""))
         view.on_value_change(lambda e: self.viewer.arrange(e.value))
         outline.on_value_change(lambda e: self.viewer.outlines(0.25 if e.value else 0.0))
         ui.html('<div class="legend">' + "".join(
@@ -172,6 +175,7 @@ class _Strength:
         with ui.element("div").classes("row"):
             self.slider = ui.slider(min=0, max=1, step=0.05, value=kept).classes("grow").props(
                 'aria-label="Strength" label')
+            ui.label().bind_text_from(self.slider, "value", lambda value: f"Chosen: {100 * value:.0f} %")
             self.button = ui.button("Write the model at this strength", on_click=self.write).props("outline no-caps")
         self.said = ui.element("div")
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("nicegui")
 pytest.importorskip("selenium")
 SHAPE = (40, 48, 40)
+LONG = 900  # seconds, for what takes one or two minutes on a machine that does nothing else
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,6 @@ def test_without_the_token_there_is_no_page(server):
         assert connection.getresponse().status == 403, path
 
 
-@pytest.mark.unsteady
 def test_the_whole_way(driver, server, root):
     _choose_and_start(driver, server, root)
     _stop_and_go_on_without_a_server(driver, server, root)
@@ -86,39 +86,52 @@ def test_the_whole_way(driver, server, root):
     _delete(driver, server, root)
 
 
+def drawn(driver, chart: str) -> int:
+    """Return how many points the longest line of a chart has."""
+    return driver.execute_script("""const place = document.querySelector(`[aria-label="${arguments[0]}"]`);
+        const shown = place && getElement(Number(place.id.slice(1)))?.chart?.getOption();
+        return Math.max(0, ...(shown?.series ?? []).filter((line) => line.name !== "donor").map((line) => line.data.length))""", chart)
+
+
+def pixels(canvas) -> np.ndarray:
+    """Return what a canvas shows, shape (y, x, 3)."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB"))
+
+
 def _choose_and_start(driver, server, root):
     enter(driver, server)
     assert "token" not in driver.current_url
     sees(driver, "Adapt a network to your images")
-    sees(driver, "Dataset900_Donor", 120)
+    sees(driver, "Dataset900_Donor")
     picture(driver, "start")
     click(driver, "scans")
     wait(lambda: field(driver, "Folder").get_attribute("value").endswith("scans"))
     click(driver, "Look at it")
-    sees(driver, "What do the numbers in the masks mean?", 120)
+    sees(driver, "What do the numbers in the masks mean?")
     field(driver, "1 is").send_keys("kidney")
     field(driver, "2 is").send_keys("tumour")
     click(driver, "Use these names")
-    sees(driver, "Adapt a network to these cases", 120)
+    sees(driver, "Adapt a network to these cases")
     assert "background=" not in driver.current_url, "these two are all numbers in the masks"
-    wait(lambda: len(driver.find_elements("css selector", ".case img")) == 2, 20, "pictures of both cases")
+    wait(lambda: len(driver.find_elements("css selector", ".case img")) == 2, what="pictures of both cases")
     picture(driver, "data")
     assert browser.barriers(driver) == []
     click(driver, "Adapt a network to these cases")
-    sees(driver, "known", 120)
+    sees(driver, "known")
     picture(driver, "adapt")
     assert browser.barriers(driver) == []
     field(driver, "Options of the trainings").send_keys("epochs=4, iterations=4, val_iterations=1, lr=0.01")
     click(driver, "Start")
-    sees(driver, "running", 120)
+    sees(driver, "running")
     assert (root / "nnunet-dante" / "scans" / "adapt.json").is_file()
 
 
 def _stop_and_go_on_without_a_server(driver, server, root):
     out = root / "nnunet-dante" / "scans"
-    sees(driver, "Dice now", 600)
-    first = driver.execute_script("return document.querySelector('.numbers').innerText")
-    wait(lambda: driver.execute_script("return document.querySelector('.numbers').innerText") != first, 120, "the next epoch")
+    wait(lambda: drawn(driver, "Dice by epoch") >= 2, LONG, "two epochs in the curve")
+    sees(driver, "Memory so far, at most")
     picture(driver, "run")
     assert browser.barriers(driver) == []
     click(driver, "Stop")
@@ -126,51 +139,50 @@ def _stop_and_go_on_without_a_server(driver, server, root):
     done = set(json.loads((out / "adapt.json").read_text())["done"])
     click(driver, "Go on")
     sees(driver, "running")
+    assert browser.complaints(driver) == []
     server.kill()
-    wait(lambda: set(json.loads((out / "adapt.json").read_text())["done"]) > done, 400, "a step without a server")
+    wait(lambda: set(json.loads((out / "adapt.json").read_text())["done"]) > done, LONG, "a step without a server")
     server.start()
     enter(driver, server, "/runs")
-    sees(driver, "running")
+    driver.get_log("browser")  # that the server could not be reached is no fault
     click(driver, "scans")
-    sees(driver, "Stop")
 
 
 def _look_and_hand_on(driver, server, root):
     out = root / "nnunet-dante" / "scans"
-    wait(lambda: "files" in json.loads((out / "adapt.json").read_text())["done"], 500, "the end of the run")
+    wait(lambda: "files" in json.loads((out / "adapt.json").read_text())["done"], LONG, "the end of the run")
     click(driver, "See the result")
-    canvas = wait(lambda: next(iter(driver.find_elements("css selector", "canvas[data-shown='2']")), None), 60, "image and mask")
+    canvas = wait(lambda: next(iter(driver.find_elements("css selector", "canvas[data-shown='2']")), None), what="image and mask")
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    time.sleep(1)
-    from PIL import Image
-
-    shown = np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB"))
-    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 200, "the canvas is not empty"
+    wait(lambda: len(np.unique(pixels(canvas).reshape(-1, 3), axis=0)) > 200, what="a canvas that is not empty")
+    shown = pixels(canvas)
     browser.press(driver, "Opacity of truth", *["\ue014"] * 10)  # right
-    wait(lambda: (np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB")) != shown).mean() > 0.01, 20, "the truth")
+    wait(lambda: (pixels(canvas) != shown).mean() > 0.01, what="the truth")
     sees(driver, "How much of the training is kept")
-    sees(driver, "Write the model at this strength", 120)
+    sees(driver, "Write the model at this strength")
     picture(driver, "result")
     assert browser.barriers(driver) == []
 
     before = (out / "model.zip").stat().st_mtime_ns
     browser.press(driver, "Strength", *["\ue012"] * 20)  # left
+    sees(driver, "Chosen: 0 %")
     click(driver, "Write the model at this strength")
-    sees(driver, "The model keeps 0 % now", 300)
+    sees(driver, "The model keeps 0 % now", LONG)
     assert (out / "model.zip").stat().st_mtime_ns > before
 
     field(driver, "Folder with new images").send_keys(str(root / "scans" / "images"))
     click(driver, "Segment them")
-    sees(driver, "the least sure first", 400)
+    sees(driver, "the least sure first", LONG)
     assert len(list((root / "nnunet-dante").glob("scans-masks/P0?.nii.gz"))) == 2
 
     (root / "dafne").mkdir()
     field(driver, "Models folder of Dafne").send_keys(str(root / "dafne"))
     click(driver, "Put it into Dafne")
-    wait(lambda: list((root / "dafne").glob("*.model")), 120, "the model in Dafne's folder")
+    wait(lambda: list((root / "dafne").glob("*.model")), what="the model in Dafne's folder")
     session = http.client.HTTPConnection(server.base.removeprefix("http://"))
-    session.request("GET", f"/file{out}/model.zip", headers={"Cookie": "; ".join(f"{c['name']}={c['value']}" for c in driver.get_cookies())})
-    assert session.getresponse().read() == (out / "model.zip").read_bytes()
+    session.request("GET", f"/file{out}/model.zip", headers={
+        "Cookie": "; ".join(f"{c['name']}={c['value']}" for c in driver.get_cookies()), "Accept-Encoding": "gzip"})
+    assert session.getresponse().read() == (out / "model.zip").read_bytes(), "as it is on disk, not compressed once more"
     enter(driver, server, "/compare")
     sees(driver, "Finished runs")
     assert browser.barriers(driver) == []
@@ -184,7 +196,7 @@ def _on_a_phone_and_in_the_dark(driver, server, root):
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
         for page, words in (("/", "Dataset900_Donor"), ("/runs", "scans"), (f"/run?folder={out}", "Steps"), (f"/result?folder={out}", "Hand it on")):
             enter(driver, server, page)
-            sees(driver, words, 120)
+            sees(driver, words)
             found = browser.barriers(driver)
             assert found == [], (width, scheme, page, found)
         if width == 390:
@@ -224,7 +236,7 @@ def test_what_is_wrong_is_said(driver, server, root):
     for page, words in (("/data?folder=/etc", "lies outside of"), ("/data?folder=../..", "lies outside of"),
                         (f"/data?folder={root / 'models'}", "no image"), ("/run?folder=scans", "cannot be read")):
         enter(driver, server, page)
-        sees(driver, words, 120)
+        sees(driver, words)
 
 
 def test_the_server_is_small_and_idle(server):
@@ -240,4 +252,4 @@ def test_the_server_is_small_and_idle(server):
 
     before = seconds()
     time.sleep(10)
-    assert seconds() - before <= 0.2, "2 % of a core, with a browser open"
+    assert seconds() - before <= 0.1, "1 % of a core, with a browser open"
