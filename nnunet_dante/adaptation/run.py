@@ -118,7 +118,11 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
              "overrides": dict(overrides or {}), "device": device or best_device()}
     work = _Work(Path(out).resolve(), asked, memory_gib=memory_gib, trust=trust)
     with claimed(work.out), work.steps.nnunet_folders():
-        return work.do()
+        try:
+            return work.do()
+        except KeyboardInterrupt:
+            _say("Stopped. The same command goes on from here; nothing that is finished is done twice.")
+            raise
 
 
 class _Work:

@@ -49,8 +49,11 @@ def test_a_missing_torchvision_is_not_taken_for_one_of_another_torch(monkeypatch
 
 
 def test_it_says_what_to_do_about_folders(monkeypatch, tmp_path):
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    with pytest.raises(RuntimeError, match='export nnUNet_raw='):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    assert "`adapt`, `predict`, `ui` and `demo` need no folders" in doctor._folder("nnUNet_raw")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    with pytest.raises(RuntimeError, match='another of .* is: export nnUNet_raw='):
         doctor._folder("nnUNet_raw")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "missing"))
     with pytest.raises(RuntimeError, match="missing does not exist"):
