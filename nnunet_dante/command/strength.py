@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,17 @@ from ..adapters.strength import (
     stale_masks,
     trained_weights,
 )
-from ..datasets.annotated import Undrawn, not_by_hand, read_undrawn
+from ..datasets.annotated import Undrawn, completed_labels, read_undrawn
 from ..datasets.images import image_files
 from ..errors import DanteError, StrengthError
 from ..files import atomic_path, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..training.launch import train_command
 from ..training.strength import (
+    balanced_dice,
     best_strength,
+    by_origin,
     dice_of_labels,
-    mean_dice,
     of_drawn,
     search,
     start_of,
@@ -127,7 +128,9 @@ def _chosen(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
             folder: PathLike | None) -> dict[str, Any]:
     """Predict the cases at each strength of the search and return the facts about them."""
     cases = dict(_cases(fold, checkpoint, folder))
-    curve = search(_scorer(fold, checkpoint, start, cases, _undrawn(checkpoint, folder, cases)))
+    curve = search(_scorer(fold, checkpoint, start, cases, _undrawn(checkpoint, folder), completed_labels(
+        Path(folder or _folder("nnUNet_raw", checkpoint)), {} if folder else checkpoint["init_args"]["dataset_json"],
+        cases)))
     if any(map(math.isnan, curve.values())):
         raise StrengthError(f"no label is drawn in the cases {', '.join(sorted(cases))}, so no strength is better than "
                             "another. Give cases with labels.")
@@ -194,16 +197,13 @@ def _cases(fold: Path, checkpoint: Mapping[str, Any], folder: PathLike | None) -
     yield from there
 
 
-def _undrawn(checkpoint: Mapping[str, Any], folder: PathLike | None, cases: Collection[str]) -> Undrawn:
-    """Return which labels do not count in the cases to choose on, by the dataset.json beside them."""
-    if folder is not None:
-        return read_undrawn(Path(folder))
-    raw = _folder("nnUNet_raw", checkpoint)
-    return not_by_hand(raw, checkpoint["init_args"]["dataset_json"], read_undrawn(raw), cases)
+def _undrawn(checkpoint: Mapping[str, Any], folder: PathLike | None) -> Undrawn:
+    """Return which labels were not drawn in the cases to choose on, by the dataset.json beside them."""
+    return read_undrawn(_folder("nnUNet_raw", checkpoint) if folder is None else Path(folder))
 
 
 def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict, cases: Mapping[str, tuple],
-            undrawn: Undrawn) -> Any:
+            undrawn: Undrawn, completed: Undrawn) -> Any:
     """Return strength -> mean Dice over cases and labels of nnU-Net's prediction, without mirroring."""
     trained = trained_weights(checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -218,8 +218,9 @@ def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
         for case, (images, mask) in cases.items():
             data, properties = reader.read_images([str(file) for file in images])
             predicted = predictor.predict_single_npy_array(data, properties, None, None, False)
-            dice += of_drawn(dice_of_labels(reader.read_seg(str(mask))[0][0], predicted, labels),
+            found = of_drawn(dice_of_labels(reader.read_seg(str(mask))[0][0], predicted, labels),
                              predictor.dataset_json, undrawn.get(case, ()))
-        return mean_dice(dice)
+            dice.append(by_origin(found, predictor.dataset_json, completed[case]))
+        return balanced_dice(dice)[0]
 
     return score

@@ -82,14 +82,14 @@ def read_completed(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def not_by_hand(folder: Path, dataset_json: DatasetJson, undrawn: Undrawn, cases: Collection[str]) -> Undrawn:
-    """Return case -> labels that nobody drew: they are unknown, or predictions of a donor, which agrees with itself.
+def completed_labels(folder: Path, dataset_json: DatasetJson, cases: Collection[str]) -> dict[str, frozenset[str]]:
+    """Return case -> labels of which the mask is a donor's prediction.
 
-    folder: of the data set in nnUNet_raw. Without completed.json there, labels that a donor completed somewhere count
-    in no case.
+    folder: of the data set in nnUNet_raw. Without completed.json there, a label that a donor completed somewhere is
+    taken as completed in every case.
     """
     completed = read_completed(folder).get("completed", dict.fromkeys(cases, dataset_json.get(COMPLETED, ())))
-    return {case: frozenset(undrawn.get(case, ())).union(completed.get(case, ())) for case in cases}
+    return {case: frozenset(completed.get(case, ())) for case in cases}
 
 
 def without_cases(dataset_json: DatasetJson) -> DatasetJson:

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, conve
 from torch import nn
 
 from ..adapters.strength import at_strength, interpolate, note_strength, start_weights, trained_weights
-from ..datasets.annotated import foreground, not_by_hand
+from ..datasets.annotated import completed_labels, foreground
 from ..errors import DanteError, StrengthError
 from ..files import counted, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
@@ -84,6 +85,23 @@ def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelMana
 def of_drawn(dice: Sequence[float], dataset_json: DatasetJson, undrawn: Collection[str]) -> list[float]:
     """Return the Dice of each label or region, nan for those that were not drawn in the case."""
     return [math.nan if name in undrawn else value for name, value in zip(foreground(dataset_json), dice)]
+
+
+def by_origin(dice: Sequence[float], dataset_json: DatasetJson,
+              completed: Collection[str]) -> tuple[list[float], list[float]]:
+    """Return the Dice of the labels of a case that were drawn, and of those that a donor completed; nan for others."""
+    others = set(foreground(dataset_json)).difference(completed)
+    return of_drawn(dice, dataset_json, completed), of_drawn(dice, dataset_json, others)
+
+
+def balanced_dice(cases: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[float, float]:
+    """Return the Dice by which strengths are compared, and the mean Dice of the labels that were drawn.
+
+    cases: of `by_origin`. Labels that a donor completed count as much as those that were drawn, all together: its masks
+    are its own predictions, so that many of them would outweigh any new label, and speak against every training.
+    """
+    drawn, completed = (mean_dice([d for dice in part for d in dice]) for part in zip(*cases))
+    return drawn if completed != completed else (drawn + completed) / 2, drawn
 
 
 def mean_dice(dice: Sequence[float]) -> float:
@@ -151,6 +169,7 @@ class StrengthMixin(_Base):
     run_method: Any
     output_folder: str
     kept_strength: Mapping[str, Any] | None = None  # what the checkpoint of a finished training says of its strength
+    dice_of_drawn: Mapping[float, float] = MappingProxyType({})  # strength -> mean Dice of the labels that were drawn
 
     def keep_start(self) -> None:
         """Save the weights that -pretrained_weights gave; the choice of the strength at the end needs them."""
@@ -218,8 +237,8 @@ class StrengthMixin(_Base):
             return 1.0, facts
         strength = best_strength(curve)
         self.print_to_log_file(summary(strength, curve, len(cases)))
-        if not any(curve.values()):
-            self.print_to_log_file("WARNING: no label was found in any unseen case, at no strength. Train longer.")
+        if self.dice_of_drawn.get(strength) == 0:
+            self.print_to_log_file("WARNING: no label that you drew was found in an unseen case. Train longer.")
         return strength, facts
 
     def _without_unseen_cases(self, start: ReadOnlyStateDict,
@@ -271,10 +290,10 @@ class StrengthMixin(_Base):
                 cases: Sequence[str]) -> Callable[[float], float]:
         """Return a function from a strength to nnU-Net's mean Dice over cases and labels, without mirroring.
 
-        Labels that a donor completed do not count: the donor agrees with itself, so that they would speak against
-        every training.
+        Labels that a donor completed count half, as in `balanced_dice`.
         """
-        network = self._built()
+        network, drawn = self._built(), dict[float, float]()
+        self.dice_of_drawn = drawn
         predictor = nnUNetPredictor(use_mirroring=False, device=self.device, allow_tqdm=False,
                                     perform_everything_on_device=self.device.type == "cuda")
         predictor.manual_initialization(network, self.plans_manager, self.configuration_manager, None,
@@ -284,27 +303,25 @@ class StrengthMixin(_Base):
                                   folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage)
 
         raw = Path(os.environ.get("nnUNet_raw", ""), self.plans_manager.dataset_name)  # noqa: SIM112 - nnU-Net's name
-        hidden = not_by_hand(raw, self.dataset_json, self.undrawn, cases)
+        completed = completed_labels(raw, self.dataset_json, cases)
 
         def score(strength: float) -> float:
             began = time.monotonic()
             network.load_state_dict(interpolate(start, trained, strength))
-            dice = [d for case in cases[rank::ranks] for d in self._dice(predictor, data, case, hidden[case])]
+            dice = [by_origin(self._dice(predictor, data, case), self.dataset_json, completed[case])
+                    for case in cases[rank::ranks]]
             if self.is_ddp:  # all ranks take part: one that only waited for the others would run into NCCL's timeout
                 of_ranks: list[Any] = [None] * ranks
                 dist.all_gather_object(of_ranks, dice)
                 dice = sum(of_ranks, [])
-            mean = mean_dice(dice)
+            mean, drawn[strength] = balanced_dice(dice)
             self.print_to_log_file(f"  strength {strength:.1f}: Dice {mean:.4f}, {time.monotonic() - began:.1f} s")
             return mean
 
         return score
 
-    def _dice(self, predictor: nnUNetPredictor, data: Any, case: str, hidden: Collection[str]) -> list[float]:
-        """Return the Dice of each label or region of a case, predicted and compared as nnU-Net's validation does.
-
-        hidden: labels that do not count in this case.
-        """
+    def _dice(self, predictor: nnUNetPredictor, data: Any, case: str) -> list[float]:
+        """Return the Dice of each label or region of a case, predicted and compared as nnU-Net's validation does."""
         image, _, previous, properties = data.load_case(case)
         image = np.asarray(image[:])
         if self.is_cascaded:
@@ -323,7 +340,7 @@ class StrengthMixin(_Base):
         file = Path(self.preprocessed_dataset_folder_base, "gt_segmentations",
                     f"{case}{self.dataset_json['file_ending']}")
         truth = self.plans_manager.image_reader_writer_class().read_seg(str(file))[0][0]
-        return of_drawn(dice_of_labels(truth, mask, self.label_manager), self.dataset_json, hidden)
+        return of_drawn(dice_of_labels(truth, mask, self.label_manager), self.dataset_json, self.undrawn.get(case, ()))
 
     def _built(self) -> nn.Module:
         """Return a network as prediction builds it, on the CPU."""

@@ -138,7 +138,7 @@ def test_a_prediction_with_infinite_numbers_counts_as_bad_for_every_label(prepar
 
     data = trainer.dataset_class(trainer.preprocessed_dataset_folder)
     predictor = SimpleNamespace(predict_sliding_window_return_logits=refuse)
-    assert trainer._dice(predictor, data, data.identifiers[0], ()) == [0.0, 0.0, 0.0]
+    assert trainer._dice(predictor, data, data.identifiers[0]) == [0.0, 0.0, 0.0]
 
 
 def test_without_checkpoints_the_log_says_that_nothing_was_chosen(prepared, capsys):
