@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -231,10 +232,10 @@ def test_a_colour_mask(tmp_path, nnunet_paths):
 
 
 def test_files_that_change_while_they_are_read(source, monkeypatch):
-    real = examine.picture
+    real, times = examine.picture, count(1)  # cases are read at the same time, so that each call must change the file
 
     def slow(*arguments):
-        os.utime(source / "images" / "P1.nii.gz", (1, 1))
+        os.utime(source / "images" / "P1.nii.gz", (time := next(times), time))
         return real(*arguments)
     monkeypatch.setattr(examine, "picture", slow)
     with pytest.raises(DatasetError, match="P1: its files changed while they were read"):
