@@ -160,7 +160,8 @@ def complaints(driver) -> list[str]:
     """Return the errors in the browser's console since the last call, and every address elsewhere that it asked for."""
     import json
 
-    log = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    log = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"
+           and not re.search(r"/report\.html - Blocked script execution .* sandboxed", entry["message"])]  # as it should be
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":

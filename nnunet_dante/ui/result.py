@@ -57,6 +57,8 @@ async def show_result(roots: Roots, *, folder: str, options: dict[str, list[str]
             page = file_address(run.folder / "report.html")
             ui.html(f'<iframe class="report" title="Report" loading="lazy" src="{page}"></iframe>', sanitize=False)
             ui.link("Open the report by itself", page, new_tab=True)
+            ui.label("This page runs no scripts of files. To sort the report's tables and to see its volumes, open the "
+                     f"file itself: {printable(str(run.folder / 'report.html'))}")
     with panel("The commands that did it"):
         commands = "\n".join(str(c) for entry in run.done.values() for c in entry.get("commands", []))
         ui.html(code(commands, "Commands"), sanitize=False)

@@ -76,6 +76,7 @@ function show(section) {
   return VIEWER.mounted.call(viewer);
 }
 for (const section of document.querySelectorAll(".volumes")) {
+  section.hidden = false; // where no scripts run, such as in a page that does not trust this one, nothing is offered
   section.querySelector("button").addEventListener("click", () => niivue().then(() => show(section)).catch((error) => {
     section.querySelector(".note").textContent = String(error);
   }));
