@@ -27,7 +27,7 @@ from ..datasets.dataset import open_target
 from ..errors import ConfigurationError, DanteError
 from ..files import counted, read_json, write_text_atomically
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
-from ..models.donor import open_donor
+from ..models.donor import Donor, open_donor
 from ..models.installed import find_donor
 from ..models.memory import memory_advice
 from ..models.settings import read_dante_block, with_overrides
@@ -168,8 +168,7 @@ class _Work:
         self.dataset = self.once("data", "Read the data set", lambda: put_data(
             Path(asked["source"]), self.steps.folder("nnUNet_raw"), asked["name"], asked["labels"], asked["groups"],
             channels=asked["channels"], say=_say))["dataset"]
-        compare_channels(donor, open_target(self.dataset), must_match=bool(asked["keep_labels"]), say=_say)
-        advice = self.once("advice", "Measure how the donor does on the cases", self._advise)
+        advice = self.once("advice", "Measure how the donor does on the cases", lambda: self._advise(donor))
         self.trainer = asked["trainer"] or advice["trainer"]
         self.trainers = (self.trainer, *((SCRATCH,) if asked["baseline"] else ()))
         self.dataset = self.once("transfer", f"Make the donor the start of {self.trainer}",
@@ -207,7 +206,8 @@ class _Work:
     def _checkpoint(self, trainer: str, fold: str) -> dict[str, Any]:
         return load_checkpoint_safely(self._model(trainer) / f"fold_{fold}" / _FINAL)
 
-    def _advise(self) -> dict[str, Any]:
+    def _advise(self, donor: Donor) -> dict[str, Any]:
+        compare_channels(donor, open_target(self.dataset), must_match=bool(self.asked["keep_labels"]), say=_say)
         found = suggest(self.asked["model"], self.dataset, configuration=self.configuration, trust=self.trust,
                         num_processes=min(_PROCESSES, os.cpu_count() or 1))
         tqdm.write(f"{found}", file=sys.stderr)
