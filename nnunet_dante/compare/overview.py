@@ -45,9 +45,10 @@ def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
     figure, ((axis,),) = new_figure(7.8, 0.36 * len(ordered) + 1.2)
     for row, method in enumerate(ordered):
         colour = colours.get(method, COLOURS[1])
-        axis.plot(means[method].interval, (row, row), color=colour, linewidth=3, alpha=0.35, solid_capstyle="round")
+        low, high = means[method].interval
+        axis.plot((low, high), (row, row), color=colour, linewidth=3, alpha=0.35, solid_capstyle="round")
         axis.plot(means[method].value, row, "o", color=colour, markersize=8,
-                  label=f"{method} ({{:.3f}} to {{:.3f}})".format(*means[method].interval))
+                  label=f"{method} ({low:.3f} to {high:.3f})")
     axis.set_yticks(range(len(ordered)), ordered)
     axis.set(xlabel="Dice, mean over test cases, labels and draws", ylim=(-0.7, len(ordered) - 0.3))
     _finish(axis, study.title(f"Dice with {study.cases_name(shots)}"), grid="x")
