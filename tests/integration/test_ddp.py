@@ -46,7 +46,8 @@ def _score(rank: int, port: int, results) -> None:
 
     trainer = SimpleNamespace(
         is_ddp=True, device=torch.device("cpu"), print_to_log_file=lambda *_: None, _built=lambda: torch.nn.Linear(1, 1),
-        plans_manager=SimpleNamespace(get_label_manager=lambda _: None), configuration_manager=None, dataset_json={},
+        plans_manager=SimpleNamespace(get_label_manager=lambda _: None, dataset_name="Dataset001_Toy"),
+        configuration_manager=None, dataset_json={"labels": {"background": 0, "organ": 1, "lesion": 2}},
         dataset_class=lambda *_, **__: None, preprocessed_dataset_folder="", _dice=dice,
         folder_with_segs_from_previous_stage=None)
     state = torch.nn.Linear(1, 1).state_dict()
