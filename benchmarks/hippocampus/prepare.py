@@ -1,6 +1,6 @@
 """Data sets, donors and shots for the hippocampus benchmark, from a folder of the Decathlon's Task04.
 
-    python benchmarks/hippocampus/prepare.py TASK04 OUT [--train-donors]
+    python benchmarks/hippocampus/prepare.py TASK04 OUT [--train-donors [--features 16 32 64 --trainer NAME]]
 
 The donors lie beside this file in donors/, so that all results are of the same ones; --train-donors pretrains new ones
 with stock nnU-Net. Writes nnU-Net's three folders below OUT. Cases are split by runs of consecutive ids, because
@@ -31,6 +31,7 @@ MERGED = {"background": 0, "Hippocampus": 1}
 NAMES = {841: "HippocampusSource", 842: "HippocampusMerged", 843: "HippocampusTarget", 844: "HippocampusVirtual",
          845: "HippocampusDev", 846: "HippocampusDevVirtual"}
 PLANS, TRAINER, SPACING_MM = "nnUNetSmallPlans", "nnUNetTrainer_10epochs", 2.0
+FEATURES = (16, 32, 64)  # by stage
 POOL, VALIDATION = 16, 4  # of target and development cases alike; all others are test cases
 DEVELOPMENT, DONOR_VALIDATION, DONOR_TEST = 33, 6, 6
 
@@ -91,7 +92,7 @@ def write_dataset(out: Path, number: int, data: Path, cases: list[str], *, scann
     return folder
 
 
-def small(plans: dict) -> dict:
+def small(plans: dict, features: Sequence[int]) -> dict:
     """Return nnU-Net's own plans with a network that one CPU core trains at ten steps a second.
 
     At 2 mm most cases fit into one patch, and 300 steps take 20 seconds: enough to converge from scratch.
@@ -101,16 +102,16 @@ def small(plans: dict) -> dict:
         "spacing": [SPACING_MM] * 3, "median_image_size_in_voxels": median, "patch_size": [20, 28, 20],
         "batch_size": 2, "data_identifier": f"{PLANS}_3d_fullres"}
     configuration["architecture"]["arch_kwargs"] |= {
-        "n_stages": 3, "features_per_stage": [16, 32, 64], "n_conv_per_stage": [1] * 3,
+        "n_stages": 3, "features_per_stage": list(features), "n_conv_per_stage": [1] * 3,
         "n_conv_per_stage_decoder": [1] * 2, "strides": [[1] * 3] + [[2] * 3] * 2, "kernel_sizes": [[3] * 3] * 3}
     return plans | {"plans_name": PLANS, "configurations": {"3d_fullres": configuration}}
 
 
 def train_donor(steps: Steps, number: int, split: dict, *, plans: str = PLANS, trainer: str = TRAINER, epochs: int = 10,
-                device: str = "cpu", processes: int = 1) -> None:
+                features: Sequence[int] = FEATURES, device: str = "cpu", processes: int = 1) -> None:
     """Plan, preprocess and train with stock nnU-Net, or go on with a training that was stopped; keep the donor.
 
-    plans: PLANS for the small network, "nnUNetPlans" for the one that nnU-Net plans.
+    plans: PLANS for the small network, with these features, or "nnUNetPlans" for the one that nnU-Net plans.
     """
     dataset = f"Dataset{number}_{NAMES[number]}"
     folder = steps.out / "nnUNet_preprocessed" / dataset
@@ -120,7 +121,7 @@ def train_donor(steps: Steps, number: int, split: dict, *, plans: str = PLANS, t
         steps.run("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "3d_fullres", "-npfp", processes, "--no_pp")
         if plans == PLANS:
             planned = json.loads((folder / "nnUNetPlans.json").read_text())
-            (folder / f"{PLANS}.json").write_text(json.dumps(small(planned)))
+            (folder / f"{PLANS}.json").write_text(json.dumps(small(planned, features)))
         (folder / "splits_final.json").write_text(json.dumps([split]))
         steps.run("nnUNetv2_preprocess", "-d", number, "-plans_name", plans, "-c", "3d_fullres", "-np", processes)
     steps.run("nnUNetv2_train", number, "3d_fullres", 0, "-p", plans, "-tr", trainer, "-device", device,
@@ -177,6 +178,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="Task04_Hippocampus of the Medical Segmentation Decathlon")
     parser.add_argument("out", type=Path)
     parser.add_argument("--train-donors", action="store_true", help="pretrain new donors instead of the ones kept here")
+    parser.add_argument("--features", nargs=3, type=int, default=FEATURES, help="of the new donors, by stage")
+    parser.add_argument("--trainer", default=TRAINER, help="of the new donors")
     options = parser.parse_args()
     steps = Steps(options.out.resolve(), total=4 if options.train_donors else 2)
     write_data(steps, options.data)
@@ -185,7 +188,7 @@ def main() -> None:
         return
     for number in (841, 842):
         steps.announce(f"Train the donor {NAMES[number]} with stock nnU-Net")
-        train_donor(steps, number, divided(options.data)[1])
+        train_donor(steps, number, divided(options.data)[1], features=options.features, trainer=options.trainer)
 
 
 if __name__ == "__main__":
