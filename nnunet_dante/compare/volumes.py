@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -100,12 +101,23 @@ def as_nifti(image: SimpleITK.Image, ending: str = ".nii") -> bytes:
     Raises:
         RuntimeError: SimpleITK cannot write it.
     """
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        image = SimpleITK.VectorIndexSelectionCast(image, 0)
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / f"volume{ending}"
+        written, image = Path(folder) / f"volume{ending}", _first_component(image)
         SimpleITK.WriteImage(SimpleITK.JoinSeries(image) if image.GetDimension() == 2 else image, str(written), True)
         return written.read_bytes()
+
+
+def _first_component(image: SimpleITK.Image) -> SimpleITK.Image:
+    return SimpleITK.VectorIndexSelectionCast(image, 0) if image.GetNumberOfComponentsPerPixel() > 1 else image
+
+
+def thinning(size: Sequence[int], spacing_mm: Sequence[float], *, most: int) -> list[int]:
+    """Return n for each axis of a volume: with only every n-th voxel, it has at most `most`; the finest axes first."""
+    steps = [1] * len(size)
+    while math.prod(math.ceil(n / step) for n, step in zip(size, steps)) > most:
+        axes = [axis for axis, step in enumerate(steps) if step < size[axis]]
+        steps[min(axes, key=lambda axis: spacing_mm[axis] * steps[axis])] += 1
+    return steps
 
 
 def case_volumes(image: Path, masks: Mapping[str, Path], *, labels: Mapping[str, int], title: str) -> Volumes:
@@ -140,20 +152,17 @@ def _part(masks: Sequence[SimpleITK.Image]) -> tuple[tuple[slice, ...], str]:
         margin = np.ceil(_MARGIN * (last - first)).astype(int)
         low, high = np.maximum(first - margin, 0), np.minimum(last + margin, size)
         said.append("cut to the surroundings of the labels")
-    steps, spacing = np.ones_like(size), np.array(masks[0].GetSpacing())
-    while np.ceil((high - low) / steps).prod() > _MOST_VOXELS:
-        steps[np.argmin(np.where(high - low > steps, spacing * steps, np.inf))] += 1  # the finest axis first
-    if steps.max() > 1:
+    steps = thinning(high - low, masks[0].GetSpacing(), most=_MOST_VOXELS)
+    if max(steps) > 1:
         said.append(f"thinned out: every {' x '.join(map(str, steps))} voxels of the image are one here")
     note = f"The volume is too large for a page, so it was {' and '.join(said)}. " if said else ""
-    return (tuple(slice(int(a), int(b), int(s)) for a, b, s in zip(low, high, steps)),
+    return (tuple(slice(int(a), int(b), s) for a, b, s in zip(low, high, steps)),
             f"{note}Grey values are scaled to 0 to 255. This page holds the voxels of the images.")
 
 
 def _eight_bits(image: SimpleITK.Image) -> SimpleITK.Image:
     """Return an image as whole numbers from 0 to 255; the darkest and the brightest thousandth are cut off."""
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        image = SimpleITK.VectorIndexSelectionCast(image, 0)
+    image = _first_component(image)
     low, high = np.nanpercentile(SimpleITK.GetArrayViewFromImage(image), (0.1, 99.9))
     return SimpleITK.Cast(SimpleITK.IntensityWindowing(
         SimpleITK.Cast(image, SimpleITK.sitkFloat32), float(low), float(max(high, low + 1e-6)), 0.0, 255.0),

@@ -89,7 +89,7 @@ class LiveMixin(_Base):
 
     board: TensorBoardLogger | None = None
     shown: dict | None = None  # a batch of this epoch's validation
-    drawn = -math.inf  # when the progress figure was drawn
+    drawn, redraw = -math.inf, True  # when the progress figure was drawn; whether it lacks the last epoch
 
     def initialize(self) -> None:
         """Add TensorBoard to nnU-Net's loggers, where it is installed, and let them draw the progress less often."""
@@ -132,7 +132,8 @@ class LiveMixin(_Base):
             self.print_to_log_file(f"Most memory so far: {mib:.0f} MiB")
 
     def _draw_seldom(self, folder: str) -> None:
-        if time.monotonic() - self.drawn >= _REDRAWN:
+        self.redraw = time.monotonic() - self.drawn < _REDRAWN
+        if not self.redraw:
             self.draw_progress(folder)
             self.drawn = time.monotonic()
 
@@ -160,9 +161,9 @@ class LiveMixin(_Base):
         return np.hstack([outlined(grey, np.maximum(labels, 0), size) for labels in (prediction, truth)])
 
     def on_train_end(self) -> None:
-        """Draw the whole progress; log how much of what was learned is kept, and the Dice at every strength."""
+        """Draw the whole progress, if the last epoch did not; log the strength that is kept, and the Dice at each."""
         super().on_train_end()
-        if self.local_rank == 0:
+        if self.local_rank == 0 and self.redraw:
             self.draw_progress(self.output_folder)
         for logger in self.logger.loggers if self.kept_strength is not None else ():
             logger.log_summary("strength/kept", self.kept_strength["value"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +11,7 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response
 from nicegui import app
 from nicegui.element import Element
 
-from ..compare.volumes import VIEWER, as_nifti, colour_table, niivue
+from ..compare.volumes import VIEWER, as_nifti, colour_table, niivue, thinning
 from ..errors import DanteError
 from .roots import Roots
 
@@ -92,15 +91,11 @@ def add_viewer(roots: Roots) -> None:
 
 
 def _every(path: Path) -> list[int]:
-    """Return n for each axis of a volume: with only every n-th voxel, a browser without a graphics card can draw it."""
+    """Return n for each axis of a volume: with every n-th voxel, a browser without a graphics card can draw it."""
     header = SimpleITK.ImageFileReader()
     header.SetFileName(str(path))
     header.ReadImageInformation()
-    size, spacing_mm, every = header.GetSize(), header.GetSpacing(), [1] * header.GetDimension()
-    while math.prod(n / step for n, step in zip(size, every)) > _MOST_DRAWN:
-        axes = [axis for axis, step in enumerate(every) if step < size[axis]]
-        every[min(axes, key=lambda axis: spacing_mm[axis] * every[axis])] *= 2
-    return every
+    return thinning(header.GetSize(), header.GetSpacing(), most=_MOST_DRAWN)
 
 
 def _converted(path: Path, every: Sequence[int]) -> Response:

@@ -164,12 +164,13 @@ def test_wandb_gets_the_same_through_nnunets_own_logger(prepared, monkeypatch, w
     assert {"strength/kept", "strength/dice"} <= set(summary) and len(writers) == 1
 
 
-def test_the_progress_is_drawn_first_last_and_seldom_between(prepared, monkeypatch):
+@pytest.mark.parametrize(("epochs", "epochs_drawn"), [(5, [1, 4, 5]), (4, [1, 4])])
+def test_the_progress_is_drawn_first_last_and_seldom_between(prepared, monkeypatch, epochs, epochs_drawn):
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
     drawn, clock = [], iter(range(0, 1000, 8))
     monkeypatch.setattr(LocalLogger, "plot_progress_png",
                         lambda logger, _: drawn.append(len(logger.get_value("lrs", None))))
     monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    train(trainers.nnUNetTrainerHeadOnly, prepared, plans=with_overrides(prepared, epochs=5))
-    assert drawn == [1, 4, 5]
+    train(trainers.nnUNetTrainerHeadOnly, prepared, plans=with_overrides(prepared, epochs=epochs))
+    assert drawn == epochs_drawn
