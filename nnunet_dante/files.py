@@ -14,6 +14,7 @@ from typing import Any
 from .errors import StorageError
 
 MAX_JSON_BYTES = 32 << 20  # a dataset.json that lists 100,000 cases by name has about 10 MB
+NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")  # the variables that name them
 _MAX_DEPTH = 64
 _MAX_SIZE = 1 << 26
 _MAX_BITS = 256  # numpy keeps generator states of 128 bits; a float holds up to 1024
@@ -51,6 +52,14 @@ def cannot_write(path: str | Path, error: OSError) -> StorageError:
     free = f", {shutil.disk_usage(folder).free / 2**20:.0f} MiB free" if folder else ""
     return StorageError(f"{path} cannot be written ({error.strerror or error}{free}); what was there before still is. "
                         "Make room, make the folder writable or choose another, then run the same command again.")
+
+
+def nnunet_folder(variable: str, dataset: str) -> Path | None:
+    """Return a data set's folder below the folder in an environment variable of nnU-Net; None if it does not exist."""
+    root = os.environ.get(variable)
+    if not root or Path(dataset).name != dataset:  # the name comes from a file, and must not lead to another folder
+        return None
+    return folder if (folder := Path(root, dataset)).is_dir() else None
 
 
 def write_text_atomically(text: str, path: str | Path) -> None:

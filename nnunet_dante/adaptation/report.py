@@ -10,11 +10,11 @@ import msgspec
 
 from ..compare.report import Block, Code, Heading, Text, write_report
 from ..compare.results import RunResult
-from ..compare.sources import Source, nnunet_folder, read_fold, score_masks
+from ..compare.sources import Source, read_fold, score_masks
 from ..compare.study import mean_score
 from ..compare.tables import Table
 from ..datasets.annotated import read_completed
-from ..files import read_json
+from ..files import nnunet_folder, read_json
 
 NAMES = {"donor": "donor", "adapted": "adapted", "scratch": "from scratch"}
 
@@ -34,7 +34,7 @@ def write_adapt_report(out: Path, record: Mapping[str, Any], folds: Sequence[Pat
     if sources:
         sources.insert(0, _donor(sources[0], sources, out / "predictions" / "donor", final))
     folder = nnunet_folder("nnUNet_raw", sources[0].result.experiment) if sources else None
-    completed = read_completed(folder).get("completed", {}) if folder else {}
+    completed = read_completed(folder).get("completed", {})
     dice = {name: mean.value for name in NAMES.values()
             if (runs := [_without(completed, s.result) for s in sources if s.result.method == name])
             and (mean := mean_score(runs))}

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..benchmark.processes import cores
 from ..errors import DanteError
+from ..files import NNUNET_FOLDERS
 
 _ENTRY_POINTS = {
     "nnUNetv2_plan_and_preprocess": "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:"
@@ -26,7 +27,6 @@ _ENTRY_POINTS = {
     "nnUNetv2_export_model_to_zip": "nnunetv2.model_sharing.entry_points:export_pretrained_model_entry",
     "nnunet-dante": "nnunet_dante.cli:main",
 }
-_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _NNUNET = {"nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
 # Up to so many cores, one process at a time is best. With more, nnU-Net's own numbers of processes hold: a GPU would
 # wait for images that a single process augments.
@@ -49,9 +49,9 @@ class Steps:
         self.out, self.total, self.number, self.begun = out, total, 0, time.monotonic()
         self.commands: list[str] = []
         self.logs = out / "logs"
-        folders = {name: str(out / name) for name in _FOLDERS}
-        if not own_folders and all(map(os.environ.get, _FOLDERS)):
-            folders = {name: os.environ[name] for name in _FOLDERS}
+        folders = {name: str(out / name) for name in NNUNET_FOLDERS}
+        if not own_folders and all(map(os.environ.get, NNUNET_FOLDERS)):
+            folders = {name: os.environ[name] for name in NNUNET_FOLDERS}
         for folder in (self.logs, *map(Path, folders.values())):
             folder.mkdir(parents=True, exist_ok=True)
         self.few_cores = cores() <= FEW_CORES
@@ -65,8 +65,8 @@ class Steps:
     @contextmanager
     def nnunet_folders(self) -> Iterator[None]:
         """Set the variables of nnU-Net's three folders in this process, as they are set for the commands."""
-        before = {name: os.environ.get(name) for name in _FOLDERS}
-        os.environ.update({name: self.environment[name] for name in _FOLDERS})
+        before = {name: os.environ.get(name) for name in NNUNET_FOLDERS}
+        os.environ.update({name: self.environment[name] for name in NNUNET_FOLDERS})
         try:
             yield
         finally:

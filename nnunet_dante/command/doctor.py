@@ -10,10 +10,9 @@ from io import StringIO
 from pathlib import Path
 
 from ..errors import UnsupportedVersionError
+from ..files import NNUNET_FOLDERS
 from ..training.launch import VARIABLE, search_path, trainers_folder
 from ..versions import PACKAGE, installed, remedy, supported, torchvision_version, unsupported, untested
-
-_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ def diagnose() -> Iterator[Check]:
     """Yield the checks in order; a check that raises has failed, and its message says why."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions), ("torchvision", lambda: f"{torchvision_version()} imports"), ("device", _device),
-        *((name, lambda name=name: _folder(name)) for name in _FOLDERS),
+        *((name, lambda name=name: _folder(name)) for name in NNUNET_FOLDERS),
         ("trainer search", _trainer_search), ("gradient audit", _audit)]
     for name, check in checks:
         try:
@@ -61,7 +60,7 @@ def _device() -> str:
 def _folder(name: str) -> str:
     if name not in os.environ:
         how = f'export {name}="/folder/{name}"'
-        if any(other in os.environ for other in _FOLDERS):
+        if any(other in os.environ for other in NNUNET_FOLDERS):
             raise RuntimeError(f"not set, while another of nnU-Net's three folders is: {how}")
         return f"not set. `adapt`, `predict`, `ui` and `demo` need no folders, the other commands do: {how}"
     folder = Path(os.environ[name])

@@ -127,10 +127,10 @@ def _changed(fold: Path, checkpoint: Mapping[str, Any], strength: float | None,
 def _chosen(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict,
             folder: PathLike | None) -> dict[str, Any]:
     """Predict the cases at each strength of the search and return the facts about them."""
-    cases = dict(_cases(fold, checkpoint, folder))
-    curve = search(_scorer(fold, checkpoint, start, cases, _undrawn(checkpoint, folder), completed_labels(
-        Path(folder or _folder("nnUNet_raw", checkpoint)), {} if folder else checkpoint["init_args"]["dataset_json"],
-        cases)))
+    root = Path(folder or _folder("nnUNet_raw", checkpoint))
+    cases = dict(_cases(fold, checkpoint, root, validation=folder is None))
+    completed = completed_labels(root, {} if folder else checkpoint["init_args"]["dataset_json"], cases)
+    curve = search(_scorer(fold, checkpoint, start, cases, read_undrawn(root), completed))
     if any(map(math.isnan, curve.values())):
         raise StrengthError(f"no label is drawn in the cases {', '.join(sorted(cases))}, so no strength is better than "
                             "another. Give cases with labels.")
@@ -180,26 +180,20 @@ def _split(fold: Path, checkpoint: Mapping[str, Any]) -> dict[str, list[str]]:
     return read_json(file)[int(number)]
 
 
-def _cases(fold: Path, checkpoint: Mapping[str, Any], folder: PathLike | None) -> Iterator[tuple[str, tuple]]:
-    """Yield the name, image files and mask of each case to choose on."""
+def _cases(fold: Path, checkpoint: Mapping[str, Any], root: Path, *, validation: bool) -> Iterator[tuple[str, tuple]]:
+    """Yield the name, image files and mask of each case in a folder to choose on, or only of the validation cases."""
     ending = checkpoint["init_args"]["dataset_json"]["file_ending"]
-    root = _folder("nnUNet_raw", checkpoint) if folder is None else Path(folder)
     own = "nnUNet_raw" in os.environ and root.resolve() == _folder("nnUNet_raw", checkpoint).resolve()
     split = _split(fold, checkpoint) if own else {"train": [], "val": []}
     there = [(case, (files, root / "labelsTr" / f"{case}{ending}"))
              for case, files in image_files(root / "imagesTr", ending).items()
              if (root / "labelsTr" / f"{case}{ending}").is_file() and case not in split["train"]
-             and (folder is not None or case in split["val"])]
+             and (not validation or case in split["val"])]
     if not there:
         raise StrengthError(f"{root} holds no labelled cases to choose on: it needs imagesTr/CASE_0000{ending} and "
                             f"labelsTr/CASE{ending}" + (" of cases that were not trained on" if own else "")
                             + ". Give cases that were not trained on with --cases.")
     yield from there
-
-
-def _undrawn(checkpoint: Mapping[str, Any], folder: PathLike | None) -> Undrawn:
-    """Return which labels were not drawn in the cases to choose on, by the dataset.json beside them."""
-    return read_undrawn(_folder("nnUNet_raw", checkpoint) if folder is None else Path(folder))
 
 
 def _scorer(fold: Path, checkpoint: Mapping[str, Any], start: ReadOnlyStateDict, cases: Mapping[str, tuple],

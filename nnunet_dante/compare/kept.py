@@ -73,7 +73,7 @@ def against_donor(masks: Mapping[str, Path], truth: Callable[[str], Path], raw: 
     Raises:
         ResultError: a prediction of the donor has another shape than the mask.
     """
-    record = {} if raw is None else read_completed(raw)
+    record = read_completed(raw)
     plain = {name: int(value) for name, value in labels.items() if not isinstance(value, list)}
     values = {name: int(value) for name, value in record.get("donor_values", {}).items() if name in plain}
     found: CaseScores = {}

@@ -17,7 +17,7 @@ from ..adapters.strength import stale_masks
 from ..datasets.annotated import Undrawn, read_undrawn
 from ..datasets.images import is_cut, segmentation_reader
 from ..errors import DanteError, ResultError
-from ..files import read_json
+from ..files import nnunet_folder, read_json
 from ..models.checkpoint import load_checkpoint_safely
 from .kept import against_donor
 from .metrics import score
@@ -167,14 +167,6 @@ def _read_fold(folder: Path, tolerance_mm: float) -> Source:
         date=date.fromtimestamp((folder / "checkpoint_final.pth").stat().st_mtime).isoformat())
     result = msgspec.convert(msgspec.structs.asdict(result), RunResult)  # the files may hold anything
     return Source(result=result, masks=folder / "validation", files=files)
-
-
-def nnunet_folder(variable: str, dataset: str) -> Path | None:
-    """Return a data set's folder below the folder in an environment variable of nnU-Net; None if it does not exist."""
-    if Path(dataset).name != dataset:  # the name comes from a file, and must not lead to another folder
-        return None
-    folder = Path(os.environ.get(variable, ""), dataset)
-    return folder if os.environ.get(variable) and folder.is_dir() else None
 
 
 def _draw(dataset: str, fold: int, dataset_json: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,19 +70,20 @@ def read_undrawn(folder: Path | None) -> dict[str, frozenset[str]]:
     return undrawn_labels(read_json(file)) if file is not None and file.is_file() else {}
 
 
-def read_completed(folder: Path) -> dict[str, Any]:
+def read_completed(folder: Path | None) -> dict[str, Any]:
     """Return what completed.json says of how the masks of a data set were completed; {} without a readable one.
 
     "completed": case -> the labels that the donor speaks for. "donor_values": label -> its value in donorTr.
     """
     try:
-        content = read_json(folder / RECORD)
+        content = read_json(folder / RECORD) if folder else {}
         return content if isinstance(content, dict) and content.get("format") == 1 else {}
     except (OSError, ValueError):
         return {}
 
 
-def completed_labels(folder: Path, dataset_json: DatasetJson, cases: Collection[str]) -> dict[str, frozenset[str]]:
+def completed_labels(folder: Path | None, dataset_json: DatasetJson,
+                     cases: Collection[str]) -> dict[str, frozenset[str]]:
     """Return case -> labels of which the mask is a donor's prediction.
 
     folder: of the data set in nnUNet_raw. Without completed.json there, a label that a donor completed somewhere is

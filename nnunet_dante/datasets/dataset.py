@@ -15,7 +15,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from ..errors import TransferError
-from ..files import read_json, write_text_atomically
+from ..files import NNUNET_FOLDERS, read_json, write_text_atomically
 from ..models.labels import channel_names, file_ending, head_names, plain_labels
 from ..types import DatasetJson
 from .annotated import ANNOTATED, REHEARSED, drawn_nothing, undrawn_labels
@@ -167,7 +167,7 @@ def _find(dataset: str | int, root: Path) -> Path:
         return root / text
     if text.isdecimal():
         owners: dict[str, list[str]] = {}
-        for variable in filter(os.environ.get, ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")):
+        for variable in filter(os.environ.get, NNUNET_FOLDERS):
             for name in _names(Path(os.environ[variable])):
                 if (number := re.match(r"Dataset(\d+)", name)) and int(number[1]) == int(text):
                     owners.setdefault(name, []).append(variable)

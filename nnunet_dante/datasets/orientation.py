@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import SimpleITK
 
 from ..errors import ConfigurationError
+from ..files import nnunet_folder
 from ..models.donor import Donor
 from ..models.installed import find_donor
 from ..models.labels import file_ending
@@ -73,10 +73,8 @@ def _examples(donor: Donor, source: Path) -> Iterator[tuple[str, list[Path]]]:
     ending = file_ending({"file_ending": ".nii.gz"} | donor.dataset_json)
     if source.is_dir():
         yield "the model's validation", sorted(source.rglob(f"fold_*/validation/*{ending}"))[:_SAMPLE]
-    raw = os.environ.get("nnUNet_raw")  # noqa: SIM112 nnU-Net spells it so
-    if raw and Path(donor.dataset_name).name == donor.dataset_name:  # a foreign name must not lead out of it
-        images = Path(raw, donor.dataset_name, "imagesTr")
-        yield f"{donor.dataset_name}/imagesTr", sorted(images.glob(f"*{ending}"))[:_SAMPLE]
+    if raw := nnunet_folder("nnUNet_raw", donor.dataset_name):
+        yield f"{raw.name}/imagesTr", sorted((raw / "imagesTr").glob(f"*{ending}"))[:_SAMPLE]
 
 
 @dataclass(frozen=True)

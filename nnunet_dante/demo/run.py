@@ -12,6 +12,7 @@ from nibabel import Nifti1Image
 from ..adaptation.run import AdaptResult, adapt
 from ..adaptation.steps import Steps
 from ..errors import ConfigurationError
+from ..files import NNUNET_FOLDERS
 from ..training.launch import best_device
 from .dafne import APPLY, install_dafne
 from .data import MR, DemoDataError, fetch_images, writable_cache, write_dataset
@@ -23,8 +24,7 @@ OPTIONS = {"epochs": 10, "iterations": 32, "val_iterations": 5, "lr": 0.01}
 CAVEAT = ("There is one person per modality, and both halves of a spine belong to the same person. So the demo shows "
           "that everything runs, but not how good a method is.")
 _MARK = ".nnunet_dante_demo"  # a file with this name shows that a demo wrote this folder and may replace it
-_OURS = ("donor", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "images", "cache",
-         "adapt.json")
+_OURS = ("donor", *NNUNET_FOLDERS, "logs", "predictions", "images", "cache", "adapt.json")
 
 
 def run_demo(out: Path, *, data: Path | None = None) -> AdaptResult:

@@ -18,7 +18,7 @@ import nnunetv2
 from ..datasets.fingerprint import is_older
 from ..datasets.images import case_files
 from ..errors import ConfigurationError, DanteError
-from ..files import counted, read_json
+from ..files import NNUNET_FOLDERS, counted, nnunet_folder, read_json
 from ..models.overrides import SEARCH_PATH
 from ..models.settings import read_dante_block
 from ..versions import torchvision_version
@@ -73,7 +73,7 @@ def _check_device(device: str) -> None:
 
 
 def _check_folders() -> None:
-    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+    for name in NNUNET_FOLDERS[1:]:
         if not os.environ.get(name):
             raise ConfigurationError(f'The environment variable {name} is not set; nnU-Net needs it: export '
                                      f'{name}="/folder/{name}". `nnunet-dante doctor` checks all of them.')
@@ -180,9 +180,9 @@ def _check_preprocessed(folder: Path, given: argparse.Namespace, configuration: 
 
 def _stale_data(data: Path) -> Iterator[str]:
     """Yield warnings if the images and masks in nnUNet_raw, where they are there, are not those of the data."""
-    raw = Path(os.environ.get("nnUNet_raw", ""), data.parent.name)  # noqa: SIM112 - nnU-Net's name
+    raw = nnunet_folder("nnUNet_raw", data.parent.name)
     try:
-        cases = case_files(raw, read_json(raw / "dataset.json"))
+        cases = case_files(raw, read_json(raw / "dataset.json")) if raw else {}
         older = bool(cases) and is_older(data, cases)
     except (DanteError, OSError, ValueError, TypeError, KeyError):  # a training does not need them
         return

@@ -8,7 +8,6 @@ cases is below 1, and strength 0 is the donor itself. So, as far as these cases 
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,7 +27,7 @@ from torch import nn
 from ..adapters.strength import at_strength, interpolate, note_strength, start_weights, trained_weights
 from ..datasets.annotated import completed_labels, foreground
 from ..errors import DanteError, StrengthError
-from ..files import counted, read_json
+from ..files import counted, nnunet_folder, read_json
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.network import build_network
 from ..types import DatasetJson, ReadOnlyStateDict, StateDict
@@ -301,9 +300,8 @@ class StrengthMixin(_Base):
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
         data = self.dataset_class(self.preprocessed_dataset_folder, list(cases),
                                   folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage)
-
-        raw = Path(os.environ.get("nnUNet_raw", ""), self.plans_manager.dataset_name)  # noqa: SIM112 - nnU-Net's name
-        completed = completed_labels(raw, self.dataset_json, cases)
+        completed = completed_labels(nnunet_folder("nnUNet_raw", self.plans_manager.dataset_name), self.dataset_json,
+                                     cases)
 
         def score(strength: float) -> float:
             began = time.monotonic()

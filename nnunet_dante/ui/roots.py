@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigurationError
+from ..files import NNUNET_FOLDERS
 
-_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "TOTALSEG_WEIGHTS_PATH", "TOTALSEG_HOME_DIR")
+_VARIABLES = (*NNUNET_FOLDERS, "TOTALSEG_WEIGHTS_PATH", "TOTALSEG_HOME_DIR")
 _DEEPEST, _MOST_FOLDERS = 4, 20_000
 _NOT_ENTERED = ("imagesTr", "labelsTr", "imagesTs", "node_modules", "site-packages", "__pycache__", "logs",
-                "nnUNet_raw", "nnUNet_preprocessed")
+                *NNUNET_FOLDERS[:2])
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,11 @@ from typing import Any
 from ..adaptation import running
 from ..adaptation.running import OWN_FILES, process_in
 from ..errors import ConfigurationError
-from ..files import cannot_write, read_json, write_text_atomically
+from ..files import NNUNET_FOLDERS, cannot_write, read_json, write_text_atomically
 from .progress import Training, read_trainings
 
 RECORD, LOG = "adapt.json", "adapt.log"
 _TAIL = 16_384  # bytes of a log that are shown
-_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _WRITTEN = {RECORD, LOG, *OWN_FILES, "logs", "predictions", "report.md", "report.html", "results.json", "tables.json",
             "tables", "plots", "panels", "report_files", "model.zip", "adapter.safetensors", "confidence_unseen.csv"}
 _started: dict[Path, subprocess.Popen] = {}  # by this server: a process imports torch before it claims its folder
@@ -95,14 +94,16 @@ class Run:
     @property
     def results(self) -> Path:
         """The folder nnUNet_results of this run: its own, or that of the environment."""
-        own = self.folder / _FOLDERS[2]
-        return own if own.is_dir() else Path(os.environ.get(_FOLDERS[2], own))
+        return self._nnunet_folder("nnUNet_results")
 
     @property
     def raw(self) -> Path:
         """The data set in nnU-Net's format."""
-        own = self.folder / _FOLDERS[0]
-        return (own if own.is_dir() else Path(os.environ.get(_FOLDERS[0], own))) / self.dataset
+        return self._nnunet_folder("nnUNet_raw") / self.dataset
+
+    def _nnunet_folder(self, name: str) -> Path:
+        own = self.folder / name
+        return own if own.is_dir() else Path(os.environ.get(name, own))
 
 
 def read_run(folder: Path) -> Run:
@@ -228,7 +229,7 @@ def delete(run: Run) -> list[str]:
         raise ConfigurationError(f"The run in {run.folder} is running. Stop it first.")
     names = [str(name) for name in run.done.get("files", {}).values() if name]
     written = {*_WRITTEN, *names, *(f"{name.removesuffix('.model')}.json" for name in names if name.endswith(".model"))}
-    for name in _FOLDERS:  # an adaptation makes them for one data set; a folder that holds more is not its own
+    for name in NNUNET_FOLDERS:  # an adaptation makes them for one data set; a folder that holds more is not its own
         if {entry.name for entry in _entries(run.folder / name)} <= {*run.datasets}:
             written.add(name)
     for entry in _entries(run.folder):
