@@ -7,18 +7,13 @@ from pathlib import Path
 import click
 
 from . import __version__
+from . import cli_options as shared
 from .cli_adapter import adapter
-from .cli_compare import benchmark, compare, shots, split_words
+from .cli_compare import benchmark, compare, shots
 from .cli_dataset import dataset
 from .cli_federate import federate
 from .errors import DanteError
 from .files import printable
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_EXISTING = click.Path(exists=True, path_type=Path)
-_TRUST = click.option("--trust", is_flag=True,
-                      help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
 
 
 class _Commands(click.Group):
@@ -45,8 +40,9 @@ for _command in (adapter, benchmark, compare, dataset, federate, shots):
 
 
 @main.command()
-@click.option("--out", type=_FOLDER, default="nnunet-dante-demo", show_default=True, help="Folder for all results.")
-@click.option("--data", type=_FOLDER,
+@click.option("--out", type=shared.FOLDER, default="nnunet-dante-demo", show_default=True,
+              help="Folder for all results.")
+@click.option("--data", type=shared.FOLDER,
               help="Folder that holds the images (or the wheel with them), instead of a download.")
 def demo(out: Path, data: Path | None) -> None:
     """Adapt a CT network to MR images, in minutes on a CPU.
@@ -60,28 +56,23 @@ def demo(out: Path, data: Path | None) -> None:
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
-@click.option("-c", "--configuration", help="For example 3d_fullres; needed if SOURCE holds several.")
-@click.option("--fold", help="Fold of SOURCE. Default: the first one found.")
+@click.argument("source", type=shared.ANY_PATH)
+@shared.dataset
+@shared.network
 @click.option("-p", "--plans-name", default="nnUNetDantePlans", show_default=True, help="Name of the plans to write.")
-@click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of SOURCE.")
 @click.option("--batch-size", type=click.IntRange(1), help="Replaces the donor's batch size.")
-@click.option("--geometry", type=click.Choice(["donor", "target"]), default="donor", show_default=True,
-              help="Whose spacing and patch size are used; target: as nnU-Net plans them for your data.")
+@shared.geometry
 @click.option("--intensity", type=click.Choice(["donor", "target"]),
               help="Whose intensity statistics are used to normalise CT. Default: as --geometry.")
 @click.option("--invert", multiple=True, metavar="CHANNEL",
               help="A channel in which bright and dark are exchanged compared with the donor's images; repeatable.")
 @click.option("--mirroring", type=click.Choice(["donor", "none", "all"]), default="donor", show_default=True,
               help="Axes along which training and prediction mirror images; none where labels tell left from right.")
-@click.option("--keep-labels", multiple=True, metavar="all|NAME,...",
-              help="Labels of the donor to keep although your masks lack them: the donor completes your masks, in a "
-                   "data set of their own. `none`: not even labels that dataset.json calls undrawn. Repeatable.")
+@shared.keep_labels
 @click.option("--rename", multiple=True, metavar="OLD=NEW",
               help="A label of the donor and its name in your data set; repeatable.")
 @click.option("--into", metavar="DATASET", help="Name of the completed data set. Default: the next free number.")
-@click.option("--rehearse", type=_FOLDER,
+@click.option("--rehearse", type=shared.FOLDER,
               help="Folder with imagesTr and labelsTr of the donor's own data, to be mixed into the training.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.25, show_default=True,
               help="Part of the training patches that come from --rehearse.")
@@ -94,12 +85,10 @@ def demo(out: Path, data: Path | None) -> None:
 @click.option("--rank", type=click.IntRange(1), help="Rank of the low-rank factors (LoRA).")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True),
               help="The update of a low-rank method is multiplied by alpha / rank.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="Any option of any method, such as l2_sp=0.01; repeatable.")
+@shared.settings
 @click.option("-tr", "--trainer", help="The trainer that the printed training command names. Default: one that fits "
               "SOURCE.")
-@click.option("--memory", metavar="SIZE", help="Memory of your GPU, such as 6GiB: says what makes a training fit it.")
-@_TRUST
+@shared.memory
 def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr, rank, alpha, settings,
              keep_labels, rename, memory: str | None, **options) -> None:
     """Make a pretrained nnU-Net the start of a training.
@@ -121,31 +110,29 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
     if wrong := [text for text in rename if "=" not in text]:
         raise click.BadParameter(f"{wrong[0]!r} is not OLD=NEW.", param_hint="--rename")
     report = run(source, dataset, overrides=overrides | parsed, rename=dict(text.split("=", 1) for text in rename),
-                 keep_labels=split_words(keep_labels), **options)
+                 keep_labels=shared.split_words(keep_labels), **options)
     advice = [memory_advice(report.memory_gib, limit, report.batch_size)] if limit else []
     click.echo("\n".join([str(report), *advice]))
 
 
 @main.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("source", type=click.Path(file_okay=False, exists=True, path_type=Path))
-@click.option("-o", "--out", type=_FOLDER, required=True, help="Folder for everything that is written.")
+@click.argument("model", type=shared.ANY_PATH)
+@click.argument("source", type=shared.EXISTING_FOLDER)
+@click.option("-o", "--out", type=shared.FOLDER, required=True, help="Folder for everything that is written.")
 @click.option("-n", "--name", help="Name of the data set, such as Dataset123_Mine. Default: that of SOURCE.")
-@click.option("-c", "--configuration", help="For example 3d_fullres; needed if MODEL holds several.")
+@shared.configuration
 @click.option("-tr", "--trainer", help="Instead of the trainer that is advised.")
 @click.option("--budget", default="60min", show_default=True, metavar="TIME", help="For all trainings: 90min, 2h.")
 @click.option("--baseline", is_flag=True, help="Also train from scratch, to compare; takes half of the budget.")
-@click.option("--keep-labels", multiple=True, metavar="all|NAME,...",
-              help="Labels of MODEL to keep although your masks lack them; as for `transfer`.")
-@click.option("--geometry", type=click.Choice(["donor", "target"]), default="donor", show_default=True,
-              help="Whose spacing and patch size are used; as for `transfer`.")
+@shared.keep_labels
+@shared.geometry
 @click.option("--labels", multiple=True, metavar="NAME=VALUE,...", help="What values in masks mean; see `dataset`.")
 @click.option("--channels", multiple=True, metavar="NAME,...", help="Names of the channels, such as CT; see `dataset`.")
-@click.option("--groups", type=_FILE, help="Which cases are of one patient; as for `shots`.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the training; repeatable.")
-@click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
-@click.option("--memory", metavar="SIZE", help="Memory of your GPU, such as 6GiB: says what makes a training fit it.")
-@_TRUST
+@click.option("--groups", type=shared.FILE, help="Which cases are of one patient; as for `shots`.")
+@shared.settings
+@shared.device
+@shared.memory
+@shared.trust
 def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str, ...], keep_labels,
           memory: str | None, **options) -> None:
     """Adapt MODEL to the labelled images in SOURCE: data, advice, trainings, scores, report and model in one command.
@@ -159,17 +146,18 @@ def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str
     from .models.overrides import parse_overrides
 
     click.echo(str(run(model, source, out, budget_minutes=minutes(budget), overrides=parse_overrides(settings),
-                       keep_labels=split_words(keep_labels), memory_gib=gib(memory) if memory else None, **options)))
+                       keep_labels=shared.split_words(keep_labels), memory_gib=gib(memory) if memory else None,
+                       **options)))
 
 
 @main.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("images", type=click.Path(file_okay=False, exists=True, path_type=Path))
-@click.option("-o", "--masks", type=_FOLDER, required=True, help="New folder for the masks and the table.")
+@click.argument("model", type=shared.ANY_PATH)
+@click.argument("images", type=shared.EXISTING_FOLDER)
+@click.option("-o", "--masks", type=shared.FOLDER, required=True, help="New folder for the masks and the table.")
 @click.option("--overlays", is_flag=True, help="Also draw the mask of each case on its image, as PNG.")
-@click.option("-c", "--configuration", help="For example 3d_fullres; needed if MODEL holds several.")
-@click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
-@_TRUST
+@shared.configuration
+@shared.device
+@shared.trust
 @click.pass_context
 def predict(context: click.Context, model: Path, images: Path, masks: Path, **options) -> None:
     """Segment the images in a folder, and say which cases to look at first.
@@ -185,15 +173,12 @@ def predict(context: click.Context, model: Path, images: Path, masks: Path, **op
 
 
 @main.command()
-@click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
-@click.option("--from", "source", type=click.Path(path_type=Path), required=True,
+@shared.dataset
+@click.option("--from", "source", type=shared.ANY_PATH, required=True,
               help="The donor: model folder, exported zip or checkpoint, as for transfer.")
-@click.option("-c", "--configuration", help="For example 3d_fullres; needed if the donor holds several.")
-@click.option("--fold", help="Fold of the donor. Default: the first one found.")
-@click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of the donor.")
+@shared.network
 @click.option("--train-fold",
               help="The fold of your data set that you will train. Default: 0, or all if there is one case.")
-@_TRUST
 def suggest(source: Path, dataset: str, **options) -> None:
     """Measure a donor on your cases, and advise what to train.
 
@@ -238,7 +223,7 @@ def doctor() -> None:
 
 
 @main.command()
-@click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folders", nargs=-1, type=shared.EXISTING_FOLDER)
 def donors(folders: tuple[Path, ...]) -> None:
     """List the models on this machine that can be donors.
 
@@ -250,7 +235,7 @@ def donors(folders: tuple[Path, ...]) -> None:
 
 
 @main.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=shared.ANY_PATH)
 def inspect(path: Path) -> None:
     """Show what a model file holds, without running code in it.
 
@@ -262,16 +247,14 @@ def inspect(path: Path) -> None:
 
 
 @main.command()
-@click.argument("model_folder", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+@click.argument("model_folder", type=shared.ANY_PATH)
+@click.option("-o", "--output", type=shared.ANY_PATH, required=True,
               help="NAME.model, or the models folder of a Dafne client.")
-@click.option("-c", "--configuration", help="For example 2d; needed if MODEL_FOLDER holds several.")
-@click.option("--fold", help="Default: fold_all, else the first one found.")
-@click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of the fold.")
+@shared.network
 @click.option("--categories", multiple=True,
               help="Category in Dafne's model browser, such as Abdomen/Kidney; repeatable.")
 @click.option("--info", multiple=True, help="KEY=TEXT that Dafne's model browser shows; repeatable.")
-@click.option("--base", type=_EXISTING,
+@click.option("--base", type=shared.EXISTING,
               help="A .model file whose model id is taken over, so that Dafne can merge the two.")
 @click.option("--orientation", help="Orientation of the training files, such as RAS. Default: read from the files.")
 @click.option("--mirroring", is_flag=True, help="Average over mirrored images, as nnU-Net does; 4 to 8 times slower.")
@@ -279,7 +262,6 @@ def inspect(path: Path) -> None:
               help="Distance between neighbouring windows, as a share of the patch; larger is faster.")
 @click.option("--protection", type=click.FloatRange(0), default=0.0, show_default=True,
               help="How strongly learning in Dafne is pulled back to the weights that it starts from.")
-@_TRUST
 def export(model_folder: Path, output: Path, categories, info, **options) -> None:
     """Write a model as a .model file for Dafne.
 
@@ -296,8 +278,8 @@ def export(model_folder: Path, output: Path, categories, info, **options) -> Non
 
 
 @main.command("import")
-@click.argument("model", type=_EXISTING)
-@click.option("-o", "--output", type=_FOLDER, required=True, help="The nnU-Net model folder to write.")
+@click.argument("model", type=shared.EXISTING)
+@click.option("-o", "--output", type=shared.FOLDER, required=True, help="The nnU-Net model folder to write.")
 def import_(model: Path, output: Path) -> None:
     """Turn a .model file of Dafne back into an nnU-Net model.
 
@@ -309,13 +291,13 @@ def import_(model: Path, output: Path) -> None:
 
 
 @main.command()
-@click.argument("fold_folder", type=_EXISTING)
-@click.option("--cases", type=_EXISTING, help="Folder with imagesTr and labelsTr of cases that were not trained on; "
-              "default: what the training found on its validation cases.")
+@click.argument("fold_folder", type=shared.EXISTING)
+@click.option("--cases", type=shared.EXISTING, help="Folder with imagesTr and labelsTr of cases that were not trained "
+              "on; default: what the training found on its validation cases.")
 @click.option("--set", "strength", type=click.FloatRange(0), help="Set this strength instead of choosing one: 0 is the "
               "start, 1 all that was learned.")
-@click.option("--curve", "plot", type=_FILE, help="PNG file for a plot of Dice over strength; given alone, nothing "
-              "else is written.")
+@click.option("--curve", "plot", type=shared.FILE, help="PNG file for a plot of Dice over strength; given alone, "
+              "nothing else is written.")
 def strength(fold_folder: Path, cases: Path | None, strength: float | None, plot: Path | None) -> None:
     """Choose how much of what was learned a finished training keeps: the strength with the highest Dice.
 
@@ -332,7 +314,7 @@ def strength(fold_folder: Path, cases: Path | None, strength: float | None, plot
               help="Address to listen at; 0.0.0.0 lets other machines in, with the token.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True,
               help="The first port that is tried.")
-@click.option("--root", "roots", multiple=True, type=_FOLDER,
+@click.option("--root", "roots", multiple=True, type=shared.FOLDER,
               help="Folder that the page may look into; repeatable. Default: home, and nnU-Net's folders.")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 def ui(host: str, port: int, roots: tuple[Path, ...], no_browser: bool) -> None:

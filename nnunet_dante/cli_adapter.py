@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_EXISTING = click.Path(exists=True, path_type=Path)
+from . import cli_options as shared
 
 
 @click.group()
@@ -19,8 +18,8 @@ def adapter() -> None:
 
 
 @adapter.command("extract")
-@click.argument("checkpoint", type=_EXISTING)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+@click.argument("checkpoint", type=shared.EXISTING)
+@click.option("-o", "--output", type=shared.ANY_PATH, required=True,
               help="The adapter.safetensors to write; with --format peft, the folder.")
 @click.option("--format", "form", type=click.Choice(["file", "peft"]), default="file", show_default=True,
               help="peft writes a folder for Hugging Face PEFT; for checkpoints of nnUNetTrainerLoRAFlat only.")
@@ -33,9 +32,9 @@ def adapter_extract(checkpoint: Path, output: Path, form: str) -> None:
 
 
 @adapter.command("apply")
-@click.argument("base", type=_EXISTING)
-@click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
-@click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
+@click.argument("base", type=shared.EXISTING)
+@click.argument("adapter_file", metavar="ADAPTER", type=shared.EXISTING)
+@click.option("-o", "--output", type=shared.FILE, required=True, help="The checkpoint to write.")
 def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
     """Merge ADAPTER (a file, or a folder of PEFT) into the checkpoint BASE on which it was trained.
 
@@ -49,10 +48,11 @@ def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
 
 
 @adapter.command("merge")
-@click.argument("adapters", nargs=-1, required=True, type=_EXISTING)
-@click.option("-o", "--output", type=_FILE, required=True, help="The adapter.safetensors to write.")
+@click.argument("adapters", nargs=-1, required=True, type=shared.EXISTING)
+@click.option("-o", "--output", type=shared.FILE, required=True, help="The adapter.safetensors to write.")
 @click.option("--weights", help="One number for each adapter, such as 0.7,0.3; default: the average.")
-@click.option("--base", type=_EXISTING, help="The start weights of the trainings; a message says when they are needed.")
+@click.option("--base", type=shared.EXISTING,
+              help="The start weights of the trainings; a message says when they are needed.")
 def adapter_merge(adapters: tuple[Path, ...], output: Path, weights: str | None, base: Path | None) -> None:
     """Write the weighted sum of ADAPTERS that were trained on one base as one adapter.
 
@@ -69,8 +69,8 @@ def adapter_merge(adapters: tuple[Path, ...], output: Path, weights: str | None,
 
 
 @adapter.command("remove")
-@click.argument("checkpoint", type=_EXISTING)
-@click.option("-o", "--output", type=_FILE, required=True, help="The checkpoint to write.")
+@click.argument("checkpoint", type=shared.EXISTING)
+@click.option("-o", "--output", type=shared.FILE, required=True, help="The checkpoint to write.")
 def adapter_remove(checkpoint: Path, output: Path) -> None:
     """Write the base of CHECKPOINT: its weights as they were before the training, bit for bit."""
     from .adapters.adapter import remove
@@ -80,7 +80,7 @@ def adapter_remove(checkpoint: Path, output: Path) -> None:
 
 
 @adapter.command("info")
-@click.argument("adapter_file", metavar="ADAPTER", type=_EXISTING)
+@click.argument("adapter_file", metavar="ADAPTER", type=shared.EXISTING)
 def adapter_info(adapter_file: Path) -> None:
     """Show how ADAPTER was made, and to which base it belongs."""
     from .adapters.adapter import info

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_EXISTING = click.Path(exists=True, path_type=Path)
-
-
-def split_words(texts: Iterable[str]) -> list[str]:
-    """Return the words of an option that may be given several times, each time with commas between words."""
-    return [word.strip() for text in texts for word in text.split(",") if word.strip()]
+from . import cli_options as shared
 
 
 @click.command(context_settings={"allow_extra_args": True})
-@click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
+@shared.dataset
 @click.option("-k", "--shots", multiple=True, required=True, metavar="K,K,...",
               help="Numbers of training cases, such as 1,2,4; `all` means all cases. Repeatable.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True,
               help="How many times each number of cases is drawn.")
-@click.option("--groups", type=_FILE,
+@click.option("--groups", type=shared.FILE,
               help="JSON {group: [cases]} or CSV case,group: the cases of a group, such as a patient, stay together.")
-@click.option("--test", type=_FILE, help="Cases that no training may see: one per line, or a JSON list.")
+@click.option("--test", type=shared.FILE, help="Cases that no training may see: one per line, or a JSON list.")
 @click.option("--val", type=click.IntRange(1),
               help="Number of validation cases. Default: a fifth of all, at least one.")
 @click.option("--force", is_flag=True, help="Replace existing folds that differ.")
@@ -39,7 +31,7 @@ def shots(context: click.Context, dataset: str, shots: tuple[str, ...], **option
     from .datasets.shots import ALL, write_shots
     from .training.launch import train_command
 
-    words = split_words(shots)
+    words = shared.split_words(shots)
     if context.args:
         raise click.BadParameter(f"{context.args[0]!r} stands alone; separate the numbers with commas: "
                                  f"-k {','.join([*words, *context.args])}", param_hint="-k")
@@ -51,8 +43,8 @@ def shots(context: click.Context, dataset: str, shots: tuple[str, ...], **option
 
 
 @click.command()
-@click.argument("protocol", type=_EXISTING)
-@click.option("-o", "--output", type=_FOLDER, required=True,
+@click.argument("protocol", type=shared.EXISTING)
+@click.option("-o", "--output", type=shared.FOLDER, required=True,
               help="Folder for the results. The same command continues a stopped run.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="How many runs go on at the same time.")
@@ -73,8 +65,8 @@ def benchmark(protocol: Path, output: Path, jobs: int) -> None:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=_EXISTING)
-@click.option("-o", "--output", type=_FOLDER, required=True, help="Folder for the report.")
+@click.argument("sources", nargs=-1, required=True, type=shared.EXISTING)
+@click.option("-o", "--output", type=shared.FOLDER, required=True, help="Folder for the report.")
 @click.option("--tolerance-mm", type=click.FloatRange(0), default=2.0, show_default=True,
               help="Tolerance of the surface Dice, for fold folders; results of `benchmark` have their own.")
 def compare(sources: tuple[Path, ...], output: Path, tolerance_mm: float) -> None:

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import click
 
+from . import cli_options as shared
 from .files import printable
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(context_settings={"allow_extra_args": True})
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=shared.EXISTING_FOLDER)
 @click.option("-d", "--dataset", "number", type=click.IntRange(1, 999), required=True, help="Number of the data set.")
 @click.option("-n", "--name", required=True, help="Name of the data set, such as Mine for Dataset123_Mine.")
-@click.option("-o", "--output", type=_FOLDER, help="Folder in which the data set is made. Default: nnUNet_raw.")
+@click.option("-o", "--output", type=shared.FOLDER, help="Folder in which the data set is made. Default: nnUNet_raw.")
 @click.option("--labels", multiple=True, metavar="NAME=VALUE ...",
               help="What the values in the masks mean, or the file of a table; names alone choose from masks by label.")
 @click.option("--channels", multiple=True, metavar="NAME,...",
@@ -24,7 +22,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--masks", multiple=True, metavar="PATTERN",
               help='Which files are masks, where names do not tell it, such as "*/liver*"; repeatable.')
 @click.option("--without", multiple=True, metavar="CASE,...", help="Cases to leave out.")
-@click.option("--groups", type=_FILE, help="JSON {patient: [cases]} or CSV case,patient: cases of one patient.")
+@click.option("--groups", type=shared.FILE, help="JSON {patient: [cases]} or CSV case,patient: cases of one patient.")
 @click.option("--resample-masks", is_flag=True, help="Bring masks on another grid to the grid of their image.")
 @click.option("--mask-axes", type=click.Choice(["screen", "xyz"]),
               help="Order of the axes in Dafne's masks, where shapes do not tell it: screen if drawn by hand, xyz if "

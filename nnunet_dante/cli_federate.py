@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from . import cli_options as shared
+
 
 @click.group()
 def federate() -> None:
@@ -17,9 +19,8 @@ def federate() -> None:
 
 
 @federate.command("new")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--donor", required=True, type=click.Path(path_type=Path),
-              help="The pretrained network, as for transfer.")
+@click.argument("folder", type=shared.FOLDER)
+@click.option("--donor", required=True, type=shared.ANY_PATH, help="The pretrained network, as for transfer.")
 @click.option("--labels", multiple=True, metavar="NAME,...",
               help="Labels of all sites together. Default: the donor's. Repeatable.")
 @click.option("--method", default="LoRA", show_default=True,
@@ -33,31 +34,26 @@ def federate() -> None:
               help="Epochs of each site in each round.")
 @click.option("--prox", type=click.FloatRange(0), default=0.0, show_default=True,
               help="Strength of the pull to the weights at the start of the round (FedProx).")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="Any option of the training, such as rank=4 or iterations=50; repeatable.")
-@click.option("-c", "--configuration", help="For example 3d_fullres; needed if the donor holds several.")
-@click.option("--fold", help="Fold of the donor. Default: the first one found.")
-@click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="Checkpoint of the donor.")
-@click.option("--trust", is_flag=True,
-              help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
+@shared.settings
+@shared.network
 def federate_new(folder: Path, labels: tuple[str, ...], settings: tuple[str, ...], **options) -> None:
     """Write FOLDER, from which all sites train one network: start weights, settings, and a Flower app.
 
     The settings of the training are fixed now; those of the server are in FOLDER/pyproject.toml.
     """
-    from .cli_compare import split_words
     from .federation.create import new_federation
     from .models.overrides import parse_overrides
 
-    click.echo(new_federation(folder, labels=split_words(labels), overrides=parse_overrides(settings), **options))
+    click.echo(new_federation(folder, labels=shared.split_words(labels), overrides=parse_overrides(settings),
+                              **options))
 
 
 @federate.command("join")
-@click.argument("folder", type=click.Path(file_okay=False, exists=True, path_type=Path))
-@click.option("-d", "--dataset", required=True, help="Your data set in nnUNet_raw: number or name.")
+@click.argument("folder", type=shared.EXISTING_FOLDER)
+@shared.dataset
 @click.option("--site", required=True, help="The name of your site in the history: letters, digits, _ and -.")
 @click.option("--fold", help="Whose validation cases give the Dice. Default: 0, or all if there is one case.")
-@click.option("--device", type=click.Choice(["cuda", "mps", "cpu"]), help="Default: the best that torch finds.")
+@shared.device
 @click.option("--num-processes", type=click.IntRange(1), help="For preprocessing. Default: nnU-Net's.")
 @click.option("--superlink", default="HOST:PORT", show_default=True, help="The server, for the printed command.")
 def federate_join(folder: Path, superlink: str, **options) -> None:
