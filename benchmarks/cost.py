@@ -33,31 +33,20 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from reference_layers import add_branches, add_second_convolutions
 from torch import Tensor, nn
 
-from nnunet_dante import (
-    AdaptFormer,
-    BitFit,
-    ConvAdapter,
-    DecoderOnly,
-    DoRA,
-    FineTune,
-    GradualUnfreezing,
-    HeadOnly,
-    LoRA,
-    NormAffine,
-    SpatialAdapter,
-)
+from nnunet_dante import methods
+from nnunet_dante.methods import FineTune, GradualUnfreezing, LoRA
 from nnunet_dante.methods.groups import stages
 from nnunet_dante.models.memory import PeakMemory
 from nnunet_dante.peft.recompute import recompute
 
 FULL, FORWARD = "full fine-tuning", "forward alone"
 METHODS: dict[str, Any] = {
-    FULL: FineTune(), "LoRA": LoRA(), "LoRA, flat": LoRA(factorisation="flat"), "DoRA": DoRA(),
-    "LoRA, decoder": LoRA(encoder=False), "DecoderOnly": DecoderOnly(), "ConvAdapter": ConvAdapter(),
-    "NormAffine": NormAffine(), "BitFit": BitFit(), "AdaptFormer": AdaptFormer(), "SpatialAdapter": SpatialAdapter(),
-    "HeadOnly": HeadOnly(), "full fine-tuning, recompute": FineTune(recompute=True),
-    "LoRA, recompute": LoRA(recompute=True), "LoRA, decoder, recompute": LoRA(encoder=False, recompute=True),
-    FORWARD: FineTune()}
+    FULL: FineTune(), **{name: getattr(methods, name)() for name in (
+        "LoRA", "DoRA", "DecoderOnly", "ConvAdapter", "NormAffine", "BitFit", "AdaptFormer", "SpatialAdapter",
+        "HeadOnly")},
+    "LoRA, flat": LoRA(factorisation="flat"), "LoRA, decoder": LoRA(encoder=False),
+    f"{FULL}, recompute": FineTune(recompute=True), "LoRA, recompute": LoRA(recompute=True),
+    "LoRA, decoder, recompute": LoRA(encoder=False, recompute=True), FORWARD: FineTune()}
 REFERENCES: dict[str, Callable[[nn.Module], None]] = {
     "two convolutions (Dante's layer)": add_second_convolutions, "parallel branch (PEFT's layer)": add_branches}
 SCHEDULES = {"GU": GradualUnfreezing()}

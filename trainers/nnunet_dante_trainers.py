@@ -3,21 +3,4 @@
 nnU-Net drops this module from memory after its search, so the classes themselves live in the installed package.
 """
 
-from nnunet_dante.training.trainers import (  # noqa: F401
-    nnUNetTrainerAdaptFormer,
-    nnUNetTrainerBitFit,
-    nnUNetTrainerConvAdapter,
-    nnUNetTrainerDecoderOnly,
-    nnUNetTrainerDoRA,
-    nnUNetTrainerFineTune,
-    nnUNetTrainerFromScratch,
-    nnUNetTrainerGradualUnfreezing,
-    nnUNetTrainerGradualUnfreezingDante,
-    nnUNetTrainerHeadOnly,
-    nnUNetTrainerLoRA,
-    nnUNetTrainerLoRADecoder,
-    nnUNetTrainerLoRAFlat,
-    nnUNetTrainerLPFT,
-    nnUNetTrainerNormAffine,
-    nnUNetTrainerSpatialAdapter,
-)
+from nnunet_dante.training.trainers import *  # noqa: F403

@@ -40,8 +40,7 @@ from nnunet_dante.training.launch import VARIABLE, search_path  # noqa: E402
 
 LOSS, WEIGHTS, SAME = 0.02, 0.02, 0.98
 FIRST = ("nnUNetTrainerLoRA", "nnUNetTrainerFineTune", "nnUNetTrainerGradualUnfreezing", "nnUNetTrainerLoRADecoder")
-NAMES = [*FIRST, *sorted(name for name in vars(trainers)
-                         if name.startswith("nnUNetTrainer") and name not in (*FIRST, "nnUNetTrainer"))]
+NAMES = [*FIRST, *sorted(trainers.TRAINERS.keys() - set(FIRST))]
 DEFAULT = {"features": (32, 64, 128, 256), "patch": (64, 64, 64)}
 # An epoch for every stage of gradual unfreezing.
 OVERRIDES = {"epochs": 6, "iterations": 2, "val_iterations": 1, "rank": 8, "alpha": 16.0, "open_by": 1.0}

@@ -20,6 +20,7 @@ from ..adapters.file import write_adapter
 from ..errors import ConfigurationError, FederationError
 from ..files import write_text_atomically
 from ..methods import Method
+from ..methods.nonlinear import ADDING_TRAINERS
 from ..models.checkpoint import file_sha256, save_atomically, unique_tensors, weights_sha256
 from ..models.donor import Donor, open_donor
 from ..models.labels import channel_names, has_regions, head_names
@@ -163,14 +164,13 @@ def _with_labels(donor: Donor, labels: Sequence[str]) -> tuple[dict[str, Any], S
 
 
 def _method(name: str, overrides: Mapping[str, Any]) -> Method:
-    from ..training import trainers
+    from ..training.trainers import TRAINERS
 
-    found = {key.removeprefix("nnUNetTrainer"): value for key, value in vars(trainers).items()
-             if key.startswith("nnUNetTrainer") and hasattr(value, "method")
-             and not issubclass(value, trainers.AddedModulesMixin) and value.method.uses_start_weights}
+    found = {key.removeprefix("nnUNetTrainer"): trainer.method for key, trainer in TRAINERS.items()
+             if key not in ADDING_TRAINERS and trainer.method.uses_start_weights}
     if name not in found:
         raise FederationError(f"--method {name} cannot be federated; choose one of {', '.join(sorted(found))}.")
-    return found[name].method.with_overrides(dict(overrides))
+    return found[name].with_overrides(dict(overrides))
 
 
 def _adapted(donor: Donor, content: dict[str, Any], weights: StateDict,

@@ -89,7 +89,7 @@ def _trainer(name: str) -> Any:
     try:
         found = trainers.find_trainer(name)
     except (RuntimeError, AssertionError):  # no such class, or one that is no trainer
-        known = {n for n in vars(trainers) if n.startswith(_PREFIX)} | set(_classes_of_nnunet())
+        known = {*trainers.TRAINERS, *_classes_of_nnunet()}
         by_word = {_word(trainer): trainer for trainer in sorted(known)}
         near = [_word(name)] if _word(name) in by_word else get_close_matches(_word(name), by_word, cutoff=0.5)
         meant = f"Did you mean {' or '.join(by_word[word] for word in near)}? " if near else ""

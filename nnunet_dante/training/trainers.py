@@ -15,23 +15,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
 
+from .. import methods
 from ..errors import ConfigurationError
-from ..methods import (
-    LPFT,
-    AdaptFormer,
-    BitFit,
-    ConvAdapter,
-    DanteGradualUnfreezing,
-    DecoderOnly,
-    DoRA,
-    FineTune,
-    FromScratch,
-    GradualUnfreezing,
-    HeadOnly,
-    LoRA,
-    NormAffine,
-    SpatialAdapter,
-)
 from ..peft.added_modules import is_added
 from .trainer import DanteMixin
 
@@ -39,85 +24,85 @@ from .trainer import DanteMixin
 class nnUNetTrainerLoRA(DanteMixin, nnUNetTrainer):
     """Train low-rank factors of all convolutions and linear layers; norms, biases, stem and heads in full."""
 
-    method = LoRA()
+    method = methods.LoRA()
 
 
 class nnUNetTrainerLoRADecoder(DanteMixin, nnUNetTrainer):
     """Train low-rank factors in the decoder only; the encoder and its norms are frozen and receive no gradient."""
 
-    method = LoRA(encoder=False)
+    method = methods.LoRA(encoder=False)
 
 
 class nnUNetTrainerLoRAFlat(DanteMixin, nnUNetTrainer):
     """LoRA that factorises each kernel as one matrix: fewer numbers, in a form that Hugging Face PEFT can read."""
 
-    method = LoRA(factorisation="flat")
+    method = methods.LoRA(factorisation="flat")
 
 
 class nnUNetTrainerDoRA(DanteMixin, nnUNetTrainer):
     """Train low-rank factors for the directions of the weights, and one magnitude per output channel."""
 
-    method = DoRA()
+    method = methods.DoRA()
 
 
 class nnUNetTrainerLPFT(DanteMixin, nnUNetTrainer):
     """Train only the heads for a fifth of the epochs, then everything as LoRA does."""
 
-    method = LPFT()
+    method = methods.LPFT()
 
 
 class nnUNetTrainerConvAdapter(DanteMixin, nnUNetTrainer):
     """Train the heads, and a 1x1 convolution parallel to each convolution, merged into the centre of its kernel."""
 
-    method = ConvAdapter()
+    method = methods.ConvAdapter()
 
 
 class nnUNetTrainerBitFit(DanteMixin, nnUNetTrainer):
     """Train all biases, and the heads."""
 
-    method = BitFit()
+    method = methods.BitFit()
 
 
 class nnUNetTrainerNormAffine(DanteMixin, nnUNetTrainer):
     """Train scale and shift of all norms, and the heads."""
 
-    method = NormAffine()
+    method = methods.NormAffine()
 
 
 class nnUNetTrainerGradualUnfreezing(DanteMixin, nnUNetTrainer):
     """Train the heads, then also the decoder, from the output inwards, then the encoder; all after half the epochs."""
 
-    method = GradualUnfreezing()
+    method = methods.GradualUnfreezing()
 
 
 class nnUNetTrainerGradualUnfreezingDante(DanteMixin, nnUNetTrainer):
     """Unfreeze with the schedule and the fractions of the Dante paper; norms are always trained."""
 
-    method = DanteGradualUnfreezing()
+    method = methods.DanteGradualUnfreezing()
 
 
 class nnUNetTrainerFineTune(DanteMixin, nnUNetTrainer):
     """Train all weights, with a learning rate that becomes smaller towards the input."""
 
-    method = FineTune()
+    method = methods.FineTune()
 
 
 class nnUNetTrainerDecoderOnly(DanteMixin, nnUNetTrainer):
     """Train decoder and heads; the encoder is frozen."""
 
-    method = DecoderOnly()
+    method = methods.DecoderOnly()
 
 
 class nnUNetTrainerHeadOnly(DanteMixin, nnUNetTrainer):
     """Train only the segmentation heads (linear probe)."""
 
-    method = HeadOnly()
+    method = methods.HeadOnly()
 
 
 class nnUNetTrainerFromScratch(DanteMixin, nnUNetTrainer):
     """Train from random weights, with the budget, optimiser and schedule of the others."""
 
-    method = FromScratch()
+    method = methods.FromScratch()
 
 
 class AddedModulesMixin(DanteMixin):
@@ -179,13 +164,17 @@ def _hide(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
 class nnUNetTrainerSpatialAdapter(AddedModulesMixin, nnUNetTrainer):
     """Train two added convolutions in front of the head, and the heads; prediction needs this trainer."""
 
-    method = SpatialAdapter()
+    method = methods.SpatialAdapter()
 
 
 class nnUNetTrainerAdaptFormer(AddedModulesMixin, nnUNetTrainer):
     """Train one added parallel bottleneck per block, and the heads; prediction needs this trainer."""
 
-    method = AdaptFormer()
+    method = methods.AdaptFormer()
+
+
+TRAINERS: dict[str, Any] = {name: value for name, value in [*globals().items()]
+                            if name.startswith("nnUNetTrainer") and value is not nnUNetTrainer}
 
 
 def end_loaders(trainer: nnUNetTrainer) -> None:
@@ -203,7 +192,4 @@ def find_trainer(name: str) -> Any:
     Raises:
         RuntimeError, AssertionError: there is no such trainer.
     """
-    own = globals().get(name)
-    if isinstance(own, type) and issubclass(own, nnUNetTrainer):
-        return own
-    return recursive_find_trainer_class_by_name(name)
+    return TRAINERS.get(name) or recursive_find_trainer_class_by_name(name)

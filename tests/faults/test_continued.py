@@ -16,7 +16,7 @@ from running import Prepared, build, train, with_overrides
 from nnunet_dante.methods import LPFT, DoRA, GradualUnfreezing, LoRA
 from nnunet_dante.training import trainers
 
-NAMES = [name for name in vars(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"]
+NAMES = list(trainers.TRAINERS)
 OPTIONS = {  # every option that keeps a state of its own, or changes the parameter groups, on methods that stage
     "LoRA+ and dropout": LoRA(lr_ratio=0.25, dropout=0.5),
     "LoRA+ with EWC": LoRA(lr_ratio=4.0, ewc=3.0, stop_patience=50),

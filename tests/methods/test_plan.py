@@ -8,27 +8,21 @@ from torch import nn
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import (
-    LPFT,
-    AdaptFormer,
     BitFit,
-    ConvAdapter,
     DanteGradualUnfreezing,
     DecoderOnly,
-    DoRA,
     FineTune,
-    FromScratch,
     GradualUnfreezing,
     HeadOnly,
     LoRA,
     Method,
     NormAffine,
-    SpatialAdapter,
 )
 from nnunet_dante.peft.inject import adapted
+from nnunet_dante.training.trainers import TRAINERS
 
-METHODS = [Method(), LoRA(rank=1), LoRA(rank=1, encoder=False), GradualUnfreezing(), DanteGradualUnfreezing(),
-           FineTune(), DecoderOnly(), HeadOnly(), FromScratch(), SpatialAdapter(), AdaptFormer(), BitFit(), NormAffine(),
-           BitFit(full_decoder=True), NormAffine(full_decoder=True), ConvAdapter(), DoRA(rank=1), LPFT(rank=1)]
+METHODS = [Method(), BitFit(full_decoder=True), NormAffine(full_decoder=True),
+           *(trainer.method.with_overrides({"rank": 1}) for trainer in TRAINERS.values())]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{type(m).__name__}{getattr(m, 'encoder', '')}")

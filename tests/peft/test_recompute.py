@@ -10,24 +10,13 @@ import torch
 from tiny import planned
 from torch import nn
 
-from nnunet_dante.methods import (
-    AdaptFormer,
-    BitFit,
-    ConvAdapter,
-    DecoderOnly,
-    DoRA,
-    FineTune,
-    GradualUnfreezing,
-    HeadOnly,
-    LoRA,
-    NormAffine,
-    SpatialAdapter,
-)
+from nnunet_dante.methods import AdaptFormer, ConvAdapter, FineTune, GradualUnfreezing, LoRA, SpatialAdapter
 from nnunet_dante.methods.groups import stages
 from nnunet_dante.peft.recompute import _SecondTime, recompute
+from nnunet_dante.training.trainers import TRAINERS
 
-METHODS = [FineTune(), LoRA(rank=1), LoRA(rank=1, dropout=0.5), LoRA(rank=1, encoder=False), DoRA(rank=1),
-           DecoderOnly(), HeadOnly(), BitFit(), NormAffine(), ConvAdapter(), AdaptFormer(), SpatialAdapter()]
+METHODS = [LoRA(rank=1, dropout=0.5),
+           *(trainer.method.with_overrides({"rank": 1}) for trainer in TRAINERS.values())]
 
 
 def pair(build, method, epoch: int = 0) -> tuple[nn.Module, nn.Module]:

@@ -32,9 +32,8 @@ class nnUNetTrainerFullDecoder(trainers.DanteMixin, trainers.nnUNetTrainer):  # 
     method = LoRA(full_decoder=True)
 
 
-TRAINERS = [cls for name, cls in vars(trainers).items() if name.startswith("nnUNetTrainer")
-            and isinstance(getattr(cls, "method", None), ParameterEfficient)] + [
-                nnUNetTrainerAllOptions, nnUNetTrainerFullDecoder]
+TRAINERS = [*(cls for cls in trainers.TRAINERS.values() if isinstance(cls.method, ParameterEfficient)),
+            nnUNetTrainerAllOptions, nnUNetTrainerFullDecoder]
 
 
 def weights(file: Path) -> dict:

@@ -25,8 +25,8 @@ def test_nnunets_own_search_finds_every_trainer(monkeypatch):
     from nnunet_dante.training import trainers
 
     monkeypatch.setenv(launch.VARIABLE, launch.search_path())
-    for name in [n for n in dir(trainers) if n.startswith("nnUNetTrainer") and n != "nnUNetTrainer"]:
-        assert recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
+    for name, cls in trainers.TRAINERS.items():
+        assert recursive_find_trainer_class_by_name(name) is cls
 
 
 def test_own_trainers_are_found_without_importing_nnunets(monkeypatch):

@@ -23,7 +23,7 @@ from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.training import trainers
 from nnunet_dante.training.trainer import DanteMixin
 
-NAMES = [name for name in dir(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"]
+NAMES = list(trainers.TRAINERS)
 KEY = "inference_allowed_mirroring_axes"
 
 

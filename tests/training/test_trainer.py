@@ -19,8 +19,7 @@ from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.training import trainers
 from nnunet_dante.training.trainers import AddedModulesMixin, DanteMixin
 
-NAMES = [name for name in dir(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"
-         and not issubclass(getattr(trainers, name), AddedModulesMixin)]
+NAMES = [name for name, cls in trainers.TRAINERS.items() if not issubclass(cls, AddedModulesMixin)]
 
 
 def equal(a: dict, b: dict) -> bool:
