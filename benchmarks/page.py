@@ -31,9 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import browser  # noqa: E402
 
 IDLE_SECONDS = 30
-DATASET, FOLD = "Dataset001_Large", "nnUNetTrainerLoRA__nnUNetDantePlans__3d_fullres/fold_0"
-EXPORT = (f"nnUNetv2_export_model_to_zip -d {DATASET} -o model.zip -c 3d_fullres -tr nnUNetTrainerLoRA "
-          "-p nnUNetDantePlans -f 0")
+DATASET, MODEL = "Dataset001_Large", "nnUNet_results/Dataset001_Large/nnUNetTrainerLoRA__nnUNetDantePlans__3d_fullres"
 PAINT = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 DRAWN = """const canvas = document.querySelector("canvas[data-shown='2']");
     if (!canvas) return null;
@@ -44,7 +42,7 @@ DRAWN = """const canvas = document.querySelector("canvas[data-shown='2']");
 
 def write_run(out: Path, shape: Sequence[int]) -> None:
     """Write what the page of a result reads of a finished run: an image, and a mask as truth and as prediction."""
-    raw, fold = out / "nnUNet_raw" / DATASET, out / "nnUNet_results" / DATASET / FOLD
+    raw, fold = out / "nnUNet_raw" / DATASET, out / MODEL / "fold_0"
     middle = tuple(slice(n // 4, 3 * n // 4) for n in reversed(shape))
     mask = np.zeros(shape[::-1], np.uint8)  # shape (z, y, x)
     mask[middle] = 1
@@ -56,7 +54,8 @@ def write_run(out: Path, shape: Sequence[int]) -> None:
         volume.SetSpacing((0.8, 0.8, 1.5))
         SimpleITK.WriteImage(volume, str(file), True)
     (raw / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {"background": 0, "organ": 1}}))
-    done = {"data": {"dataset": DATASET}, "folds": {"folds": ["0"]}, "files": {"commands": [EXPORT]}}
+    done = {"data": {"dataset": DATASET}, "folds": {"folds": ["0"]},
+            "files": {"folder": MODEL, "fold": "0"}}
     (out / "adapt.json").write_text(json.dumps({"format": 1, "asked": {"model": "M", "source": "S"}, "done": done}))
 
 

@@ -17,10 +17,6 @@ from ..datasets.gather.gather import gather
 from ..datasets.shots import read_groups
 from ..errors import ConfigurationError
 from ..files import read_json, write_text_atomically
-from ..models.donor import Donor
-from ..models.labels import channel_names
-from ..transfers.complete import readable_channels
-from ..transfers.match import match_names
 from ..types import PathLike
 
 _FOLDS = 5
@@ -53,23 +49,6 @@ def put_data(source: Path, raw: Path, name: str | None, labels: Sequence[str], g
     elif place.resolve() != source:
         raise ConfigurationError(f"{place} is another data set than {source}; give another name.")
     return {"dataset": name}
-
-
-def compare_channels(donor: Donor, target: Target, *, must_match: bool, say: Callable[[str], object]) -> None:
-    """Say it if no channel of the images has the name of one of the donor's.
-
-    must_match: whether the donor must predict these images as they are.
-
-    Raises:
-        TransferError: it must, and cannot.
-    """
-    theirs, ours = (channel_names(data.dataset_json) for data in (donor, target))
-    if must_match:
-        readable_channels(donor, target)
-    elif all(found is None for found in match_names(ours, theirs)):
-        say(f"Note: the donor reads {', '.join(theirs)}, and your images are {', '.join(ours)}. So they are taken as "
-            "another modality, and normalised in their own way. If they are the same, start again in a new folder with "
-            f"--channels {','.join(theirs)}, or with these names in your dataset.json.")
 
 
 def write_folds(target: Target, groups: PathLike | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from ..models.memory import memory_advice
 from ..models.settings import read_dante_block, with_overrides
 from ..training.launch import best_device
 from ..training.strength import start_of
+from ..transfers.complete import readable_channels
 from ..types import PathLike
 from .budget import Length, length_for, minutes_for
-from .data import compare_channels, put_data, write_folds
+from .data import put_data, write_folds
 from .report import write_adapt_report
 from .running import claimed
 from .steps import Steps
@@ -138,10 +140,12 @@ class _Work:
         if not self.record["done"]:  # nothing is lost if it is asked for otherwise
             self.record["asked"] = asked
             self._save()
-        if changed := [key for key in asked if self.record["asked"].get(key) != asked[key]]:
+        usual = {name: option.default for name, option in signature(adapt).parameters.items()}
+        before = usual | self.record["asked"]  # an earlier version had fewer options
+        if changed := [key for key in asked if (before[key] or None) != (asked[key] or None)]:
             raise ConfigurationError(
-                f"{out} holds an adaptation with {changed[0]} {self.record['asked'].get(changed[0])!r}, and now "
-                f"{asked[changed[0]]!r} is asked for. Give another folder with -o, or delete this one.")
+                f"{out} holds an adaptation with {changed[0]} {before[changed[0]]!r}, and now {asked[changed[0]]!r} is "
+                "asked for. Give another folder with -o, or delete this one.")
         self.steps = Steps(out, total=0, own_folders=False)
 
     def once(self, name: str, title: str, work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
@@ -207,10 +211,11 @@ class _Work:
         return load_checkpoint_safely(self._model(trainer) / f"fold_{fold}" / _FINAL)
 
     def _advise(self, donor: Donor) -> dict[str, Any]:
-        compare_channels(donor, open_target(self.dataset), must_match=bool(self.asked["keep_labels"]), say=_say)
+        if self.asked["keep_labels"]:
+            readable_channels(donor, open_target(self.dataset))
         found = suggest(self.asked["model"], self.dataset, configuration=self.configuration, trust=self.trust,
                         num_processes=min(_PROCESSES, os.cpu_count() or 1))
-        tqdm.write(f"{found}", file=sys.stderr)
+        _say(str(found))
         return {"trainer": found.rule.trainer, "reason": found.rule.reason, "text": str(found),
                 "transfer": next(c for c in found.commands if c.startswith("nnunet-dante transfer"))}
 
@@ -267,23 +272,24 @@ class _Work:
         write_text_atomically(json.dumps(plans, indent=2), file)
 
     def _say_plan(self, cost: dict[str, Any], trainings: int, reason: str) -> None:
-        length = self.length
-        tqdm.write(
+        length, report = self.length, self._transfer_report()
+        _say(
             f"Plan: {counted(trainings, 'training')} with {self.trainer} of {counted(length.epochs, 'epoch')} with "
             f"{length.iterations} steps, so {trainings * length.epochs * length.iterations} steps of "
             f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {math.ceil(cost['minutes'])} min in "
-            f"all{_memory([cost])}. Reason: {reason}.", file=sys.stderr)
+            f"all{_memory([cost])}. Reason: {reason}.")
+        for warning in report["warnings"]:
+            _say(f"! {warning}")
         if self.memory_gib:
-            report = self._transfer_report()
-            tqdm.write(memory_advice(report["memory_gib"], self.memory_gib, report["batch_size"]), file=sys.stderr)
+            _say(memory_advice(report["memory_gib"], self.memory_gib, report["batch_size"]))
 
     def _say_taken(self) -> None:
         """Say what the trainings took, as the plan said before them."""
         trained = [self.record["done"][name] for name in self.record["begun"]]
         minutes = sum(entry["seconds"] for entry in trained) / 60
-        tqdm.write(f"Taken: {counted(len(trained), 'training')} with "
-                   f"{sum(entry['epochs'] for entry in trained) * self.length.iterations} steps, {minutes:.0f} min"
-                   f"{_memory(trained)}.", file=sys.stderr)
+        _say(f"Taken: {counted(len(trained), 'training')} with "
+             f"{sum(entry['epochs'] for entry in trained) * self.length.iterations} steps, {minutes:.0f} min"
+             f"{_memory(trained)}.")
 
     def _train(self, trainer: str, fold: str) -> None:
         name = f"{trainer} {fold}"
@@ -330,7 +336,7 @@ class _Work:
             self.steps.run("nnunet-dante", "export", folder, "-o", dafne, "--fold", fold)
             names["dafne"] = dafne
         except DanteError as error:  # not every network runs in Dafne; the model is there
-            tqdm.write(f"No .model for Dafne: {str(error).splitlines()[-1]}", file=sys.stderr)
+            _say(f"No .model for Dafne: {str(error).splitlines()[-1]}")
         return names
 
 
@@ -340,5 +346,5 @@ def _say(line: str) -> None:
 
 def _memory(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return the most memory of a training in words; "" where it is unknown."""
-    known = [entry["gib"] for entry in entries if entry["gib"] is not None]
+    known = [entry["gib"] for entry in entries if entry.get("gib") is not None]
     return f", {max(known):.2g} GiB of memory" if known else ""

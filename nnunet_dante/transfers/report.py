@@ -212,7 +212,7 @@ def _name_warnings(report: TransferReport) -> Iterator[str]:
     if not report.channels.matched:
         yield (f"the donor has none of your channels by name; it has {', '.join(report.channels.dropped)}. Your images "
                "are taken as another modality. If they are the same, give the channel the donor's name: with "
-               "--channels of `dataset`, or in dataset.json")
+               "--channels of `dataset` or `adapt`, or in dataset.json")
     elif report.channels.dropped:
         yield (f"the donor also read {', '.join(report.channels.dropped)}, which your data set does not have: expect "
                "a weak start")

@@ -20,7 +20,7 @@ from .ask import ask
 from .layout import address, chart, code, escaped, heading, numbers, panel, problem
 from .monitor import confirm_delete, find_runs
 from .roots import Roots
-from .runs import Run, final_fold, read_run, title_of
+from .runs import Run, read_run, title_of
 from .start import later, table
 from .viewer import Viewer
 
@@ -45,7 +45,7 @@ async def show_result(roots: Roots, *, folder: str, options: dict[str, list[str]
     with panel("Look at the cases"):
         _Look(run)
     with panel("How much of the training is kept"):
-        networks = [*map(str, scored_folds(run)), str(final_fold(run.results, run.done["files"]["commands"]))]
+        networks = [*map(str, scored_folds(run)), str(run.final)]
         later("The trained networks are being read.", lambda: ask("strengths", networks),
               lambda found: _Strength(run, found))
     with panel("Hand it on"):
@@ -72,8 +72,7 @@ def file_address(path: Path) -> str:
 
 def scored_folds(run: Run) -> list[Path]:
     """Return the fold folders of the adapted network that have unseen cases, in their order."""
-    final = final_fold(run.results, run.done["files"]["commands"])
-    return [final.parent / f"fold_{fold}" for fold in run.done.get("folds", {}).get("folds", [])]
+    return [run.final.parent / f"fold_{fold}" for fold in run.done.get("folds", {}).get("folds", [])]
 
 
 def case_dice(run: Run) -> dict[str, dict[str, float]]:
@@ -210,7 +209,7 @@ def _show_files(roots: Roots, run: Run) -> None:
     if "dafne" in names:
         _send_to_dafne(roots, run)
     heading("Use it on new images", 3)
-    fold = final_fold(run.results, run.done["files"]["commands"])
+    fold = run.final
     trainer, plans, configuration = fold.parent.name.split("__")
     options = ["-d", fold.parents[1].name, "-c", configuration, "-f", fold.name.removeprefix("fold_"), "-tr", trainer,
                "-p", plans]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -97,6 +96,11 @@ class Run:
         return self._nnunet_folder("nnUNet_results")
 
     @property
+    def final(self) -> Path:
+        """The fold folder of the adapted network of a finished run."""
+        return Path(self.folder, self.done["files"]["folder"], f"fold_{self.done['files']['fold']}").resolve()
+
+    @property
     def raw(self) -> Path:
         """The data set in nnU-Net's format."""
         return self._nnunet_folder("nnUNet_raw") / self.dataset
@@ -122,20 +126,6 @@ def read_run(folder: Path) -> Run:
                                  "delete it and start again.") from None
     state = "running" if _is_running(folder) else "finished" if "files" in done else "stopped"
     return Run(folder=folder, state=state, asked=asked, begun=begun, done=done, said=tail(folder / LOG))
-
-
-def final_fold(results: Path, commands: Sequence[str]) -> Path:
-    """Return the fold folder of the adapted network, from the commands that wrote its files.
-
-    Raises:
-        ConfigurationError: none of them exports a model.
-    """
-    for words in map(shlex.split, commands):
-        if words and words[0] == "nnUNetv2_export_model_to_zip":
-            given = dict(zip(words[1::2], words[2::2]))
-            with suppress(KeyError):
-                return results / given["-d"] / f"{given['-tr']}__{given['-p']}__{given['-c']}" / f"fold_{given['-f']}"
-    raise ConfigurationError("The record of the run does not say which network is its result; adapt again.")
 
 
 def title_of(model: str) -> str:
@@ -247,4 +237,4 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-__all__ = ["LOG", "RECORD", "Run", "delete", "final_fold", "go_on", "read_run", "start", "stop", "tail", "title_of"]
+__all__ = ["LOG", "RECORD", "Run", "delete", "go_on", "read_run", "start", "stop", "tail", "title_of"]

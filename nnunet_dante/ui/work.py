@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, DanteError
 from ..files import read_json
-from .runs import RECORD, final_fold, title_of
+from .runs import RECORD, read_run, title_of
 
 
 def donors(folders: Sequence[str]) -> list[dict[str, Any]]:
@@ -119,18 +119,16 @@ def keep(out: str, strength: float) -> None:
     from ..adaptation.steps import Steps
     from ..command.strength import set_strength
 
-    folder = Path(out)
-    files = read_json(folder / RECORD)["done"]["files"]
-    with claimed(folder):
-        steps = Steps(folder, total=1, own_folders=False)
+    run = read_run(Path(out))
+    with claimed(run.folder):
+        steps = Steps(run.folder, total=1, own_folders=False)
         with steps.nnunet_folders():
-            fold = final_fold(steps.folder("nnUNet_results"), files["commands"])
-            set_strength(fold, strength)
-            for command in files["commands"]:
+            set_strength(run.final, strength)
+            for command in run.done["files"]["commands"]:
                 program, *words = shlex.split(command)
                 steps.run(program, *words)
-        if (adapter := fold / "adapter.safetensors").is_file():
-            shutil.copy(adapter, folder)
+        if (adapter := run.final / "adapter.safetensors").is_file():
+            shutil.copy(adapter, run.folder)
 
 
 def predict(out: str, images: str, masks: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import image_folders
 import pytest
 import tiny
 
-from nnunet_dante.adaptation.data import compare_channels, put_data, write_folds
+from nnunet_dante.adaptation.data import put_data, write_folds
 from nnunet_dante.datasets.dataset import open_target
 from nnunet_dante.errors import ConfigurationError, DatasetError
 
@@ -49,20 +49,12 @@ def test_another_data_set_of_that_name_and_folders_that_are_none_are_refused(tmp
         put(data, raw, None)
 
 
-def test_channels_have_the_names_that_the_user_gives_and_a_donor_of_another_channel_is_said(tmp_path, raw):
-    from types import SimpleNamespace
-
+def test_channels_have_the_names_that_the_user_gives(tmp_path, raw):
     image, mask = image_folders.case()
     image_folders.write(image, tmp_path / "mine" / "P1.nii.gz")
     image_folders.write(mask, tmp_path / "mine" / "P1_seg.nii.gz")
     put_data(tmp_path / "mine", raw, "Dataset123_Mine", ["liver=1,spleen=2"], None, channels=["MRI"], say=lambda _: None)
-    target, said = open_target("Dataset123_Mine"), []
-    assert target.dataset_json["channel_names"] == {"0": "MRI"}
-    donor = SimpleNamespace(dataset_json={"channel_names": {"0": "CT"}})
-    compare_channels(donor, target, must_match=False, say=said.append)
-    assert "the donor reads CT, and your images are MRI" in said[0] and "--channels CT" in said[0]
-    compare_channels(SimpleNamespace(dataset_json={"channel_names": {"0": "mri"}}), target, must_match=False, say=said.append)
-    assert len(said) == 1
+    assert open_target("Dataset123_Mine").dataset_json["channel_names"] == {"0": "MRI"}
     with pytest.raises(ConfigurationError, match="its dataset.json names the channels"):
         put_data(raw / "Dataset123_Mine", raw, "Dataset124_Other", [], None, channels=["CT"], say=lambda _: None)
 

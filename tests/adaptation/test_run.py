@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from nnunet_dante.adaptation.run import _Work
@@ -22,6 +24,22 @@ def known(work: _Work) -> _Work:
     work.dataset, work.configuration, work.trainer, work.trainers = "Dataset901_Tiny", "3d_fullres", TRAINER, (TRAINER,)
     work.length = type("Length", (), {"epochs": 2, "iterations": 3})
     return work
+
+
+def write_transfer_report(work: _Work, *warnings: str) -> None:
+    folder = work.steps.folder("nnUNet_preprocessed", work.dataset)
+    folder.mkdir(parents=True)
+    (folder / "nnUNetDantePlans_3d_fullres_transfer.json").write_text(
+        json.dumps({"memory_gib": 8.0, "batch_size": 2, "warnings": warnings}))
+
+
+def test_an_adaptation_of_an_earlier_version_with_fewer_options_goes_on(work):
+    record = work.record | {"asked": {"device": "cpu", "overrides": {}}, "done": {"data": {"seconds": 1}}}
+    (work.out / "adapt.json").write_text(json.dumps(record))
+    asked = {"device": "cpu", "overrides": {}, "channels": [], "labels": [], "geometry": "donor", "groups": None}
+    assert _Work(work.out, asked, trust=False).record["done"]
+    with pytest.raises(ConfigurationError, match=r"with channels \(\), and now \['CT'\] is asked for"):
+        _Work(work.out, asked | {"channels": ["CT"]}, trust=False)
 
 
 def test_a_training_of_somebody_else_is_neither_continued_nor_scored(work, nnunet_paths):
@@ -66,6 +84,7 @@ def test_a_training_that_was_begun_goes_on_after_a_kill(work, monkeypatch, kille
 
 
 def test_what_was_taken_is_said_in_the_words_of_the_plan(work, capsys):
+    write_transfer_report(work)
     work.record |= {"begun": ["a", "b"], "done": {"a": {"epochs": 2, "gib": 1.5, "seconds": 60},
                                                   "b": {"epochs": 1, "gib": None, "seconds": 120}, "c": {"seconds": 9}}}
     work._say_taken()
@@ -76,11 +95,10 @@ def test_what_was_taken_is_said_in_the_words_of_the_plan(work, capsys):
     assert "2.5 GiB of memory. Reason: few cases." in said
 
 
-def test_the_plan_says_what_makes_a_training_fit_the_gpu(work, capsys):
-    folder = work.steps.folder("nnUNet_preprocessed", work.dataset)
-    folder.mkdir(parents=True)
-    (folder / "nnUNetDantePlans_3d_fullres_transfer.json").write_text('{"memory_gib": 8.0, "batch_size": 2}')
+def test_the_plan_has_the_warnings_of_the_transfer_and_says_what_makes_a_training_fit_the_gpu(work, capsys):
+    write_transfer_report(work, "the patch is larger than the median image", "images differ")
     work.memory_gib = 7.0
     work._say_plan({"gib": 8.0, "step_seconds": 0.5, "minutes": 30.0}, 3, "few cases")
     said = capsys.readouterr().err
     assert "more than 7 GiB" in said and "  --set recompute=true: about 6.5 GiB" in said
+    assert "\n! the patch is larger than the median image\n! images differ\n" in said

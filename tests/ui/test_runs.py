@@ -12,11 +12,11 @@ import pytest
 from nnunet_dante.adaptation.running import claimed
 from nnunet_dante.errors import ConfigurationError, StorageError
 from nnunet_dante.ui import runs
-from nnunet_dante.ui.runs import delete, final_fold, go_on, read_run, start, stop
+from nnunet_dante.ui.runs import delete, go_on, read_run, start, stop
 
 DONE = {"data": {"dataset": "Dataset001_A", "seconds": 30.0, "commands": []}}
-FILES = {"model": "model.zip", "adapter": None, "dafne": "A.model", "seconds": 30.0, "commands": [
-    "nnUNetv2_export_model_to_zip -d Dataset001_A -o model.zip -c 2d -tr nnUNetTrainerLoRA -p nnUNetDantePlans -f all"]}
+FILES = {"model": "model.zip", "adapter": None, "dafne": "A.model", "seconds": 30.0, "commands": [], "fold": "all",
+         "folder": "nnUNet_results/Dataset001_A/nnUNetTrainerLoRA__nnUNetDantePlans__2d"}
 
 
 def write(folder, done):
@@ -55,6 +55,7 @@ def test_states(tmp_path):
         assert read_run(folder).state == "running"
     write(folder, DONE | {"report": {"dice": {"donor": 0.5, "adapted": 0.8}, "seconds": 60}, "files": FILES})
     run = read_run(folder)
+    assert run.final == folder.resolve() / FILES["folder"] / "fold_all"
     assert (run.state, run.dice, run.minutes) == ("finished", {"donor": 0.5, "adapted": 0.8}, 2.0)
 
 
@@ -149,13 +150,6 @@ def test_names_in_a_record_cannot_lead_out(tmp_path):
     (tmp_path / "outside").write_text("")
     delete(read_run(folder))
     assert (tmp_path / "outside").is_file()
-
-
-def test_the_network_of_the_result(tmp_path):
-    assert final_fold(tmp_path, FILES["commands"]) == (
-        tmp_path / "Dataset001_A" / "nnUNetTrainerLoRA__nnUNetDantePlans__2d" / "fold_all")
-    with pytest.raises(ConfigurationError, match="does not say"):
-        final_fold(tmp_path, ["nnUNetv2_predict -i x", ""])
 
 
 def test_the_end_of_a_log(tmp_path):
