@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import GroupKFold
 
 from ..datasets.dataset import Target
 from ..datasets.gather.gather import gather
 from ..datasets.shots import read_groups
 from ..errors import ConfigurationError
-from ..files import read_json, write_text_atomically
+from ..files import write_text_atomically
 from ..types import PathLike
 
 _FOLDS = 5
@@ -57,21 +55,17 @@ def write_folds(target: Target, groups: PathLike | None) -> dict[str, Any]:
     Cases of one group, such as a patient, stay together. Fewer than five cases or groups make as many folds; a single
     one makes none, since nothing would be left to choose and score on.
     """
-    file, cases = target.preprocessed / "splits_final.json", sorted(target.cases)
     known = target.raw / "groups.csv"
     table = groups or (known if known.is_file() else None)
-    if table is None and file.is_file():
-        return {"folds": [str(n) for n in range(len(read_json(file)))]}
-    group_of = {case: case for case in cases}
-    if table is not None:
-        group_of |= {case: name for name, members in read_groups(table).items() for case in members if case in group_of}
-    number = min(_FOLDS, len(set(group_of.values())))
-    if number < 2:
-        return {"folds": []}
-    if table is None and number == _FOLDS:
-        splits = generate_crossval_split(cases, n_splits=_FOLDS)
-    else:
-        splits = [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in
-                  GroupKFold(number).split(np.zeros(len(cases)), groups=[group_of[case] for case in cases])]
-    write_text_atomically(json.dumps([{k: list(v) for k, v in split.items()} for split in splits], indent=2), file)
-    return {"folds": [str(n) for n in range(number)]}
+    splits = target.folds() if table is None else _by_group(target.own, read_groups(table))
+    if splits:
+        write_text_atomically(json.dumps(splits, indent=2), target.preprocessed / "splits_final.json")
+    return {"folds": [str(n) for n in range(len(splits))]}
+
+
+def _by_group(cases: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[dict[str, list[str]]]:
+    group_of = {case: name for name, members in groups.items() for case in members}
+    own = [group_of.get(case, case) for case in cases]
+    number = min(_FOLDS, len(set(own)))
+    return [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in
+            GroupKFold(number).split(cases, groups=own)] if number > 1 else []

@@ -18,12 +18,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from ..adapters.strength import interpolate, kept_strength, trained_weights
 from ..errors import ConfigurationError, StrengthError
 from ..files import read_json
-from ..models.archive import DEFAULT_CHECKPOINT, find_models, is_archive
+from ..models.archive import DEFAULT_CHECKPOINT
 from ..models.checkpoint import load_checkpoint_safely
 from ..models.donor import Donor, open_donor
 from ..models.installed import find_donor
 from ..models.network import build_network
 from ..training.strength import start_of
+from ..transfers.keep import open_folds
 from ..types import PathLike, ReadOnlyStateDict
 from .run import RECORD
 from .steps import Steps
@@ -67,20 +68,8 @@ def open_networks(source: PathLike, *, configuration: str | None = None, trust: 
     if (path / RECORD).is_file():
         return _of_adaptation(path)
     first = open_donor(source, configuration=configuration, trust=trust)
-    donors = [first]
-    if first.fold != "all" and (path.is_dir() or is_archive(path)):
-        donors += [open_donor(source, configuration=first.configuration, fold=fold, trust=trust)
-                   for fold in _other_folds(path, first)]
-    weights = [donor.weights for donor in donors]
+    weights = [donor.weights for donor in ([first] if first.fold == "all" else open_folds(path, first))]
     return Networks(donor=first, final=weights, others={"folds": weights} if len(weights) > 1 else {})
-
-
-def _other_folds(path: Path, first: Donor) -> list[str]:
-    models = find_models(path)
-    fitting = [m for m in models if len(models) == 1 or m.name.endswith(f"__{first.configuration}")]
-    folds = {file.parent.name.removeprefix("fold_") for model in fitting for file in model.weights
-             if file.name == first.checkpoint_name and file.parent != model.folder}
-    return sorted(folds - {first.fold})
 
 
 def _of_adaptation(out: Path) -> Networks:

@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from ..training.launch import best_device
 from ..types import PathLike
 from .confidence import agreement, correlation, on_unseen
 from .networks import Networks, Segmenter, open_networks
+from .steps import say
 
 TABLE = "confidence.csv"
 _RECORD, _WORK = "predict.json", ".unfinished"
@@ -125,7 +125,7 @@ class _Work:
         self.channels = channel_names(segmenter.dataset_json)
         numbered = [f"{n:04d}" for n in range(len(self.channels))]
         self.layout: Layout = recognise(source, channels=[*self.channels, *numbered])
-        tqdm.write(f"Found: {len(self.layout.cases)} cases in {source}; {self.layout.description}.", file=sys.stderr)
+        say(f"Found: {len(self.layout.cases)} cases in {source}; {self.layout.description}.")
         if all(self.keys(case) is None for case in self.layout.cases):
             case = self.layout.cases[0]
             raise DatasetError(f"no case has the channels of the model, which are {', '.join(self.channels)}; "

@@ -12,15 +12,12 @@ import os
 import re
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from ..adapters.strength import kept_strength
 from ..advise.suggest import suggest
@@ -40,7 +37,7 @@ from .budget import Length, length_for, minutes_for
 from .data import put_data, write_folds
 from .report import write_adapt_report
 from .running import claimed
-from .steps import Steps
+from .steps import Steps, say
 
 PLANS, SCRATCH = "nnUNetDantePlans", "nnUNetTrainerFromScratch"
 RECORD, _FINAL, _DONOR = "adapt.json", "checkpoint_final.pth", "checkpoint_donor.pth"
@@ -123,7 +120,7 @@ def adapt(model: PathLike, source: PathLike, out: PathLike, *, name: str | None 
         try:
             return work.do()
         except KeyboardInterrupt:
-            _say("Stopped. The same command goes on from here; nothing that is finished is done twice.")
+            say("Stopped. The same command goes on from here; nothing that is finished is done twice.")
             raise
 
 
@@ -171,7 +168,7 @@ class _Work:
         self.steps.total = 8  # and the trainings, as soon as the folds are known
         self.dataset = self.once("data", "Read the data set", lambda: put_data(
             Path(asked["source"]), self.steps.folder("nnUNet_raw"), asked["name"], asked["labels"], asked["groups"],
-            channels=asked["channels"], say=_say))["dataset"]
+            channels=asked["channels"], say=say))["dataset"]
         advice = self.once("advice", "Measure how the donor does on the cases", lambda: self._advise(donor))
         self.trainer = asked["trainer"] or advice["trainer"]
         self.trainers = (self.trainer, *((SCRATCH,) if asked["baseline"] else ()))
@@ -215,7 +212,7 @@ class _Work:
             readable_channels(donor, open_target(self.dataset))
         found = suggest(self.asked["model"], self.dataset, configuration=self.configuration, trust=self.trust,
                         num_processes=min(_PROCESSES, os.cpu_count() or 1))
-        _say(str(found))
+        say(str(found))
         return {"trainer": found.rule.trainer, "reason": found.rule.reason, "text": str(found),
                 "transfer": next(c for c in found.commands if c.startswith("nnunet-dante transfer"))}
 
@@ -273,21 +270,21 @@ class _Work:
 
     def _say_plan(self, cost: dict[str, Any], trainings: int, reason: str) -> None:
         length, report = self.length, self._transfer_report()
-        _say(
+        say(
             f"Plan: {counted(trainings, 'training')} with {self.trainer} of {counted(length.epochs, 'epoch')} with "
             f"{length.iterations} steps, so {trainings * length.epochs * length.iterations} steps of "
             f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {math.ceil(cost['minutes'])} min in "
             f"all{_memory([cost])}. Reason: {reason}.")
         for warning in report["warnings"]:
-            _say(f"! {warning}")
+            say(f"! {warning}")
         if self.memory_gib:
-            _say(memory_advice(report["memory_gib"], self.memory_gib, report["batch_size"]))
+            say(memory_advice(report["memory_gib"], self.memory_gib, report["batch_size"]))
 
     def _say_taken(self) -> None:
         """Say what the trainings took, as the plan said before them."""
         trained = [self.record["done"][name] for name in self.record["begun"]]
         minutes = sum(entry["seconds"] for entry in trained) / 60
-        _say(f"Taken: {counted(len(trained), 'training')} with "
+        say(f"Taken: {counted(len(trained), 'training')} with "
              f"{sum(entry['epochs'] for entry in trained) * self.length.iterations} steps, {minutes:.0f} min"
              f"{_memory(trained)}.")
 
@@ -336,12 +333,8 @@ class _Work:
             self.steps.run("nnunet-dante", "export", folder, "-o", dafne, "--fold", fold)
             names["dafne"] = dafne
         except DanteError as error:  # not every network runs in Dafne; the model is there
-            _say(f"No .model for Dafne: {str(error).splitlines()[-1]}")
+            say(f"No .model for Dafne: {str(error).splitlines()[-1]}")
         return names
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
 
 
 def _memory(entries: Sequence[Mapping[str, Any]]) -> str:

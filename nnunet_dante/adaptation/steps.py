@@ -38,6 +38,11 @@ _LEAN = {"nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE",
 _EPOCH, _DICE = re.compile(r"Epoch time: "), re.compile(r"Pseudo dice (\[.*\])")
 
 
+def say(line: str) -> None:
+    """Print a line for the user, above a bar of progress if there is one."""
+    tqdm.write(line, file=sys.stderr)
+
+
 class Steps:
     """Run numbered steps in the folder `out`, with the variables of nnU-Net's three folders set.
 
@@ -79,7 +84,7 @@ class Steps:
         """Print the title of the next step, with its number and the time so far."""
         self.number += 1
         minutes, seconds = divmod(int(time.monotonic() - self.begun), 60)
-        tqdm.write(f"[{self.number}/{self.total}] {minutes}:{seconds:02d}  {title}", file=sys.stderr)
+        say(f"[{self.number}/{self.total}] {minutes}:{seconds:02d}  {title}")
 
     def run(self, command: str, *arguments: object, epochs: int = 0) -> str:
         """Run a command of nnU-Net or of this package, and return its output.
@@ -143,7 +148,7 @@ class EpochCount:
         self.bar.update(done - self.done)
         self.done = done
         if self.bar.disable:
-            tqdm.write(f"      epoch {done}/{self.total}, {dice}", file=sys.stderr)
+            say(f"      epoch {done}/{self.total}, {dice}")
 
 
 def _mean_dice(said: str) -> float:

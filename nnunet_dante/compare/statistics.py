@@ -11,18 +11,17 @@ from scipy import stats
 Interval = tuple[float, float]
 
 
-def bootstrap_interval(values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000) -> Interval:
-    """Return the percentile bootstrap interval of the mean.
+def bootstrap_interval(values: Sequence[float]) -> Interval:
+    """Return the 95 % percentile bootstrap interval of the mean, from 10,000 resamples.
 
     values: one value per case. The cases are resampled with a fixed seed, so that every report of the same results
         shows the same interval. Fewer than two values give (nan, nan).
-    confidence: share of the resampled means that lies inside the interval.
     """
     sample = np.asarray(values, float)
     if len(sample) < 2:
         return float("nan"), float("nan")
-    drawn = np.random.default_rng(0).integers(len(sample), size=(resamples, len(sample)))
-    low, high = np.quantile(sample[drawn].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    drawn = np.random.default_rng(0).integers(len(sample), size=(10_000, len(sample)))
+    low, high = np.quantile(sample[drawn].mean(1), [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -77,11 +77,11 @@ class Reached:
     seconds: float
 
 
-def reached(run: RunResult, peak: float, *, curve: str = "raw", share: float = SHARE) -> Reached:
-    """Return when a run first reached `share` of `peak`, on its "raw" curve or on nnU-Net's moving average, "ema"."""
+def reached(run: RunResult, peak: float, *, curve: str = "raw") -> Reached:
+    """Return when a run first reached 85 % of `peak`, on its "raw" curve or on nnU-Net's moving average, "ema"."""
     if not peak > 0:
         return Reached(epochs=math.nan, seconds=math.nan)
-    target = share * peak - 1e-12
+    target = SHARE * peak - 1e-12
     if run.start_dice is not None and run.start_dice >= target:
         return Reached(epochs=0, seconds=0)
     found = np.flatnonzero(CURVES[curve](run.curve) >= target)

@@ -101,8 +101,8 @@ def _architecture(donor: Donor, config: ConfigurationManager) -> dict[str, Any]:
     residual = config.network_arch_class_name.endswith("ResidualEncoderUNet")
     stages = int(given["n_stages"])
 
-    def each(key: str, count: int = stages, default: Any = None) -> list:
-        value = given.get(key, default)
+    def each(key: str, count: int = stages) -> list:
+        value = given.get(key)
         return list(value) if isinstance(value, (list, tuple)) else [value] * count
 
     def spatial(key: str) -> list[list[int]]:

@@ -7,7 +7,7 @@ in names and headers; the voxels are read of one image and of the masks alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -145,6 +145,6 @@ def stray_files(raw: Path, dataset_json: DatasetJson, cases: Mapping[str, Case])
                     else "A mask needs the images CASE_0000, ... in imagesTr"))
 
 
-def shorten(names: list[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
     """Return the first names as text, and how many more there are."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

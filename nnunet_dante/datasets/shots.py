@@ -16,12 +16,12 @@ from ..errors import ConfigurationError
 from ..files import parse_json, read_json, read_text, write_text_atomically
 from ..types import PathLike
 from .annotated import foreground
+from .checks import shorten
 from .dataset import Target, open_target
 
 ALL = "all"
 _VALIDATION_SHARE = 0.2  # nnU-Net's own: one fold of its five
 _REDRAWS = 200
-_SHOWN = 3
 
 
 class Fold(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,9 +54,9 @@ class Shots(msgspec.Struct, frozen=True, kw_only=True):
         return [{"train": list(f.train), "val": list(self.val)} for f in self.folds]
 
     def __str__(self) -> str:
-        lines = [f"{self.dataset}: validation on {len(self.val)} ({_list(self.val)}), drawn from a pool of "
+        lines = [f"{self.dataset}: validation on {len(self.val)} ({shorten(self.val)}), drawn from a pool of "
                  f"{len(self.pool)}, kept for the test {len(self.test)}", "fold  shots  seed  training cases"]
-        lines += [f"{f.fold:>4}  {f.shots:>5}  {f.seed:>4}  {_list(f.train)}{'  (the whole pool)' if f.all else ''}"
+        lines += [f"{f.fold:>4}  {f.shots:>5}  {f.seed:>4}  {shorten(f.train)}{'  (the whole pool)' if f.all else ''}"
                   for f in self.folds]
         return "\n".join([*lines, *(f"Note: {note}." for note in self.notes)])
 
@@ -302,12 +302,8 @@ def _shuffled(names: Iterable[str], seed: str) -> list[str]:
 
 def _check_known(given: Iterable[str], names: Sequence[str], option: str) -> None:
     if unknown := sorted(set(given) - set(names)):
-        raise ConfigurationError(f"{option} names {_list(unknown)}, which imagesTr does not hold; a case is named "
+        raise ConfigurationError(f"{option} names {shorten(unknown)}, which imagesTr does not hold; a case is named "
                                  f"without channel and ending, such as {names[0]}.")
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _content(path: Path) -> Any:

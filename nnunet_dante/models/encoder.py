@@ -119,7 +119,7 @@ def nnssl_plans(plan: AdaptationPlan, name: str) -> tuple[Plans, bool]:
 
 def encoder_plans(architecture: dict[str, Any], *, spacing: Sequence[float], patch_size: Sequence[int], channels: int,
                   planner: str, schemes: list[str] | None = None, transpose: Sequence[int] | None = None,
-                  dataset_name: str = "unknown", batch_size: int = 2) -> Plans:
+                  dataset_name: str = "unknown") -> Plans:
     """Return plans of nnU-Net with one configuration, 2d or 3d_fullres, for an encoder that has none.
 
     Args:
@@ -130,13 +130,13 @@ def encoder_plans(architecture: dict[str, Any], *, spacing: Sequence[float], pat
         planner: name of the planner of nnU-Net whose memory target counts.
         schemes: normalisation of each channel; default: z-scores.
         transpose: order of the axes; default: as stored.
-        dataset_name, batch_size: of the pretraining.
+        dataset_name: of the pretraining.
     """
     order = list(transpose or ())
     order = order if order in map(list, permutations(range(3))) else [0, 1, 2]
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
-        "data_identifier": "encoder", "preprocessor_name": "DefaultPreprocessor", "batch_size": batch_size,
+        "data_identifier": "encoder", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
         "patch_size": list(patch_size), "median_image_size_in_voxels": list(patch_size),
         "spacing": list(spacing), "normalization_schemes": schemes or ["ZScoreNormalization"] * channels,
         "use_mask_for_norm": [False] * channels, "resampling_fn_data": "resample_data_or_seg_to_shape",

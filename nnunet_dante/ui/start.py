@@ -64,11 +64,10 @@ def later(waiting: str, work: Callable[[], Any], show: Callable[[Any], object]) 
     background_tasks.create(fill(), name=waiting)
 
 
-async def donors_of(roots: Roots, *, again: bool = False) -> list[dict[str, Any]]:
+async def donors_of(roots: Roots) -> list[dict[str, Any]]:
     """Return the models on this machine that can be donors, as dicts of `models.installed.Installed`."""
-    if again or roots not in _donors:
-        usual = [str(path) for path in roots.holding("plans.json")]
-        _donors[roots] = await ask("donors", usual)
+    if roots not in _donors:
+        _donors[roots] = await ask("donors", [str(path) for path in roots.holding("plans.json")])
     return _donors[roots]
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ...files import atomic_path
 from ..images import is_cut
+from ..orientation import read_header
 
 PHOTOS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # files that cannot say where they lie in the patient
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
@@ -70,13 +71,8 @@ def channels_in(path: Path) -> int:
     """Return the length of a fourth axis, 1 without one; only the header is read. 0: no header can be read."""
     if path.suffix.lower() in PHOTOS:
         return 1
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return 0
-    return int(reader.GetSize()[3]) if reader.GetDimension() == 4 else 1
+    header = read_header(path)
+    return 0 if header is None else header.size[3] if len(header.size) == 4 else 1
 
 
 def nnunet_reads(path: Path, axes: int) -> bool:
