@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,6 @@ from ..types import PathLike
 from .processes import cores, execute_all
 from .protocol import Experiment, PlannedRun, Protocol, planned_runs, read_protocol, settings_digest
 from .worker import Job, Scored, check_methods, execute
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """What all runs of one experiment share."""
-
-    configuration: str
-    preprocessed: Path
-    untrained: str
-    test: Scored
-    donor_test: Scored | None
 
 
 def run_protocol(file: PathLike, out: PathLike, *, jobs: int = 1) -> tuple[RunResult, ...]:
@@ -75,7 +63,7 @@ def run_protocol(file: PathLike, out: PathLike, *, jobs: int = 1) -> tuple[RunRe
     with tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", smoothing=0, file=sys.stderr) as progress:
         for phase in ([r for r in todo if r.fold is None], [r for r in todo if r.fold is not None]):
             made = [Job(run=run, protocol=protocol, out=out, threads=threads, side_by_side=jobs,
-                        donor_before=_donor_before(run, out), **vars(prepared[run.experiment.name])) for run in phase]
+                        donor_before=_donor_before(run, out), **prepared[run.experiment.name]) for run in phase]
             for result, run in execute_all(execute, made, jobs):
                 write_result(result, out / "runs" / f"{run.id}.json")
                 tqdm.write(_line(result), file=sys.stderr)
@@ -126,8 +114,8 @@ def _known_settings(file: Path) -> dict[str, str]:
                                  "had. Choose another folder, or delete this one.") from error
 
 
-def _prepare(experiment: Experiment, test: Sequence[str]) -> _Prepared:
-    """Transfer and preprocess, unless that has been done with this donor and these cases."""
+def _prepare(experiment: Experiment, test: Sequence[str]) -> dict[str, Any]:
+    """Transfer and preprocess, unless that has been done; return what the jobs of the experiment share."""
     target = open_target(experiment.dataset)
     if unknown := sorted(set(test) - set(target.cases)):
         raise ConfigurationError(f"shots.json of {target.name} keeps {unknown[0]} for the test, which the data set no "
@@ -138,11 +126,10 @@ def _prepare(experiment: Experiment, test: Sequence[str]) -> _Prepared:
         transfer(experiment.donor, experiment.dataset, configuration=experiment.configuration, preprocess=True,
                  plans_name=experiment.plans_name, invert=experiment.invert, geometry=experiment.geometry,
                  num_processes=1)
-    return _Prepared(
-        configuration=donor.configuration, preprocessed=target.preprocessed, donor_test=_donor_test(experiment, donor),
-        untrained=next_trainer(donor, otherwise="nnUNetTrainerHeadOnly"),
-        test=Scored(cases={case: target.cases[case] for case in test}, labels=target.dataset_json["labels"],
-                    undrawn=target.undrawn))
+    return {"configuration": donor.configuration, "preprocessed": target.preprocessed,
+            "untrained": next_trainer(donor, otherwise="nnUNetTrainerHeadOnly"),
+            "test": Scored(cases={case: target.cases[case] for case in test}, labels=target.dataset_json["labels"],
+                           undrawn=target.undrawn), "donor_test": _donor_test(experiment, donor)}
 
 
 def _is_prepared(experiment: Experiment, donor: Donor, target: Target) -> bool:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import jinja2
 from markupsafe import Markup
@@ -44,7 +44,6 @@ from .volumes import VIEWER, Volumes, case_volumes, write_niivue
 class Heading:
     """A heading of level 2 or 3; the report's title is level 1."""
 
-    kind: ClassVar[str] = "heading"
     text: str
     level: int = 2
 
@@ -53,7 +52,6 @@ class Heading:
 class Text:
     """One paragraph."""
 
-    kind: ClassVar[str] = "text"
     text: str
 
 
@@ -61,7 +59,6 @@ class Text:
 class Code:
     """Lines that are shown exactly as they are, such as commands."""
 
-    kind: ClassVar[str] = "code"
     text: str
 
 
@@ -69,7 +66,6 @@ class Code:
 class Listing:
     """A bulleted list."""
 
-    kind: ClassVar[str] = "listing"
     items: Sequence[str]
 
 
@@ -80,7 +76,6 @@ class Picture:
     The web page shows the SVG file of the same name instead, where there is one.
     """
 
-    kind: ClassVar[str] = "picture"
     file: str
     caption: str
 
@@ -89,7 +84,6 @@ class Picture:
 class Folded:
     """Blocks of which only the title is visible until the reader opens them."""
 
-    kind: ClassVar[str] = "folded"
     title: str
     blocks: Sequence[Block]
 
@@ -151,9 +145,10 @@ def render(template: str, title: str, blocks: Sequence[Block], folder: Path) -> 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"), autoescape=jinja2.select_autoescape(["html.j2"]),
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters["kind"] = lambda block: type(block).__name__.lower()
     environment.filters["base64"] = lambda file: base64.b64encode((folder / file).read_bytes()).decode()
     environment.filters["drawn"] = lambda file: Markup(drawn(folder / file))
-    scripts = Markup(_scripts(any(block.kind == "volumes" for block in blocks)))
+    scripts = Markup(_scripts(any(isinstance(block, Volumes) for block in blocks)))
     return environment.get_template(template).render(title=title, blocks=blocks, scripts=scripts)
 
 

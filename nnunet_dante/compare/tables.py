@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import pandas
 
@@ -38,7 +38,6 @@ class Table:
     notes: how to read it.
     """
 
-    kind: ClassVar[str] = "table"
     name: str
     title: str
     head: Sequence[str]

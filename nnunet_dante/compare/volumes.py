@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -38,7 +38,6 @@ class Volumes:
     colours: of the labels, as NiiVue wants them. labels: name -> colour, for the legend. note: what was done to them.
     """
 
-    kind: ClassVar[str] = "volumes"
     title: str
     volumes: Sequence[Mapping[str, str]]
     colours: Mapping[str, Any]

@@ -105,11 +105,6 @@ def remove(network: nn.Module) -> None:
     _unparametrise(network, keep_update=False)
 
 
-def base_weights(network: nn.Module) -> StateDict:
-    """Return weight name -> frozen original of every adapted weight."""
-    return {name: original(module).detach() for name, module in adapted(network).items()}
-
-
 def factors(network: nn.Module) -> StateDict:
     """Return "WEIGHT NAME.FACTOR", such as "stem.weight.lora_A" -> factor, for every adapted weight."""
     return {name: factor.detach() for name, factor in _factors(network).items()}
@@ -126,7 +121,7 @@ def load_split(network: nn.Module, *, base: ReadOnlyStateDict, factors: ReadOnly
 
     Args:
         network: adapted by the same method and options as the network that the values come from.
-        base: weight name -> original, as `base_weights` returns them.
+        base: name of an adapted weight -> its frozen original.
         factors: as `factors` returns them.
 
     Raises:

@@ -100,6 +100,21 @@ def attempt(action: Callable[[], object]) -> bool:
     return True
 
 
+@contextmanager
+def busy(button: ui.button, place: ui.element) -> Iterator[None]:
+    """Let a button rest while what it starts is done, and show in `place` what goes wrong."""
+    button.disable()
+    place.clear()
+    try:
+        yield
+    except DanteError as error:
+        place.clear()
+        with place:
+            problem(str(error))
+    finally:
+        button.enable()
+
+
 def tell(error: Exception) -> None:
     """Show an error until the user closes it."""
     ui.notify(printable(str(error)), type="negative", multi_line=True, timeout=0, close_button="Close")

@@ -12,11 +12,11 @@ from typing import Any
 
 from nicegui import ui
 
-from ..errors import ConfigurationError, DanteError
+from ..errors import ConfigurationError
 from ..files import printable
 from .ask import ask
 from .data import Options, look
-from .layout import address, code, heading, panel, problem
+from .layout import address, busy, code, heading, panel, problem
 from .roots import Roots
 from .runs import start
 from .start import donors_of, later, licence_of, table
@@ -155,9 +155,7 @@ class _Plan:
 
     async def start(self) -> None:
         """Start the run, and show it."""
-        self.trouble.clear()
-        self.button.disable()
-        try:
+        with busy(self.button, self.trouble):
             out = self.roots.path(self.out.value or "")
             model = self.model if self.model in self.donors else str(self.roots.path(self.model))
             source, labels = self.folder, self.options.get("labels", [])
@@ -168,12 +166,7 @@ class _Plan:
             start(out, {"model": model, "source": source, "budget_minutes": float(self.budget.value), "labels": labels,
                         "baseline": bool(self.baseline.value), "device": self.device.value or None,
                         "overrides": overrides, "keep_labels": self.kept})
-        except DanteError as error:
-            with self.trouble:
-                problem(str(error))
-            self.button.enable()
-            return
-        ui.navigate.to(address("/run", folder=str(out)))
+            ui.navigate.to(address("/run", folder=str(out)))
 
 
 def _show_match(donor: Mapping[str, Any], seen: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from nicegui import ui
 
 from ..compare.volumes import label_colours
 from ..datasets.views import COLOURS
-from ..errors import ConfigurationError, DanteError
+from ..errors import ConfigurationError
 from ..files import printable, read_json
 from .ask import ask
-from .layout import address, chart, code, escaped, heading, numbers, panel, problem
+from .layout import address, busy, chart, code, escaped, heading, numbers, panel, problem
 from .monitor import confirm_delete, find_runs
 from .roots import Roots
 from .runs import Run, read_run, title_of
@@ -182,17 +182,11 @@ class _Strength:
 
     async def write(self) -> None:
         """Put the result at the strength of the slider."""
-        self.button.disable()
-        self.said.clear()
-        try:
+        with busy(self.button, self.said):
             await ask("keep", str(self.run.folder), float(self.slider.value))
-            text, kind = (f"The model keeps {100 * self.slider.value:.0f} % now, and its files are written again. The "
-                          "report shows the scores from before."), "note"
-        except DanteError as error:
-            text, kind = str(error), "problem"
-        with self.said:
-            problem(text, kind)
-        self.button.enable()
+            with self.said:
+                problem(f"The model keeps {100 * self.slider.value:.0f} % now, and its files are written again. The "
+                        "report shows the scores from before.", "note")
 
 
 def _show_files(roots: Roots, run: Run) -> None:
@@ -228,12 +222,11 @@ def _segment(roots: Roots, run: Run) -> None:
     place = ui.element("div").classes("later")
 
     async def go() -> None:
-        button.disable()
-        place.clear()
-        with place, ui.element("div").classes("row"):
-            ui.spinner(size="1.4rem").props('aria-hidden="true"')
-            ui.label("The images are being segmented. If you leave the page, the same button goes on.").classes("quiet")
-        try:
+        with busy(button, place):
+            with place, ui.element("div").classes("row"):
+                ui.spinner(size="1.4rem").props('aria-hidden="true"')
+                ui.label("The images are being segmented. If you leave the page, the same button goes on.").classes(
+                    "quiet")
             answer = await ask("predict", str(run.folder), str(roots.path(images.value or "")),
                                str(roots.path(masks.value or "")))
             place.clear()
@@ -243,11 +236,6 @@ def _segment(roots: Roots, run: Run) -> None:
                 for picture in answer["pictures"]:
                     ui.html(f'<img loading="lazy" style="max-width: 100%" src="{file_address(Path(picture))}" '
                             f'alt="Mask of {escaped(Path(picture).stem)}">', sanitize=False)
-        except DanteError as error:
-            place.clear()
-            with place:
-                problem(str(error))
-        button.enable()
 
     button.on_click(go)
 
@@ -261,16 +249,10 @@ def _send_to_dafne(roots: Roots, run: Run) -> None:
     said = ui.element("div")
 
     async def send() -> None:
-        button.disable()
-        said.clear()
-        try:
-            place = roots.path(field.value or "")
-            text, kind = await ask("send_to_dafne", str(run.folder / "model.zip"), str(place)), "note"
-        except DanteError as error:
-            text, kind = str(error), "problem"
-        with said:
-            problem(text, kind)
-        button.enable()
+        with busy(button, said):
+            text = await ask("send_to_dafne", str(run.folder / "model.zip"), str(roots.path(field.value or "")))
+            with said:
+                problem(text, "note")
 
     button.on_click(send)
 
@@ -294,9 +276,7 @@ async def show_comparison(roots: Roots, *, folder: str, options: dict[str, list[
 
         async def write() -> None:
             chosen = [run for run in runs if boxes[str(run.folder)].value]
-            place.clear()
-            button.disable()
-            try:
+            with busy(button, place):
                 if not chosen:
                     raise ConfigurationError("Choose at least one run.")
                 folds = [str(fold) for run in chosen for fold in scored_folds(run)]
@@ -304,10 +284,6 @@ async def show_comparison(roots: Roots, *, folder: str, options: dict[str, list[
                 with place:
                     ui.link("Open the report by itself", page, new_tab=True)
                     ui.html(f'<iframe class="report" title="Report" src="{page}"></iframe>', sanitize=False)
-            except DanteError as error:
-                with place:
-                    problem(str(error))
-            button.enable()
 
         button.on_click(write)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from nnunet_dante.errors import InjectionError
 from nnunet_dante.methods.groups import low_rank_targets
-from nnunet_dante.peft.inject import adapted, attach, base_weights, factors, inject, load_split, merge, remove, settings
+from nnunet_dante.peft.inject import adapted, attach, factors, inject, load_split, merge, original, remove, settings
 from nnunet_dante.peft.low_rank import DecomposedLowRank, LowRankDelta, capped_rank
 from nnunet_dante.peft.update import PointwiseDelta, has_centre
 
@@ -33,6 +33,10 @@ LAYERS = [
     *[(f"ConvTranspose{d}d", d, {"stride": s, "groups": g}) for d in (1, 2, 3) for s, g in [(1, 1), (2, 2)]],
     ("Linear", 0, {}),
 ]
+
+
+def base_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: original(module).detach() for name, module in adapted(network).items()}
 
 
 def output(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
