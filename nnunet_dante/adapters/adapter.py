@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..models.checkpoint import alias_sets, load_checkpoint_safely, not_finite, save_atomically, weights_sha256
+from ..models.checkpoint import (
+    alias_sets,
+    load_checkpoint_safely,
+    not_finite,
+    replaced,
+    save_atomically,
+    weights_sha256,
+)
 from ..peft.low_rank import DecomposedLowRank, LowRankDelta
 from ..peft.update import PointwiseDelta, WeightUpdate, interpolated
 from ..types import PathLike, ReadOnlyStateDict, StateDict
@@ -204,9 +211,3 @@ def updated_weight(weight: Tensor, name: str, settings: dict[str, Any], factors:
     except Exception as error:  # whatever settings and factors of the wrong kind or size make torch raise
         raise AdapterError(f"the adapter's update of {name} is damaged ({type(error).__name__}: {error}); copy the "
                            "file again.") from error
-
-
-def replaced(weights: ReadOnlyStateDict, values: ReadOnlyStateDict) -> StateDict:
-    """Return `weights` with `values` under every alias, in the same order."""
-    first = {key: canonical for canonical, keys in alias_sets(weights).items() for key in keys}
-    return {key: values.get(first[key], tensor) for key, tensor in weights.items()}

@@ -20,10 +20,10 @@ import torch
 
 from ..errors import StrengthError
 from ..files import read_json, write_text_atomically
-from ..models.checkpoint import alias_sets, unique_tensors, weights_sha256
+from ..models.checkpoint import alias_sets, replaced, unique_tensors, weights_sha256
 from ..peft.update import interpolated
 from ..types import ReadOnlyStateDict, StateDict
-from .adapter import replaced, updated_weight
+from .adapter import updated_weight
 
 
 def interpolate(start: ReadOnlyStateDict, trained: ReadOnlyStateDict, strength: float) -> StateDict:

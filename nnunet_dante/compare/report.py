@@ -135,13 +135,11 @@ def write_report(sources: Sequence[Source], out: Path, *, title: str = "", befor
             tables[name] = to_json(table.records)
     title = title or "Comparison of " + ", ".join(study.name for study in compared)
     write_text_atomically(json.dumps(tables, indent=1, allow_nan=False), out / "tables.json")
-    for name in ("report.html", "report.md"):
-        write_text_atomically(render(f"{name}.j2", title, [*blocks, *_RULES, *after], out), out / name)
-    return out / "report.md"
+    return write_pages(title, [*blocks, *_RULES, *after], out)
 
 
-def render(template: str, title: str, blocks: Sequence[Block], folder: Path) -> str:
-    """Return the text that one of the templates makes from blocks; pictures are read from `folder`."""
+def write_pages(title: str, blocks: Sequence[Block], folder: Path) -> Path:
+    """Write report.html and report.md into a folder that holds the pictures, and return the path of report.md."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"), autoescape=jinja2.select_autoescape(["html.j2"]),
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -149,7 +147,10 @@ def render(template: str, title: str, blocks: Sequence[Block], folder: Path) -> 
     environment.filters["base64"] = lambda file: base64.b64encode((folder / file).read_bytes()).decode()
     environment.filters["drawn"] = lambda file: Markup(drawn(folder / file))
     scripts = Markup(_scripts(any(isinstance(block, Volumes) for block in blocks)))
-    return environment.get_template(template).render(title=title, blocks=blocks, scripts=scripts)
+    for name in ("report.html", "report.md"):
+        text = environment.get_template(f"{name}.j2").render(title=title, blocks=blocks, scripts=scripts)
+        write_text_atomically(text, folder / name)
+    return folder / "report.md"
 
 
 def _scripts(viewer: bool) -> str:

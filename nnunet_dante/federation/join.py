@@ -15,7 +15,7 @@ from ..errors import FederationError
 from ..files import read_json, write_text_atomically
 from ..models.checkpoint import file_sha256
 from ..models.labels import channel_names
-from ..training.launch import device_option
+from ..training.launch import best_device
 from ..transfers.match import match_names
 from ..transfers.transfer import transfer
 from ..transfers.union import NONE
@@ -77,7 +77,7 @@ def join_federation(folder: PathLike, dataset: str | int, *, site: str, fold: st
     if reason := misfit(settings, federation, plans, facts):
         raise FederationError(f"{prepared.name} does not fit this federation: {reason}.")
     joined = Site(folder=str(folder), dataset=prepared.name, fold=fold, facts=facts,
-                  device=device or (device_option() or ("", "cuda"))[1])
+                  device=device or best_device())
     write_text_atomically(msgspec.json.format(msgspec.json.encode(joined), indent=2).decode(),
                           prepared.preprocessed / SITE_FILE)
     return joined

@@ -8,10 +8,10 @@ from statistics import mean
 from typing import Any
 
 from ..compare.plots import save, tidy
-from ..compare.report import Block, Heading, Listing, Picture, Text, render
+from ..compare.report import Block, Heading, Listing, Picture, Text, write_pages
 from ..compare.tables import Table
 from ..datasets.views import new_figure
-from ..files import read_json, write_text_atomically
+from ..files import read_json
 from .settings import Settings
 
 _MIB = 2**20
@@ -27,9 +27,7 @@ def write_history_report(run: Path, settings: Settings) -> Path:
     blocks = [*_head(history, settings), Picture("dice.png", "Pseudo Dice of each site's validation cases, mean of its "
                                                              "labels, at the start of each round"),
               *_rounds(history), *_left_out(history)]
-    for name in ("report.html", "report.md"):
-        write_text_atomically(render(f"{name}.j2", f"Federation {settings.name}", blocks, run), run / name)
-    return run / "report.md"
+    return write_pages(f"Federation {settings.name}", blocks, run)
 
 
 def _head(history: Mapping[str, Any], settings: Settings) -> Iterator[Block]:

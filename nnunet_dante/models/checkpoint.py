@@ -104,6 +104,15 @@ def unique_tensors(state: ReadOnlyStateDict) -> StateDict:
     return {key: state[key] for key in alias_sets(state)}
 
 
+def replaced(weights: ReadOnlyStateDict, values: ReadOnlyStateDict) -> StateDict:
+    """Return `weights` in the same order, with each of `values` under all names of the tensor that it replaces."""
+    result = dict(weights)
+    for names in alias_sets(weights).values():
+        for tensor in (values[name] for name in names if name in values):
+            result |= dict.fromkeys(names, tensor)
+    return result
+
+
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Return the names of tensors that hold NaN or infinite numbers; a GPU is waited for only once."""
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]

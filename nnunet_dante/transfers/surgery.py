@@ -27,21 +27,12 @@ import torch
 from torch import Tensor
 
 from ..errors import TransferError
-from ..models.checkpoint import alias_sets
+from ..models.checkpoint import replaced
 from ..types import ReadOnlyStateDict, StateDict
 from .match import LabelMatch, NameMatch, NameReport
 
 NEW_REGION_PROBABILITY = 0.1
 NO_NAMES = NameMatch(target=(), donor=())
-
-
-def _replace(weights: ReadOnlyStateDict, changed: Mapping[str, Tensor]) -> StateDict:
-    """Return the weights with each changed tensor under all names of the tensor that it replaces."""
-    result = dict(weights)
-    for names in alias_sets(weights).values():
-        for tensor in (changed[n] for n in names if n in changed):
-            result |= dict.fromkeys(names, tensor)
-    return result
 
 
 def head_surgery(weights: ReadOnlyStateDict, *, heads: Mapping[str, int],
@@ -68,7 +59,7 @@ def head_surgery(weights: ReadOnlyStateDict, *, heads: Mapping[str, int],
             else "start as the mean of the known labels, so they never win before training"
             if labels.knows_structure
             else "start as the mean of all the donor's labels, where it saw any structure")
-    return _replace(weights, changed), labels.report(rule)
+    return replaced(weights, changed), labels.report(rule)
 
 
 def _head_rows(rows: Tensor, labels: LabelMatch, *, is_bias: bool) -> Tensor:
@@ -116,7 +107,7 @@ def stem_surgery(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], channels
         changed[key] = torch.stack(stem, dim=1)
     rule = ("start with zero kernels, so the network computes the same as before from the known channels" if known
             else "start as the mean of the donor's kernels, because it knows none of them")
-    return _replace(weights, changed), channels.report(rule), previous.report("start with zero kernels")
+    return replaced(weights, changed), channels.report(rule), previous.report("start with zero kernels")
 
 
 def invert_channels(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], channels: tuple[int, ...]) -> StateDict:
@@ -125,4 +116,4 @@ def invert_channels(weights: ReadOnlyStateDict, *, stems: tuple[str, ...], chann
     for key in stems:
         changed[key] = weights[key].clone()
         changed[key][:, list(channels)] *= -1
-    return _replace(weights, changed)
+    return replaced(weights, changed)

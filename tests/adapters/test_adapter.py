@@ -11,11 +11,11 @@ import torch
 from running import train
 from safetensors.torch import save_file
 
-from nnunet_dante.adapters.adapter import apply, extract, info, remove, replaced
+from nnunet_dante.adapters.adapter import apply, extract, info, remove
 from nnunet_dante.adapters.file import read_adapter, write_adapter
 from nnunet_dante.adapters.strength import at_strength, start_weights
 from nnunet_dante.errors import AdapterError
-from nnunet_dante.models.checkpoint import load_checkpoint_safely, save_atomically
+from nnunet_dante.models.checkpoint import load_checkpoint_safely, replaced, save_atomically
 from nnunet_dante.training import trainers
 
 

@@ -23,7 +23,7 @@ from nnunet_dante.compare.report import (
     Text,
     all_tables,
     compare,
-    render,
+    write_pages,
     write_report,
 )
 from nnunet_dante.compare.results import read_results, write_results
@@ -180,7 +180,7 @@ BLOCKS = [Heading("Part"), Text("Words."), Listing(["one", "two"]), TABLE, Pictu
 
 
 def test_markdown_escapes_bars_and_folds(tmp_path):
-    text = render("report.md.j2", "Title & more", BLOCKS, tmp_path)
+    text = write_pages("Title & more", BLOCKS, tmp_path).read_text()
     assert "\n\n| method | 1 |\n|---|---:|\n| A\\|B | 0.5 |\n\n*read so*\n\n" in text
     assert "<details><summary>Open me</summary>\n\n### Inside\n\n" in text and "\n</details>" in text
     assert "![a picture](plots/p.png)" in text and "- one\n- two\n\n" in text and text.startswith("# Title & more\n")
@@ -212,7 +212,7 @@ class Tags(html.parser.HTMLParser):
 def test_the_page_is_well_formed_escaped_and_needs_nothing_else(tmp_path):
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "p.png").write_bytes(b"picture")
-    text = render("report.html.j2", "Title & more", BLOCKS, tmp_path)
+    text = write_pages("Title & more", BLOCKS, tmp_path).with_suffix(".html").read_text()
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
