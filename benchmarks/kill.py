@@ -27,15 +27,7 @@ os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "nnUNet_compil
                "OMP_NUM_THREADS": "1"}
 
 import torch  # noqa: E402
-from killing import (  # noqa: E402
-    PeakedGradualUnfreezing,
-    PeakedLoRA,
-    Report,
-    Training,
-    kill_and_continue,
-    moments,
-    undisturbed,
-)
+from killing import PeakedGradualUnfreezing, PeakedLoRA, Report, Training, kill_and_continue, moments, undisturbed  # noqa: E402
 from running import prepare, with_overrides  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 

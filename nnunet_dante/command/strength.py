@@ -12,13 +12,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from ..adapters.adapter import extract
-from ..adapters.strength import (
-    at_strength,
-    interpolate,
-    note_strength,
-    stale_masks,
-    trained_weights,
-)
+from ..adapters.strength import at_strength, interpolate, note_strength, stale_masks, trained_weights
 from ..datasets.annotated import Undrawn, completed_labels, read_undrawn
 from ..datasets.images import image_files
 from ..errors import DanteError, StrengthError

@@ -10,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_dante.errors import FederationError
-from nnunet_dante.federation.aggregate import (
-    Average,
-    Update,
-    distance,
-    far_off,
-    frozen_factor,
-    refusal,
-    trained_in,
-)
+from nnunet_dante.federation.aggregate import Average, Update, distance, far_off, frozen_factor, refusal, trained_in
 
 LABELS = ("background", "liver", "spleen")
 HEADS = {"head.weight": 0}

@@ -6,13 +6,7 @@ import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dante.errors import TransferError
-from nnunet_dante.models.labels import (
-    channel_names,
-    has_regions,
-    head_names,
-    plain_labels,
-    previous_stage_names,
-)
+from nnunet_dante.models.labels import channel_names, has_regions, head_names, plain_labels, previous_stage_names
 
 LABELS = {"lesion": 2, "background": 0, "organ": [1], "ignore": 3}
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": (2, 3), "enhancing": 3, "ignore": 4}

@@ -12,12 +12,7 @@ from torch.nn.functional import conv2d
 
 from nnunet_dante.transfers.match import NameMatch
 from nnunet_dante.transfers.match import match_names as match
-from nnunet_dante.transfers.surgery import (
-    NEW_REGION_PROBABILITY,
-    head_surgery,
-    invert_channels,
-    stem_surgery,
-)
+from nnunet_dante.transfers.surgery import NEW_REGION_PROBABILITY, head_surgery, invert_channels, stem_surgery
 
 FEATURES = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(2, 8, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
