@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from nnunet_dante.adaptation.steps import Steps
-from nnunet_dante.demo.data import CT, fetch_images, write_dataset, write_split
+from nnunet_dante.demo.data import CT, fetch_images, write_dataset
 from nnunet_dante.demo.run import DONOR
 from nnunet_dante.training.launch import best_device
 
@@ -38,8 +38,8 @@ def pretrain(steps: Steps) -> Path:
     """Return the folder of the model."""
     write_dataset(steps.out / "nnUNet_raw", CT, fetch_images(steps.out / "images"))
     steps.run("nnUNetv2_plan_and_preprocess", "-d", 801, "-c", CONFIGURATION, "-npfp", 1, "--no_pp")
-    write_split(steps.out / "nnUNet_preprocessed", CT)
     folder = steps.out / "nnUNet_preprocessed" / CT.dataset
+    (folder / "splits_final.json").write_text(json.dumps([{"train": [CT.train], "val": [CT.check]}]))
     plans = small_plans(json.loads((folder / "nnUNetPlans.json").read_text()))
     (folder / f"{PLANS}.json").write_text(json.dumps(plans, indent=2))
     steps.run("nnUNetv2_preprocess", "-d", 801, "-plans_name", PLANS, "-c", CONFIGURATION, "-np", 1)

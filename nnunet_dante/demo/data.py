@@ -161,15 +161,6 @@ def write_dataset(raw: Path, modality: Modality, files: dict[str, Path]) -> Path
     return folder
 
 
-def write_split(preprocessed: Path, modality: Modality) -> Path:
-    """Write one fold that trains on one half and validates on the other; return the path of splits_final.json."""
-    folder = preprocessed / modality.dataset
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "splits_final.json"
-    path.write_text(json.dumps([{"train": [modality.train], "val": [modality.check]}]))
-    return path
-
-
 def fetch_images(target: Path, *, data: Path | None = None, cache: Path | None = None) -> dict[str, Path]:
     """Return {file name: path} of the four images of `FILES`, which are unpacked into `target`.
 

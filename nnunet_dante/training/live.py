@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..peft.modes import full_resolution
+from .strength import organs
 
 _Base: Any = object
 _PICTURES = 5  # epochs with overlays
@@ -96,10 +97,8 @@ class LiveMixin(_Base):
         super().initialize()
         self.draw_progress, self.logger.plot_progress_png = self.logger.plot_progress_png, self._draw_seldom
         if self.local_rank == 0 and find_spec("tensorboard"):
-            labels = self.label_manager
-            organs = labels.foreground_regions if labels.has_regions else labels.foreground_labels
             names = {"final_val/foreground_dice": "final validation/mean"}
-            for number, (name, organ) in enumerate(zip(self.foreground_names, organs), start=1):
+            for number, (name, organ) in enumerate(zip(self.foreground_names, organs(self.label_manager)), start=1):
                 names |= {f"dice_per_class_or_region/class_{number}": f"dice/{name}",
                           f"final_val/class_{organ}_dice": f"final validation/{name}"}
             self.board = TensorBoardLogger(Path(self.output_folder, "tensorboard"), names, self.print_to_log_file)

@@ -16,6 +16,7 @@ from ..models.network import head_rows
 from ..peft.regularisation import ExtendedLoss, StartPenalty, Weight, diagonal_fisher, trained_weights
 from ..types import StateDict
 from .size_prior import Gradient, SizePrior, organ_sizes_mm3, unlabelled_volumes
+from .strength import organs
 
 _Base: Any = object
 
@@ -119,10 +120,9 @@ class ObjectiveMixin(_Base):
 
     def _expected_sizes(self) -> dict[int, float]:
         """Return {output of the network: mean size in mm^3 over the training masks that contain the organ}."""
-        labels = self.label_manager.foreground_regions if self.label_manager.has_regions \
-            else self.label_manager.foreground_labels
         masks = self.dataset_class(self.preprocessed_dataset_folder, self.do_split()[0])
-        sizes = organ_sizes_mm3(masks, labels, plans=self.plans_manager, configuration=self.configuration_manager)
+        sizes = organ_sizes_mm3(masks, organs(self.label_manager), plans=self.plans_manager,
+                                configuration=self.configuration_manager)
         for name, column in zip(self.foreground_names, sizes.T):
             if not column.all():
                 self.print_to_log_file(f"WARNING: size_prior expects every image to show the whole of {name}, but "

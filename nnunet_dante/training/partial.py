@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..datasets.annotated import REHEARSED, foreground, undrawn_labels, without_cases
 from ..models.labels import head_names
 from ..types import DatasetJson
-from .strength import mean_dice
+from .strength import mean_dice, organs
 
 _ABSENT = -1e4  # a logit whose probability is 0, also in half precision
 _FINEST = 20  # rehearsed cases are repeated so often that their share of the patches is met up to about this fraction
@@ -148,9 +148,7 @@ class PartialLabelsMixin(_Base):
         super().perform_actual_validation(save_probabilities)
         file = Path(self.output_folder, "validation", "summary.json")
         if self.undrawn and self.local_rank == 0 and file.is_file():
-            manager = self.label_manager
-            labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-            of_name = dict(zip(foreground(self.dataset_json), labels))
+            of_name = dict(zip(foreground(self.dataset_json), organs(self.label_manager)))
             hidden = {case: [of_name[name] for name in names] for case, names in self.undrawn.items()}
             summary = drawn_summary(load_summary_json(str(file)), hidden, self.dataset_json["file_ending"])
             save_summary_json(summary, str(file))

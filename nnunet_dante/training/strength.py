@@ -74,7 +74,7 @@ def dice_of_labels(truth: np.ndarray, mask: np.ndarray, label_manager: LabelMana
     """Return the Dice of each label or region, without voxels of the ignore label; nan if neither mask has it."""
     ignored = None if label_manager.ignore_label is None else truth == label_manager.ignore_label
     dice = []
-    for label in _organs(label_manager):
+    for label in organs(label_manager):
         tp, fp, fn, _ = compute_tp_fp_fn_tn(region_or_label_to_mask(truth, label), region_or_label_to_mask(mask, label),
                                             ignored)
         dice.append(float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else math.nan)
@@ -108,7 +108,8 @@ def mean_dice(dice: Sequence[float]) -> float:
     return float(np.nanmean(dice)) if any(d == d for d in dice) else math.nan
 
 
-def _organs(label_manager: LabelManager) -> list[Any]:
+def organs(label_manager: LabelManager) -> list[Any]:
+    """Return what nnU-Net gives a Dice: the numbers of the labels, or the regions."""
     return label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
 
 
@@ -331,7 +332,7 @@ class StrengthMixin(_Base):
         except RuntimeError as error:
             if "Encountered inf" not in str(error):  # nnU-Net refuses such a prediction, so it counts as the worst
                 raise
-            return [0.0] * len(_organs(self.label_manager))
+            return [0.0] * len(organs(self.label_manager))
         mask = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits, self.plans_manager, self.configuration_manager, self.label_manager, properties,
             num_threads_torch=torch.get_num_threads())

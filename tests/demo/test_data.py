@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from nnunet_dante.demo.data import CT, MR, SPINE, merge_labels, split_at_midline, write_dataset, write_split
+from nnunet_dante.demo.data import CT, MR, SPINE, merge_labels, split_at_midline, write_dataset
 from nnunet_dante.errors import ConfigurationError
 
 
@@ -94,5 +94,3 @@ def test_the_dataset_has_the_form_nnunet_checks(tmp_path):
     verify_dataset_integrity(str(folder), num_processes=1)
     assert sorted(p.name for p in (folder / "imagesTr").iterdir()) == ["mr_left_0000.nii.gz", "mr_right_0000.nii.gz"]
     assert json.loads((folder / "dataset.json").read_text())["labels"] == MR.labels
-    split = json.loads(write_split(tmp_path / "preprocessed", MR).read_text())
-    assert split == [{"train": [MR.train], "val": [MR.check]}]
