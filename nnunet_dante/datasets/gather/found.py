@@ -8,7 +8,6 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import SimpleITK
 
@@ -85,7 +84,7 @@ class Found:
     """One case as it lies in the source.
 
     images: channel -> image. masks: label -> mask with this one label, or INTEGERS -> mask with several.
-    legend: what the values of that mask mean, where a file says it for this case alone. facts: what else is known.
+    legend: what the values of that mask mean, where a file says it for this case alone.
     """
 
     name: str
@@ -106,7 +105,7 @@ class Layout:
 
     description: one sentence. legend: value in the masks -> label, where a file of the source says it.
     channels: names of the channels, in order, where a file says them. dataset_json: of an nnU-Net data set that is
-    there. notes: what else was seen, and what was left aside. from_voxels: True where masks were told by their voxels.
+    there. notes: what else was seen, and what was left aside.
     """
 
     description: str
@@ -116,7 +115,6 @@ class Layout:
     channels: Sequence[str] | None = None
     dataset_json: DatasetJson | None = None
     notes: Sequence[str] = field(default=())
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def safe_name(text: str) -> str:
