@@ -43,6 +43,21 @@ class Prepared:
         return self
 
 
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    from nnunet_dante.models.checkpoint import load_checkpoint_safely
+
+    return load_checkpoint_safely(file)["network_weights"]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def same(one: Path, other: Path) -> bool:
+    """Return whether two checkpoints hold the same weights in the same order."""
+    return list(weights(one)) == list(weights(other)) and equal(weights(one), weights(other))
+
+
 def threads_for_pools(monkeypatch) -> None:
     """Give nnU-Net threads where it asks for new processes, which take longer to import torch than to do a test's work.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import train
+from running import same, train
 from safetensors.torch import save_file
 
 from nnunet_dante.adapters.adapter import apply, extract, info, remove
@@ -30,11 +30,6 @@ def trained(prepared_once, tmp_path_factory) -> Path:
     extract(folder / "checkpoint_final.pth", folder / "adapter.safetensors")
     shutil.copy(prepared_once.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth", folder / "start.pth")
     return folder
-
-
-def same(a: Path, b: Path) -> bool:
-    one, two = (load_checkpoint_safely(f)["network_weights"] for f in (a, b))
-    return list(one) == list(two) and all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_base_and_adapter_equal_the_merged_checkpoint(trained, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from running import train, with_overrides
+from running import same, train, with_overrides
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -140,11 +140,6 @@ def trained(prepared_once, tmp_path_factory) -> Path:
     shutil.copy(prepared_once.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth", folder / "start.pth")
     extract(folder / "checkpoint_final.pth", folder / "peft", form="peft")
     return folder
-
-
-def same(a: Path, b: Path) -> bool:
-    one, two = (load_checkpoint_safely(f)["network_weights"] for f in (a, b))
-    return list(one) == list(two) and all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_base_and_folder_equal_the_checkpoint_and_can_be_taken_apart_again(trained, tmp_path):

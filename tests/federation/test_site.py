@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from federated import activate, made, seed
-from running import train
+from running import train, weights
 
 from nnunet_dante import DanteError
 from nnunet_dante.adapters.file import read_adapter
@@ -18,7 +18,6 @@ from nnunet_dante.federation.aggregate import Update
 from nnunet_dante.federation.coordinator import Coordinator
 from nnunet_dante.federation.settings import read_settings, read_site
 from nnunet_dante.federation.site import finish, train_round
-from nnunet_dante.models.checkpoint import load_checkpoint_safely
 from nnunet_dante.training import trainers
 
 
@@ -31,10 +30,6 @@ def no_figures():
         patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
         patch.setenv("nnUNet_n_proc_DA", "0")
         yield
-
-
-def weights(folder: Path):
-    return load_checkpoint_safely(folder)["network_weights"]
 
 
 def run_rounds(sites, coordinator, *names, rounds=None):

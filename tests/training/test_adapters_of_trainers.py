@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from running import build, keep_checkpoint, prepare, train
+from running import build, keep_checkpoint, prepare, train, weights
 
 from nnunet_dante.adapters.adapter import apply, info, remove
 from nnunet_dante.adapters.file import read_adapter
@@ -34,10 +34,6 @@ class nnUNetTrainerFullDecoder(trainers.DanteMixin, trainers.nnUNetTrainer):  # 
 
 TRAINERS = [*(cls for cls in trainers.TRAINERS.values() if isinstance(cls.method, ParameterEfficient)),
             nnUNetTrainerAllOptions, nnUNetTrainerFullDecoder]
-
-
-def weights(file: Path) -> dict:
-    return load_checkpoint_safely(file)["network_weights"]
 
 
 def same(a: dict, b: dict) -> bool:

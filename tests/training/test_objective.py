@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from running import build, keep_checkpoint, prepare, train, with_overrides
+from running import build, equal, keep_checkpoint, prepare, train, with_overrides
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
@@ -52,10 +52,6 @@ def distance(trainer) -> float:
                zip(final(trainer)["network_weights"].values(), start["network_weights"].values())) ** 0.5
 
 
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_with_all_options_0_nothing_is_wrapped_and_the_weights_are_those_of_nnunets_own_steps(prepared, monkeypatch):
     """The mixin without its overrides is the training of today: the same weights, bit for bit."""
     with_mixin = run(prepared)
@@ -64,7 +60,7 @@ def test_with_all_options_0_nothing_is_wrapped_and_the_weights_are_those_of_nnun
     weights = final(with_mixin)["network_weights"]
     for name in ("on_train_start", "on_train_epoch_start", "train_step", "on_train_epoch_end"):
         monkeypatch.delattr(objective.ObjectiveMixin, name)
-    assert same(final(run(prepared))["network_weights"], weights)
+    assert equal(final(run(prepared))["network_weights"], weights)
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerFineTune", "nnUNetTrainerLoRA"])
@@ -145,9 +141,9 @@ def test_resuming_equals_never_having_stopped(unlabelled, monkeypatch, name, ove
     resumed = build(cls, unlabelled, plans=copy.deepcopy(plans), resume=True)
     assert resumed.current_epoch == 2
     resumed.run_training()
-    assert same(final(resumed)["network_weights"], expected["network_weights"])
+    assert equal(final(resumed)["network_weights"], expected["network_weights"])
     for part, values in expected["dante"]["penalty"].items():
-        assert same(final(resumed)["dante"]["penalty"][part], values)
+        assert equal(final(resumed)["dante"]["penalty"][part], values)
     assert bool(expected["dante"]["penalty"]["fisher"]) == ("ewc" in overrides)
 
 

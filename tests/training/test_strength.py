@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from running import build, keep_checkpoint, train
+from running import build, equal, keep_checkpoint, train
 
 from nnunet_dante.adapters.strength import at_strength, start_weights, trained_weights
 from nnunet_dante.models.checkpoint import load_checkpoint_safely
@@ -21,10 +21,6 @@ METHODS = ["LoRA", "DoRA", "ConvAdapter", "BitFit", "FineTune", "GradualUnfreezi
 
 def final(trainer):
     return load_checkpoint_safely(Path(trainer.output_folder, "checkpoint_final.pth"))
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_the_search_is_finer_around_the_best():

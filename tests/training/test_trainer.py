@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from running import build, train, train_and_resume, with_overrides
+from running import build, equal, train, train_and_resume, weights, with_overrides
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import ParameterEfficient
@@ -20,14 +20,6 @@ from nnunet_dante.training import trainers
 from nnunet_dante.training.trainers import AddedModulesMixin, DanteMixin
 
 NAMES = [name for name, cls in trainers.TRAINERS.items() if not issubclass(cls, AddedModulesMixin)]
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def weights(file: Path) -> dict:
-    return load_checkpoint_safely(file)["network_weights"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from running import build, train, train_and_resume
+from running import build, train, train_and_resume, weights
 
 from nnunet_dante.errors import ConfigurationError
 from nnunet_dante.methods import AdaptFormer
@@ -36,10 +36,6 @@ def test_the_table_from_which_networks_are_built_names_the_trainers_with_their_m
 @pytest.fixture
 def start(prepared) -> dict:
     return weights(prepared.preprocessed / "nnUNetDantePlans_3d_fullres_start.pth")
-
-
-def weights(file: Path) -> dict:
-    return load_checkpoint_safely(file)["network_weights"]
 
 
 def predictor_of(trainer):
