@@ -39,9 +39,10 @@ def main(donor: str | Path | None = None, *datasets: str) -> None:
         donor, datasets = drawn_data()
         overrides = {"iterations": 10, "val_iterations": 2, "rank": 2, "lr": 0.01}
 
+    from loopback import Loopback
+
     from nnunet_dante.federation.create import new_federation
     from nnunet_dante.federation.join import join_federation
-    from nnunet_dante.federation.loopback import Loopback
 
     print(new_federation(OUT / "federation", donor, rounds=4, epochs=1, overrides=overrides))
     joined = [join_federation(OUT / "federation", name, site=name.split("_")[-1].lower()) for name in datasets]

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +20,8 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from federated import LABELS, activate, found, join  # noqa: E402
 from running import threads_for_pools  # noqa: E402
 
-from nnunet_dante.federation.loopback import Loopback  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+from loopback import Loopback  # noqa: E402
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 500.0

@@ -1,6 +1,6 @@
 """A whole federation on this machine: a SuperLink and SuperNodes as processes that talk over 127.0.0.1.
 
-With it, a founder tries a federation before it goes to the sites; the example and the tests use it too.
+With it, a founder tries a federation before it goes to the sites; federation.py and the tests use it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from ..errors import FederationError
+from nnunet_dante.errors import FederationError
 
 _START_S = 90.0  # a process imports for seconds, on a busy machine for many
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
