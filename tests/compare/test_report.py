@@ -179,8 +179,14 @@ BLOCKS = [Heading("Part"), Text("Words."), Listing(["one", "two"]), TABLE, Pictu
           Folded("Open me", [Heading("Inside", 3), TABLE]), Code("a\n  b")]
 
 
+def written(folder):
+    (folder / "plots").mkdir()
+    (folder / "plots" / "p.png").write_bytes(b"picture")
+    return write_pages("Title & more", BLOCKS, folder)
+
+
 def test_markdown_escapes_bars_and_folds(tmp_path):
-    text = write_pages("Title & more", BLOCKS, tmp_path).read_text()
+    text = written(tmp_path).read_text()
     assert "\n\n| method | 1 |\n|---|---:|\n| A\\|B | 0.5 |\n\n*read so*\n\n" in text
     assert "<details><summary>Open me</summary>\n\n### Inside\n\n" in text and "\n</details>" in text
     assert "![a picture](plots/p.png)" in text and "- one\n- two\n\n" in text and text.startswith("# Title & more\n")
@@ -210,9 +216,7 @@ class Tags(html.parser.HTMLParser):
 
 
 def test_the_page_is_well_formed_escaped_and_needs_nothing_else(tmp_path):
-    (tmp_path / "plots").mkdir()
-    (tmp_path / "plots" / "p.png").write_bytes(b"picture")
-    text = write_pages("Title & more", BLOCKS, tmp_path).with_suffix(".html").read_text()
+    text = written(tmp_path).with_suffix(".html").read_text()
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
