@@ -1,6 +1,6 @@
 """Seconds to a result by method and phase, from the logs and results of a protocol that was run.
 
-    python benchmarks/hippocampus/minutes.py OUT/minutes [--out benchmarks/results]      # OUT: written by run.py with minutes.toml
+    python benchmarks/hippocampus/minutes.py OUT/minutes [--out benchmarks/results]   # OUT: of run.py with minutes.toml
 
 Medians over all runs of a method. `start`: from the first line of the log to the first epoch: network, audit, data, and
 the scoring of the start weights. `epochs`: training and nnU-Net's validation of each epoch. `choice`: of the strength.

@@ -196,7 +196,7 @@ class TestVersions:
                home=tmp_path / "home", version=version)
         assert (tmp_path / "m.model").stat().st_size < 1.05 * (files / f"{name}a.model").stat().st_size
 
-    @pytest.mark.parametrize("name", ["a", "flat", "spatial-a", "parallel-a"])
+    @pytest.mark.parametrize("name", ["a", *(pytest.param(v, marks=pytest.mark.slow) for v in ("flat", "spatial-a", "parallel-a"))])
     def test_it_learns_from_what_the_client_sends_and_the_result_comes_back(self, files, version, name, tmp_path):
         client(LEARN, files / f"{name}.model", tmp_path / "m.model", home=tmp_path / "home", version=version)
         report = import_model(tmp_path / "m.model", tmp_path / "back")

@@ -66,6 +66,7 @@ def test_a_result_that_found_the_disk_full_is_written_by_the_same_command(federa
     assert load_checkpoint_safely(again.write_result({}) / "fold_all" / "checkpoint_final.pth")["network_weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("round_", "file"), [(0, "checkpoint"), (1, "checkpoint"), (1, "state")])
 def test_a_site_whose_disk_was_full_is_left_out_and_comes_back(tmp_path, monkeypatch, round_, file):
     def full(_):

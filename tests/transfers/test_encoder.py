@@ -142,6 +142,7 @@ def test_only_a_transfer_takes_an_encoder(place, tmp_path):
     assert "encoder of a training with nnssl (PlainConvUNet), without a decoder that segments" in inspect_path(path)
 
 
+@pytest.mark.slow
 def test_methods_train_the_whole_random_decoder_from_the_first_epoch_and_others_refuse(tmp_path, monkeypatch):
     ready = running.prepare(tmp_path).activate(monkeypatch)
     path = nnssl_checkpoint(ready.donor, tmp_path / "ssl.pth")
