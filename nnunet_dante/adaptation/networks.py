@@ -26,7 +26,7 @@ from ..models.network import build_network
 from ..training.strength import start_of
 from ..transfers.keep import open_folds
 from ..types import PathLike, ReadOnlyStateDict
-from .run import RECORD
+from .running import RECORD
 from .steps import Steps
 
 Prepared: TypeAlias = tuple[torch.Tensor, dict[str, Any]]

@@ -36,11 +36,11 @@ from ..types import PathLike
 from .budget import Length, length_for, minutes_for
 from .data import put_data, write_folds
 from .report import write_adapt_report
-from .running import claimed
+from .running import RECORD, claimed
 from .steps import Steps, say
 
 PLANS, SCRATCH = "nnUNetDantePlans", "nnUNetTrainerFromScratch"
-RECORD, _FINAL, _DONOR = "adapt.json", "checkpoint_final.pth", "checkpoint_donor.pth"
+_FINAL, _DONOR = "checkpoint_final.pth", "checkpoint_donor.pth"
 _PROCESSES = 8  # at most; each imports torch before it reads an image
 _MEASURE = "import sys; from nnunet_dante.adaptation.budget import measure; measure(*sys.argv[1:])"
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from ..errors import ConfigurationError
 from ..files import write_text_atomically
 
-_LOCK, _PROCESS = "adapt.lock", "adapt.pid"
+RECORD, _LOCK, _PROCESS = "adapt.json", "adapt.lock", "adapt.pid"
 OWN_FILES = (_LOCK, _PROCESS)
 _PATIENCE = 2.0  # seconds; whoever looks whether a folder is free holds its lock for an instant
 _TO_END = 20.0  # seconds that a process has to end its commands

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import numpy as np
 import SimpleITK
 
-from ..datasets.views import COLOURS
+from ..datasets.views import COLOURS, first_component
 from ..errors import DanteError, ResultError
 from ..files import write_text_atomically
 
@@ -101,13 +101,9 @@ def as_nifti(image: SimpleITK.Image, ending: str = ".nii") -> bytes:
         RuntimeError: SimpleITK cannot write it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        written, image = Path(folder) / f"volume{ending}", _first_component(image)
+        written, image = Path(folder) / f"volume{ending}", first_component(image)
         SimpleITK.WriteImage(SimpleITK.JoinSeries(image) if image.GetDimension() == 2 else image, str(written), True)
         return written.read_bytes()
-
-
-def _first_component(image: SimpleITK.Image) -> SimpleITK.Image:
-    return SimpleITK.VectorIndexSelectionCast(image, 0) if image.GetNumberOfComponentsPerPixel() > 1 else image
 
 
 def thinning(size: Sequence[int], spacing_mm: Sequence[float], *, most: int) -> list[int]:
@@ -161,7 +157,7 @@ def _part(masks: Sequence[SimpleITK.Image]) -> tuple[tuple[slice, ...], str]:
 
 def _eight_bits(image: SimpleITK.Image) -> SimpleITK.Image:
     """Return an image as whole numbers from 0 to 255; the darkest and the brightest thousandth are cut off."""
-    image = _first_component(image)
+    image = first_component(image)
     low, high = np.nanpercentile(SimpleITK.GetArrayViewFromImage(image), (0.1, 99.9))
     return SimpleITK.Cast(SimpleITK.IntensityWindowing(
         SimpleITK.Cast(image, SimpleITK.sitkFloat32), float(low), float(max(high, low + 1e-6)), 0.0, 255.0),

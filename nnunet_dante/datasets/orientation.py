@@ -86,6 +86,11 @@ class Header:
     origin_mm: tuple[float, ...]
     directions: tuple[float, ...]
 
+    @classmethod
+    def of(cls, image: SimpleITK.Image | SimpleITK.ImageFileReader) -> Header:
+        """Return where an image lies, or the file of which a reader has read the header."""
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
     @property
     def codes(self) -> str | None:
         """Where the stored axes lead, such as "RAS"; None where that cannot be said, as of a 2D image."""
@@ -107,7 +112,7 @@ def read_header(path: Path) -> Header | None:
         reader.ReadImageInformation()
     except RuntimeError:
         return None
-    return Header(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    return Header.of(reader)
 
 
 def _codes_of(path: Path) -> str | None:

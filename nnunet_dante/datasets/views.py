@@ -44,13 +44,17 @@ def viewing_plane(mask: Path | SimpleITK.Image) -> str:
 def upright(volume: Path | SimpleITK.Image, plane: str) -> tuple[np.ndarray, list[float]]:
     """Return a volume, or the file of one, with its axes in the directions `plane`, and its voxel size in mm."""
     image = SimpleITK.ReadImage(str(volume)) if isinstance(volume, Path) else volume
-    if image.GetNumberOfComponentsPerPixel() > 1:  # a colour image
-        image = SimpleITK.VectorIndexSelectionCast(image, 0)
+    image = first_component(image)
     if image.GetDimension() == 3:
         image = SimpleITK.DICOMOrient(image, plane)
     voxels = SimpleITK.GetArrayFromImage(image).T
     spacing_mm = [*image.GetSpacing(), 1.0][:3]
     return (voxels if voxels.ndim == 3 else voxels[:, :, None]), spacing_mm
+
+
+def first_component(image: SimpleITK.Image) -> SimpleITK.Image:
+    """Return an image of numbers as it is, and of a colour image the first colour."""
+    return SimpleITK.VectorIndexSelectionCast(image, 0) if image.GetNumberOfComponentsPerPixel() > 1 else image
 
 
 def overlays(image: np.ndarray, masks: Mapping[str, np.ndarray], file: PathLike, *, labels: Mapping[str, int],

@@ -115,10 +115,9 @@ class RoundMixin(_Base):
         kept = random_state()
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(_SEED)
-        dice = list(self.validation_dice()[1].values())
+        dice = self.validation_dice()[1]
         restore_random_state(kept)
-        names = [name for name in self.row_names if name != "background"]
-        return {spelled(name, self.settings.labels): value for name, value in zip(names, dice)}
+        return {spelled(name, self.settings.labels): value for name, value in dice.items()}
 
     def on_epoch_start(self) -> None:
         """End the round after its epochs."""

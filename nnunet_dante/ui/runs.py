@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adaptation import running
-from ..adaptation.running import OWN_FILES, process_in
+from ..adaptation.running import OWN_FILES, RECORD, process_in
 from ..errors import ConfigurationError
 from ..files import NNUNET_FOLDERS, cannot_write, read_json, write_text_atomically
 from .progress import Training, read_trainings
 
-RECORD, LOG = "adapt.json", "adapt.log"
+LOG = "adapt.log"
 _TAIL = 16_384  # bytes of a log that are shown
 _WRITTEN = {RECORD, LOG, *OWN_FILES, "logs", "predictions", "report.md", "report.html", "results.json", "tables.json",
             "tables", "plots", "panels", "report_files", "model.zip", "adapter.safetensors", "confidence_unseen.csv"}

@@ -20,7 +20,7 @@ from ...errors import DatasetError
 from ..checks import shorten
 from .found import INTEGERS, File, Found, Layout, Part, unique_names
 from .labels import read_legend
-from .volumes import read_volume
+from .volumes import read_volume, same_space
 
 _PAIRS = ("RL", "AP", "SI")
 _SETTINGS = ("orientation", "affine", "resolution", "comment", "model", "dice", "contrast_names")
@@ -183,11 +183,13 @@ def _with_image(file: File, images: Sequence[File], regions: Mapping[str, partia
 def _on_image(image: Path, load: partial, mask_axes: str | None, text: str) -> SimpleITK.Image:
     """Return a region as a mask: it has no place of its own, so it gets that of the image as the screen showed it."""
     array, codes = load()
-    shown = SimpleITK.DICOMOrient(read_volume(image), codes)
-    array = screen_order(array, codes, shown.GetSize(), mask_axes, text)
-    mask = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.T))
-    mask.CopyInformation(shown)
-    return mask
+    return _as_shown(array, codes, read_volume(image), mask_axes, text)
+
+
+def _as_shown(array: np.ndarray, codes: str, image: SimpleITK.Image, mask_axes: str | None,
+              text: str) -> SimpleITK.Image:
+    shown = SimpleITK.DICOMOrient(image, codes)
+    return same_space(shown, np.ascontiguousarray(screen_order(array, codes, shown.GetSize(), mask_axes, text).T))
 
 
 def with_legends(cases: Sequence[Found], mask_axes: str | None) -> list[Found]:
@@ -209,11 +211,6 @@ def with_legends(cases: Sequence[Found], mask_axes: str | None) -> list[Found]:
 
 
 def _compact(mask: Part, image: Part, mask_axes: str | None) -> SimpleITK.Image:
-    stored, seen = mask.load(), image.load()
+    stored = mask.load()
     codes = SimpleITK.DICOMOrientImageFilter().GetOrientationFromDirectionCosines(stored.GetDirection())
-    shown = SimpleITK.DICOMOrient(seen, codes)
-    array = SimpleITK.GetArrayFromImage(stored).T
-    ordered = screen_order(array, codes, shown.GetSize(), mask_axes, mask.text)
-    found = SimpleITK.GetImageFromArray(np.ascontiguousarray(ordered.T))
-    found.CopyInformation(shown)
-    return found
+    return _as_shown(SimpleITK.GetArrayFromImage(stored).T, codes, image.load(), mask_axes, mask.text)

@@ -18,7 +18,7 @@ from ..images import is_cut
 from ..orientation import Header
 from .found import Found, Layout, Part
 from .labels import Labels
-from .masks import LabelMap, counts_of, header_of, read_label_map
+from .masks import LabelMap, counts_of, read_label_map
 from .preview import picture
 from .volumes import nnunet_reads
 
@@ -112,10 +112,10 @@ def _short(error: Exception) -> str:
 
 def _look_at_image(facts: Facts, part: Part, volume: SimpleITK.Image, first: SimpleITK.Image | None) -> None:
     if first is None:
-        facts.header, facts.voxel_type = header_of(volume), volume.GetPixelIDTypeAsString()
+        facts.header, facts.voxel_type = Header.of(volume), volume.GetPixelIDTypeAsString()
         facts.components = volume.GetNumberOfComponentsPerPixel()
         facts.as_is = (True, len(facts.case.masks) == 1)
-    elif volume.GetSize() != first.GetSize() or not same_place(header_of(volume), header_of(first)):
+    elif volume.GetSize() != first.GetSize() or not same_place(Header.of(volume), Header.of(first)):
         facts.faults.append(f"{part.text} lies on another grid than the first channel. All channels of a case need the "
                             "same one: register and resample them")
     if volume.GetDimension() > 3:

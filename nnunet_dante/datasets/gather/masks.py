@@ -31,11 +31,6 @@ class LabelMap:
     warnings: list[str] = field(default_factory=list)
 
 
-def header_of(volume: SimpleITK.Image) -> Header:
-    """Return where a volume lies."""
-    return Header(volume.GetSize(), volume.GetSpacing(), volume.GetOrigin(), volume.GetDirection())
-
-
 def counts_of(voxels: np.ndarray) -> dict[float, int]:
     """Return how many voxels hold each value, from the smallest value to the largest."""
     if voxels.dtype.kind in "ui" and voxels.size and voxels.min() >= 0 and voxels.max() < _COUNTED:
@@ -105,12 +100,12 @@ def _on_grid(part: Part, image: SimpleITK.Image, resample: bool, found: LabelMap
 
 def _moved(part: Part, mask: SimpleITK.Image, image: SimpleITK.Image, voxels: np.ndarray, resample: bool,
            found: LabelMap) -> np.ndarray | None:
-    mine, wanted = header_of(mask), header_of(image)
+    mine, wanted = Header.of(mask), Header.of(image)
     if mine.size == wanted.size and same_place(mine, wanted):
         return voxels
     if len(mine.size) == len(wanted.size) == 3 and wanted.codes:
         turned = SimpleITK.DICOMOrient(mask, wanted.codes)
-        if turned.GetSize() == wanted.size and same_place(header_of(turned), wanted):
+        if turned.GetSize() == wanted.size and same_place(Header.of(turned), wanted):
             found.changed = True  # the same voxels in the same place, stored in another order
             return SimpleITK.GetArrayFromImage(turned)
     sizes = f"{_times(mine.size)} voxels, the image has {_times(wanted.size)}"
