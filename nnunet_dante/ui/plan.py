@@ -116,12 +116,14 @@ class _Plan:
         self.keep.visible = bool(more)
         cases = [case for case in self.seen["cases"] if case["masks"]]
         patients = len({case["patient"] for case in cases})
-        folds = min(5, patients) if patients > 1 else 0
+        way = "and trains on all of them: with one patient, no case can be left unseen to judge the result"
+        if patients > 1:
+            way = (f"divides them into {min(5, patients)} folds, trains on each"
+                   f"{' and from scratch' if self.baseline.value else ''}, and once on all cases")
         self.text.text = (
-            f"{len(cases)} cases, {patients} patients. Dante measures the donor on them, chooses a method, divides "
-            f"them into {folds or 'no'} folds, trains on each{' and from scratch' if self.baseline.value else ''}, and "
-            f"once on all cases. All of it takes about {self._about()}; how long an epoch is follows from a measured "
-            "step. You may close this page or stop the run at any time.")
+            f"{len(cases)} cases, {patients} {'patient' if patients == 1 else 'patients'}. Dante measures the donor on "
+            f"them, chooses a method, {way}. All of it takes about {self._about()}; how long an epoch is follows "
+            "from a measured step. You may close this page or stop the run at any time.")
         self.command.set_content(code(self._words(), "Command"))
         self.button.set_enabled(bool(self.model))
 
@@ -156,7 +158,7 @@ class _Plan:
     async def start(self) -> None:
         """Start the run, and show it."""
         with busy(self.button, self.trouble):
-            out = self.roots.path(self.out.value or "")
+            out = self.roots.filled(self.out.value, "a new folder for the results")
             model = self.model if self.model in self.donors else str(self.roots.path(self.model))
             source, labels = self.folder, self.options.get("labels", [])
             overrides = await ask("parse_overrides", self._settings()) if self._settings() else {}

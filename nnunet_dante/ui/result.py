@@ -106,6 +106,10 @@ class _Look:
             labels = {str(name): value for name, value in content["labels"].items() if isinstance(value, int) and value}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"The data set of this run cannot be read ({error}).") from None
+        self.folds = scored_folds(run) or [run.final]
+        if self.folds == [run.final]:  # all cases are of one patient
+            ui.label("No case was left unseen: the network was trained on the cases that are shown here. Expect worse "
+                     "masks of new images.").classes("quiet")
         cases = list(self.dice) or sorted(p.name.removesuffix(self.ending) for p in (run.raw / "labelsTr").glob(
             f"*{self.ending}"))
         if not cases:
@@ -113,7 +117,8 @@ class _Look:
             return
         with ui.element("div").classes("row"):
             self.case = ui.select({case: self._titled(case) for case in cases}, value=cases[0], on_change=self.show,
-                                  label="Case, the worst first").props("outlined dense").classes("grow")
+                                  label="Case, the worst first" if self.dice else "Case").props(
+                                      "outlined dense").classes("grow")
             view = ui.select(_VIEWS, value="multiplanar", label="View").props("outlined dense")
             outline = ui.checkbox("Outlines")
         self.viewer = Viewer("Image with masks in slices and 3D", labels)
@@ -147,8 +152,7 @@ class _Look:
         """Show the case that is chosen."""
         case, name = self.case.value, f"{self.case.value}{self.ending}"
         masks = {"truth": self.run.raw / "labelsTr" / name, "donor": self.run.folder / "predictions" / "donor" / name,
-                 "adapted": next((p for fold in scored_folds(self.run) if (p := fold / "validation" / name).is_file()),
-                                 Path())}
+                 "adapted": next((p for fold in self.folds if (p := fold / "validation" / name).is_file()), Path())}
         self.viewer.show(self.run.raw / "imagesTr" / f"{case}_0000{self.ending}",
                          {key: path for key, path in masks.items() if path.is_file()})
 
@@ -166,10 +170,11 @@ class _Strength:
         self.run = run
         *folds, final = found
         kept = 1.0 if final["strength"] is None else float(final["strength"])
-        ui.label(f"The result keeps {100 * kept:.0f} % of what was learned. 0 % is the donor, 100 % the network at the "
-                 "end of the training. The curve shows Dice on the unseen cases of each fold.").classes("quiet")
         series = [{"name": f"fold {n}", "type": "line", "data": sorted(fold["curve"]),
                    "color": COLOURS[n % len(COLOURS)]} for n, fold in enumerate(folds) if fold["curve"]]
+        ui.label(f"The result keeps {100 * kept:.0f} % of what was learned. 0 % is the donor, 100 % the network at the "
+                 f"end of the training.{' The curve shows Dice on the unseen cases of each fold.' if series else ''}"
+                 ).classes("quiet")
         if series:
             ui.echart(chart(x="strength", y="Dice", series=series, x_min=0, x_max=1)).props(
                 'role="img" aria-label="Dice by strength"')
@@ -227,8 +232,9 @@ def _segment(roots: Roots, run: Run) -> None:
                 ui.spinner(size="1.4rem").props('aria-hidden="true"')
                 ui.label("The images are being segmented. If you leave the page, the same button goes on.").classes(
                     "quiet")
-            answer = await ask("predict", str(run.folder), str(roots.path(images.value or "")),
-                               str(roots.path(masks.value or "")))
+            answer = await ask("predict", str(run.folder),
+                               str(roots.filled(images.value, "the folder with new images")),
+                               str(roots.filled(masks.value, "a new folder for their masks")))
             place.clear()
             with place:
                 ui.label(printable(answer["said"])).classes("lines")
@@ -250,9 +256,11 @@ def _send_to_dafne(roots: Roots, run: Run) -> None:
 
     async def send() -> None:
         with busy(button, said):
-            text = await ask("send_to_dafne", str(run.folder / "model.zip"), str(roots.path(field.value or "")))
+            place = roots.filled(field.value, "the models folder of Dafne, which Dafne makes when it starts for the "
+                                 "first time. Or download the model, and choose File > Import model... in Dafne")
+            wrote = await ask("send_to_dafne", str(run.final), str(place))
             with said:
-                problem(text, "note")
+                problem(f"{wrote}\nDafne lists its models when it starts: if it is open, start it again.", "note")
 
     button.on_click(send)
 

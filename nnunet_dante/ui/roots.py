@@ -56,6 +56,16 @@ class Roots:
                                      "--root FOLDER to let it look into another folder.")
         return path
 
+    def filled(self, text: str | None, what: str) -> Path:
+        """Return `path` of what a user typed into the field for `what`, which must not stay empty.
+
+        Raises:
+            ConfigurationError: the field is empty, or names a place outside of the roots.
+        """
+        if not (text or "").strip():
+            raise ConfigurationError(f"The field is empty: give {what}.")
+        return self.path(str(text))
+
     def inside(self, text: str | Path) -> list[Path]:
         """Return the visible folders in a folder, in the order of their names.
 

@@ -148,13 +148,17 @@ def report(folds: Sequence[str], out: str) -> str:
     return str(compare(folds, out).with_suffix(".html"))
 
 
-def send_to_dafne(model: str, folder: str) -> str:
-    """Write a model into the models folder of a Dafne client; return what was written."""
+def send_to_dafne(fold: str, folder: str) -> str:
+    """Write the network of a fold folder into the models folder of a Dafne client; return what was written.
+
+    Not that of model.zip: the masks of nnU-Net's validation, which lie in the fold folder, say how the training files
+    are stored. From a zip, RAS would be assumed, and a network of other files would get turned images from Dafne.
+    """
     if not Path(folder).is_dir():
         raise ConfigurationError(f"{folder} is no folder. Give the models folder of Dafne.")
     from ..dafne.export import export_model
 
-    return str(export_model(model, folder))
+    return str(export_model(Path(fold).parent, folder, fold=Path(fold).name.removeprefix("fold_")))
 
 
 _ANSWERS: dict[str, Callable[..., Any]] = {

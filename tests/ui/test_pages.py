@@ -13,9 +13,10 @@ from nicegui.testing.user_simulation import user_simulation
 
 from nnunet_dante.adaptation.running import claimed
 from nnunet_dante.errors import DanteError, StorageError
-from nnunet_dante.ui import ask, data, plan, runs, start
+from nnunet_dante.ui import ask, data, plan, result, runs, start
 from nnunet_dante.ui.pages import add_pages
 from nnunet_dante.ui.roots import Roots
+from nnunet_dante.ui.viewer import Viewer
 
 DONOR = {"donor": "/models/D", "name": "Dataset900_Donor", "problem": "", "labels": ["Organ", "vessel"], "channels": ["MRI"],
          "spacing_mm": [1.0, 1.0, 3.0], "trainer": "nnUNetTrainer", "configuration": "3d_fullres", "folds": ["0"], "size": 2**20,
@@ -225,6 +226,76 @@ def test_another_process_answers_and_what_it_raises_arrives(monkeypatch):
             await ask.ask("findings")
 
     asyncio.run(go())
+
+
+def finished(out, folds):
+    """Write what the page of a result reads; return image, truth and the adapted network's mask."""
+    raw, model = out / "nnUNet_raw" / "Dataset001_M", out / "nnUNet_results" / "Dataset001_M" / "nnUNetTrainerLoRA__P__3d_fullres"
+    shown = [raw / "imagesTr" / "P01_0000.nii.gz", raw / "labelsTr" / "P01.nii.gz",
+             model / f"fold_{folds[0] if folds else 'all'}" / "validation" / "P01.nii.gz"]
+    for file in (*shown, model / "fold_all" / "validation" / "P01.nii.gz", out / "M.model"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (raw / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {"background": 0, "organ": 1}}))
+    (out / "adapt.json").write_text(json.dumps({"format": 1, "asked": {"model": "M", "source": "S"}, "done": {
+        "data": {"dataset": "Dataset001_M"}, "folds": {"folds": folds},
+        "files": {"dafne": "M.model", "folder": str(model), "fold": "all", "commands": []}}}))
+    return shown
+
+
+@pytest.mark.parametrize("folds", [[], ["0", "1"]])
+def test_the_adapted_network_s_masks_are_shown_also_when_no_case_was_left_unseen(machine, monkeypatch, folds):
+    """With one patient there are no folds: the masks are those of the network that was trained on all cases."""
+    shown = finished(machine[0] / "run", folds)
+
+    async def strengths(*_):
+        return [{"strength": 0.96, "curve": [[0, 0.5], [1, 0.7]] if folds else []}] * (len(folds) + 1)
+
+    monkeypatch.setattr(result, "ask", strengths)
+
+    async def steps(user):
+        await user.open(f"/result?folder={machine[0] / 'run'}")
+        await user.should_see("The result keeps 96 %")
+        (viewer,) = user.find(Viewer).elements
+        assert [volume["url"].removeprefix("/volume") for volume in viewer._props["volumes"]] == [str(file) for file in shown]
+        await (user.should_not_see if folds else user.should_see)("No case was left unseen")
+        await (user.should_see if folds else user.should_not_see)("The curve shows Dice")
+
+    visit(machine[0], steps=steps)
+
+
+def test_a_model_goes_into_the_folder_of_dafne_and_into_no_other(machine, monkeypatch):
+    root, answers, asked, started = machine
+    finished(root / "run", [])
+    answers |= {"strengths": [{"strength": 1.0, "curve": []}], "send_to_dafne": "Wrote M_1.model"}
+    monkeypatch.setattr(result, "ask", start.ask)
+    monkeypatch.setenv("HOME", str(root))  # where Dafne has never been started
+
+    async def steps(user):
+        await user.open(f"/result?folder={root / 'run'}")
+        user.find("Put it into Dafne").click()
+        await user.should_see("File > Import model...")
+        assert not any(name == "send_to_dafne" for name, *_ in asked)
+        user.find("Models folder of Dafne").type(str(root / "images"))
+        user.find("Put it into Dafne").click()
+        await user.should_see("if it is open, start it again")
+        (fold,) = (root / "run" / "nnUNet_results").glob("*/*/fold_all")
+        assert asked[-1] == ("send_to_dafne", str(fold), str(root / "images"))
+
+    visit(root, steps=steps)
+
+
+def test_the_plan_for_one_patient_speaks_of_no_folds(machine):
+    root, answers, asked, started = machine
+    answers["look"] = {**SEEN, "cases": [CASE, {**CASE, "name": "P01b"}]}
+
+    async def steps(user):
+        await user.open(f"/adapt?folder={root / 'images'}")
+        await user.should_see("2 cases, 1 patient.")
+        await user.should_see("with one patient, no case can be left unseen")
+        await user.should_not_see("folds")
+
+    visit(root, steps=steps)
 
 
 @pytest.mark.parametrize("done", [{"cost": {"mib": "x"}}, {"files": {}, "report": {"dice": [1]}}, {"files": {"commands": [3]}},

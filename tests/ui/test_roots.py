@@ -30,6 +30,13 @@ def test_what_lies_inside_is_found(roots, tmp_path):
     assert roots.path("new/run") == tmp_path / "root" / "new" / "run", "it need not exist yet"
 
 
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_an_empty_field_is_not_the_first_root(roots, text):
+    with pytest.raises(ConfigurationError, match="is empty: give the models folder"):
+        roots.filled(text, "the models folder")
+    assert roots.filled(" a ", "the models folder") == roots.path("a")
+
+
 def test_hidden_folders_are_not_sent(roots):
     assert roots.path(".hidden/x").name == "x"
     with pytest.raises(ConfigurationError):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from nnunet_dante.dafne.model_file import open_model
 from nnunet_dante.errors import ConfigurationError, DanteError
 from nnunet_dante.ui import work
 
@@ -76,6 +77,18 @@ def test_a_run_that_ends_on_a_full_disk_says_so_where_the_page_looks(tmp_path, m
     assert capsys.readouterr().err.startswith("Error: [Errno 28] No space left on device: ")
 
 
+def test_dafne_turns_images_back_to_how_the_training_files_lie(tmp_path):
+    """Real case: sagittal MRs were stored PIR. The model was written from model.zip, so RAS was assumed, and its masks were wrong."""
+    fold = tiny.write_model_folder(tmp_path / "model") / "fold_0"
+    (fold / "validation").mkdir()
+    affine = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # to the back, down, to the right
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.uint8), affine), fold / "validation" / "P01.nii.gz")
+    (tmp_path / "dafne").mkdir()
+    assert "training files lie PIR" in work.send_to_dafne(str(fold), str(tmp_path / "dafne"))
+    (written,) = (tmp_path / "dafne").glob("*.model")
+    assert open_model(written).settings["orientation"] == "PIR"
+
+
 def test_dafne_needs_its_folder(tmp_path):
     with pytest.raises(ConfigurationError, match="no folder"):
-        work.send_to_dafne("model.zip", str(tmp_path / "none"))
+        work.send_to_dafne(str(tmp_path / "fold_all"), str(tmp_path / "none"))
