@@ -25,6 +25,7 @@ FEWEST_STEPS = 50
 _VALIDATION_SHARE = 0.2  # validation steps per training step
 _TRAINING_SHARE = 0.8  # of the budget; the rest is for choosing the strength, validation and the report
 _SHORTEST_EPOCH = 10  # steps; an epoch has a fixed cost besides
+_DISTANCE, _FASTEST = 4.0, 0.003  # steps times learning rate; a learning rate (benchmarks/hippocampus/rates.toml)
 _MEASURED_SECONDS, _MOST_MEASURED = 10.0, 30
 
 
@@ -38,7 +39,7 @@ class Length:
 
 
 def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: str, device: str) -> None:
-    """Print the cost of a training step as JSON; takes some seconds, and leaves no files.
+    """Print the cost of a training step and the trainer's learning rate as JSON; takes some seconds, leaves no files.
 
     The step is one of the last epoch, when methods that open the network in stages train all of it. Another name of the
     plans keeps it away from the results of real trainings.
@@ -65,7 +66,7 @@ def measure(dataset: str, configuration: str, plans: str, trainer: str, fold: st
         end_loaders(training)
         shutil.rmtree(training.output_folder_base, ignore_errors=True)
     usual = sorted(times[1:])[len(times[1:]) // 2]  # the first step loads libraries
-    print(json.dumps({"step_seconds": usual, "mib": memory.peak_mib()}))
+    print(json.dumps({"step_seconds": usual, "mib": memory.peak_mib(), "lr": training.initial_lr}))
 
 
 def minutes(text: str) -> float:
@@ -100,6 +101,15 @@ def length_for(minutes: float, trainings: int, *, step_seconds: float, start_sec
     iterations = max(_SHORTEST_EPOCH, math.ceil(steps / EPOCHS))
     return Length(epochs=steps // iterations, iterations=iterations,
                   val_iterations=max(1, round(_VALIDATION_SHARE * iterations)))
+
+
+def faster_rate(length: Length) -> float:
+    """Return the learning rate that trainings of this length need, if the trainer's own one is lower.
+
+    AdamW moves a weight by about the learning rate in each step, so that few steps with the usual 0.001 lead nowhere.
+    From 4000 steps on it is 0.001; below, steps times rate stays the same, until the rate is 0.003.
+    """
+    return min(_FASTEST, _DISTANCE / (length.epochs * length.iterations))
 
 
 def minutes_for(length: Length, trainings: int, *, step_seconds: float, start_seconds: float) -> float:

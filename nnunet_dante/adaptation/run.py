@@ -33,7 +33,7 @@ from ..training.launch import best_device
 from ..training.strength import start_of
 from ..transfers.complete import readable_channels
 from ..types import PathLike
-from .budget import Length, length_for, minutes_for
+from .budget import Length, faster_rate, length_for, minutes_for
 from .data import put_data, write_folds
 from .report import write_adapt_report
 from .running import RECORD, claimed
@@ -180,7 +180,7 @@ class _Work:
         self.steps.total += len(trainings) + 1
         cost = self.once("cost", "Measure a training step", lambda: self._measure(folds, len(trainings) + 1))
         self.length = Length(**{name: cost[name] for name in Length.__dataclass_fields__})
-        self._set_length()
+        self._set_length(cost)
         self._say_plan(cost, len(trainings) + 1, advice["reason"])
         for trainer, fold in trainings:
             self._train(trainer, fold)
@@ -251,7 +251,10 @@ class _Work:
         given = {name: value for name, value in self.asked["overrides"].items() if name in Length.__dataclass_fields__}
         if len(given) < len(Length.__dataclass_fields__):
             given = asdict(length_for(self.asked["budget_minutes"], trainings, **times)) | given
-        minutes = minutes_for(Length(**given), trainings, **times)
+        length = Length(**given)
+        minutes, usual = minutes_for(length, trainings, **times), cost.pop("lr")
+        if "lr" not in self.asked["overrides"] and (rate := faster_rate(length)) > usual:
+            cost["lr"] = rate
         planned = self._transfer_report()["memory_gib"]
         return cost | given | {"minutes": round(minutes, 1),
                                "gib": planned if cost["mib"] is None else round(cost["mib"] / 1024, 2)}
@@ -260,12 +263,13 @@ class _Work:
         return read_json(self.steps.folder("nnUNet_preprocessed", self.dataset,
                                            f"{PLANS}_{self.configuration}_transfer.json"))
 
-    def _set_length(self) -> None:
-        """Write the length of the trainings into the plans; numbers that the user gave stay."""
+    def _set_length(self, cost: dict[str, Any]) -> None:
+        """Write the length of the trainings, and what follows from it, into the plans; the user's own numbers stay."""
         file = self.steps.folder("nnUNet_preprocessed", self.dataset, f"{PLANS}.json")
         plans = read_json(file)
         block = read_dante_block(plans)
-        plans["dante"] = with_overrides(block, block["overrides"] | asdict(self.length) | self.asked["overrides"])
+        plans["dante"] = with_overrides(block, block["overrides"] | asdict(self.length) | self.asked["overrides"]
+                                        | ({"lr": cost["lr"]} if "lr" in cost else {}))
         write_text_atomically(json.dumps(plans, indent=2), file)
 
     def _say_plan(self, cost: dict[str, Any], trainings: int, reason: str) -> None:
@@ -275,6 +279,8 @@ class _Work:
             f"{length.iterations} steps, so {trainings * length.epochs * length.iterations} steps of "
             f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {math.ceil(cost['minutes'])} min in "
             f"all{_memory([cost])}. Reason: {reason}.")
+        if "lr" in cost:
+            say(f"The learning rate is {cost['lr']:.2g}, because the trainings are short; --set lr=0.001 takes another.")
         for warning in report["warnings"]:
             say(f"! {warning}")
         if self.memory_gib:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_dante.adaptation.budget import MOST_STEPS, length_for, measure, minutes, minutes_for
+from nnunet_dante.adaptation.budget import MOST_STEPS, Length, faster_rate, length_for, measure, minutes, minutes_for
 from nnunet_dante.errors import ConfigurationError
 
 
@@ -43,10 +43,15 @@ def test_a_budget_that_is_too_short_says_how_much_is_needed():
     assert length_for(6, 6, step_seconds=0.5, start_seconds=20)
 
 
+@pytest.mark.parametrize(("steps", "rate"), [(60, 0.003), (1300, 0.003), (2000, 0.002), (4000, 0.001), (25_000, 0.00016)])
+def test_short_trainings_have_a_higher_learning_rate(steps, rate):
+    assert faster_rate(Length(epochs=10, iterations=steps // 10, val_iterations=1)) == pytest.approx(rate)
+
+
 def test_a_step_is_measured_and_no_results_are_left(prepared, capsys):
     measure(prepared.dataset, "3d_fullres", "nnUNetDantePlans", "nnUNetTrainerGradualUnfreezing", "0", "cpu")
     cost = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert 0 < cost["step_seconds"] < 60 and set(cost) == {"step_seconds", "mib"}
+    assert 0 < cost["step_seconds"] < 60 and set(cost) == {"step_seconds", "mib", "lr"} and cost["lr"] == 0.001
     assert not list(Path(prepared.root, "nnUNet_results", prepared.dataset).rglob("fold_0"))
 
 

@@ -102,3 +102,15 @@ def test_the_plan_has_the_warnings_of_the_transfer_and_says_what_makes_a_trainin
     said = capsys.readouterr().err
     assert "more than 7 GiB" in said and "  --set recompute=true: about 6.5 GiB" in said
     assert "\n! the patch is larger than the median image\n! images differ\n" in said
+
+
+@pytest.mark.parametrize(("usual", "overrides", "rate"), [
+    (0.001, {}, 0.003), (0.01, {}, None), (0.0005, {"lr": 0.0005}, None), (0.001, {"epochs": 1000}, None)])
+def test_short_trainings_get_a_higher_learning_rate_unless_it_is_high_already_or_the_users(work, monkeypatch, capsys, usual, overrides, rate):
+    write_transfer_report(work)
+    work.asked["overrides"] = {"epochs": 50, "iterations": 6, "val_iterations": 2} | overrides
+    monkeypatch.setattr(work.steps, "python", lambda *_, **__: json.dumps({"step_seconds": 0.1, "mib": None, "lr": usual}))
+    cost = work._measure(["0"], 2)
+    assert cost.get("lr") == rate
+    work._say_plan(cost, 2, "few cases")
+    assert ("learning rate is 0.003, because the trainings are short" in capsys.readouterr().err) == bool(rate)

@@ -49,6 +49,8 @@ def test_the_whole_way_goes_on_where_it_was_stopped(given, monkeypatch):
     assert [words for command, what, words in called if what == ("train",)] == [("0",), ("1",), ("1",), ("2",), *(
         [("all",)] if result.strength or (fold.parents[1] / "fold_all").is_dir() else [])]
 
+    trained = next((fold.parents[1] / "fold_0").glob("training_log*.txt")).read_text()
+    assert "Current learning rate: 0.003" in trained, "so few steps need a higher one"
     assert set(result.dice) == {"donor", "adapted"} and not any(map(math.isnan, result.dice.values()))
     kept = [load_checkpoint_safely(fold.parents[1] / f"fold_{n}" / fold.name)["dante"]["strength"]["value"] for n in range(3)]
     assert result.strength == pytest.approx(round(sum(kept) / 3, 2))
