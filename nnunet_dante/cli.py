@@ -12,21 +12,11 @@ from .cli_adapter import adapter
 from .cli_compare import benchmark, compare, shots
 from .cli_dataset import dataset
 from .cli_federate import federate
-from .errors import DanteError
+from .cli_words import Commands
 from .files import printable
 
 
-class _Commands(click.Group):
-    """Show the errors of this package as one message, without a traceback."""
-
-    def invoke(self, ctx: click.Context):
-        try:
-            return super().invoke(ctx)
-        except DanteError as error:
-            raise click.ClickException(printable(str(error))) from error
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
     """Fine-tune pretrained nnU-Net v2 networks on few labelled cases, and share the result.
@@ -56,7 +46,7 @@ def demo(out: Path, data: Path | None) -> None:
 
 
 @main.command()
-@click.argument("source", type=shared.ANY_PATH)
+@click.argument("source", type=shared.MODEL)
 @shared.dataset
 @shared.network
 @click.option("-p", "--plans-name", default="nnUNetDantePlans", show_default=True, help="Name of the plans to write.")
@@ -96,6 +86,9 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
     SOURCE is a model folder, a zip from nnUNetv2_export_model_to_zip, a single checkpoint file, or the name of a model
     of TotalSegmentator, such as totalsegmentator:291. `nnunet-dante donors` lists what is on this machine.
     """
+    if wrong := [text for text in rename if "=" not in text]:
+        raise click.BadParameter(f"{wrong[0]!r} is not OLD=NEW.", param_hint="--rename")
+
     from .models.memory import gib, memory_advice
     from .models.overrides import parse_overrides
     from .transfers.transfer import transfer as run
@@ -107,8 +100,6 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
     if twice := overrides.keys() & (parsed := parse_overrides(settings)).keys():
         raise click.BadParameter(f"{min(twice)} has a flag of its own; give either the flag or --set, not both.",
                                  param_hint="--set")
-    if wrong := [text for text in rename if "=" not in text]:
-        raise click.BadParameter(f"{wrong[0]!r} is not OLD=NEW.", param_hint="--rename")
     report = run(source, dataset, overrides=overrides | parsed, rename=dict(text.split("=", 1) for text in rename),
                  keep_labels=shared.split_words(keep_labels), **options)
     advice = [memory_advice(report.memory_gib, limit, report.batch_size)] if limit else []
@@ -116,7 +107,7 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 
 
 @main.command()
-@click.argument("model", type=shared.ANY_PATH)
+@click.argument("model", type=shared.MODEL)
 @click.argument("source", type=shared.EXISTING_FOLDER)
 @click.option("-o", "--out", type=shared.FOLDER, required=True, help="Folder for everything that is written.")
 @click.option("-n", "--name", help="Name of the data set, such as Dataset123_Mine. Default: that of SOURCE.")
@@ -128,7 +119,7 @@ def transfer(source: Path, dataset: str, epochs, iterations, val_iterations, lr,
 @shared.geometry
 @click.option("--labels", multiple=True, metavar="NAME=VALUE,...", help="What values in masks mean; see `dataset`.")
 @click.option("--channels", multiple=True, metavar="NAME,...", help="Names of the channels, such as CT; see `dataset`.")
-@click.option("--groups", type=shared.FILE, help="Which cases are of one patient; as for `shots`.")
+@click.option("--groups", type=shared.EXISTING_FILE, help="Which cases are of one patient; as for `shots`.")
 @shared.settings
 @shared.device
 @shared.memory
@@ -151,7 +142,7 @@ def adapt(model: Path, source: Path, out: Path, budget: str, settings: tuple[str
 
 
 @main.command()
-@click.argument("model", type=shared.ANY_PATH)
+@click.argument("model", type=shared.MODEL)
 @click.argument("images", type=shared.EXISTING_FOLDER)
 @click.option("-o", "--masks", type=shared.FOLDER, required=True, help="New folder for the masks and the table.")
 @click.option("--overlays", is_flag=True, help="Also draw the mask of each case on its image, as PNG.")
@@ -174,7 +165,7 @@ def predict(context: click.Context, model: Path, images: Path, masks: Path, **op
 
 @main.command()
 @shared.dataset
-@click.option("--from", "source", type=shared.ANY_PATH, required=True,
+@click.option("--from", "source", type=shared.MODEL, required=True,
               help="The donor: model folder, exported zip or checkpoint, as for transfer.")
 @shared.network
 @click.option("--train-fold",
@@ -235,7 +226,7 @@ def donors(folders: tuple[Path, ...]) -> None:
 
 
 @main.command()
-@click.argument("path", type=shared.ANY_PATH)
+@click.argument("path", type=shared.MODEL)
 def inspect(path: Path) -> None:
     """Show what a model file holds, without running code in it.
 
@@ -247,7 +238,7 @@ def inspect(path: Path) -> None:
 
 
 @main.command()
-@click.argument("model_folder", type=shared.ANY_PATH)
+@click.argument("model_folder", type=shared.MODEL)
 @click.option("-o", "--output", type=shared.ANY_PATH, required=True,
               help="NAME.model, or the models folder of a Dafne client.")
 @shared.network
@@ -269,10 +260,11 @@ def export(model_folder: Path, output: Path, categories, info, **options) -> Non
 
     MODEL_FOLDER is a model folder, a zip from nnUNetv2_export_model_to_zip, or a single checkpoint file.
     """
-    from .dafne.export import export_model
-
     if wrong := [text for text in info if "=" not in text]:
         raise click.BadParameter(f"{wrong[0]!r} is not KEY=TEXT.", param_hint="--info")
+
+    from .dafne.export import export_model
+
     texts = dict(text.split("=", 1) for text in info)
     click.echo(str(export_model(model_folder, output, categories=categories or None, info=texts, **options)))
 

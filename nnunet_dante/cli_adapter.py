@@ -50,7 +50,7 @@ def adapter_apply(base: Path, adapter_file: Path, output: Path) -> None:
 @adapter.command("merge")
 @click.argument("adapters", nargs=-1, required=True, type=shared.EXISTING)
 @click.option("-o", "--output", type=shared.FILE, required=True, help="The adapter.safetensors to write.")
-@click.option("--weights", help="One number for each adapter, such as 0.7,0.3; default: the average.")
+@click.option("--weights", metavar="W,W,...", help="A number for each adapter, such as 0.7,0.3; default: the average.")
 @click.option("--base", type=shared.EXISTING,
               help="The start weights of the trainings; a message says when they are needed.")
 def adapter_merge(adapters: tuple[Path, ...], output: Path, weights: str | None, base: Path | None) -> None:
@@ -59,12 +59,13 @@ def adapter_merge(adapters: tuple[Path, ...], output: Path, weights: str | None,
     The folds of one training make one network that way. Adapters that learned different things can be added with
     --weights 1,1, but only a test can tell whether the sum works.
     """
-    from .adapters.merge import merge
-
     try:
         shares = None if weights is None else [float(word) for word in weights.split(",")]
     except ValueError:
         raise click.BadParameter(f"{weights!r} is not a list such as 0.7,0.3.", param_hint="--weights") from None
+
+    from .adapters.merge import merge
+
     click.echo(merge(adapters, output, weights=shares, base=base))
 
 

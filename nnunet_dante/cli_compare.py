@@ -9,34 +9,32 @@ import click
 from . import cli_options as shared
 
 
-@click.command(context_settings={"allow_extra_args": True})
+@click.command()
 @shared.dataset
 @click.option("-k", "--shots", multiple=True, required=True, metavar="K,K,...",
               help="Numbers of training cases, such as 1,2,4; `all` means all cases. Repeatable.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True,
               help="How many times each number of cases is drawn.")
-@click.option("--groups", type=shared.FILE,
+@click.option("--groups", type=shared.EXISTING_FILE,
               help="JSON {group: [cases]} or CSV case,group: the cases of a group, such as a patient, stay together.")
-@click.option("--test", type=shared.FILE, help="Cases that no training may see: one per line, or a JSON list.")
+@click.option("--test", type=shared.EXISTING_FILE,
+              help="Cases that no training may see: one per line, or a JSON list.")
 @click.option("--val", type=click.IntRange(1),
               help="Number of validation cases. Default: a fifth of all, at least one.")
 @click.option("--force", is_flag=True, help="Replace existing folds that differ.")
-@click.pass_context
-def shots(context: click.Context, dataset: str, shots: tuple[str, ...], **options) -> None:
+def shots(dataset: str, shots: tuple[str, ...], **options) -> None:
     """Draw small training sets, to measure what few cases are worth.
 
     This writes folds with K training cases each. Each set contains the smaller ones, all are drawn once for each seed,
     and all folds have the same validation cases.
     """
+    words = shared.split_words(shots)
+    if wrong := [word for word in words if word != "all" and not word.isdecimal()]:
+        raise click.BadParameter(f"{wrong[0]!r} is neither a number nor the word all.", param_hint="-k")
+
     from .datasets.shots import ALL, write_shots
     from .training.launch import train_command
 
-    words = shared.split_words(shots)
-    if context.args:
-        raise click.BadParameter(f"{context.args[0]!r} stands alone; separate the numbers with commas: "
-                                 f"-k {','.join([*words, *context.args])}", param_hint="-k")
-    if wrong := [word for word in words if word != ALL and not word.isdecimal()]:
-        raise click.BadParameter(f"{wrong[0]!r} is neither a number nor the word {ALL}.", param_hint="-k")
     drawn = write_shots(dataset, [word if word == ALL else int(word) for word in words], **options)
     command = train_command(drawn.dataset, "CONFIGURATION", "FOLD", plans="PLANS", trainer="TRAINER")
     click.echo(f"{drawn}\nTrain one with: {command}")

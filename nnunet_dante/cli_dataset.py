@@ -22,7 +22,8 @@ from .files import printable
 @click.option("--masks", multiple=True, metavar="PATTERN",
               help='Which files are masks, where names do not tell it, such as "*/liver*"; repeatable.')
 @click.option("--without", multiple=True, metavar="CASE,...", help="Cases to leave out.")
-@click.option("--groups", type=shared.FILE, help="JSON {patient: [cases]} or CSV case,patient: cases of one patient.")
+@click.option("--groups", type=shared.EXISTING_FILE,
+              help="JSON {patient: [cases]} or CSV case,patient: cases of one patient.")
 @click.option("--resample-masks", is_flag=True, help="Bring masks on another grid to the grid of their image.")
 @click.option("--mask-axes", type=click.Choice(["screen", "xyz"]),
               help="Order of the axes in Dafne's masks, where shapes do not tell it: screen if drawn by hand, xyz if "
@@ -40,9 +41,11 @@ def dataset(context: click.Context, source: Path, number: int, name: str, labels
     nnU-Net's own format.
     Nothing in SOURCE is changed.
     """
+    if wrong := [word for word in context.args if "=" not in word]:
+        raise click.UsageError(f"Got unexpected extra argument ({wrong[0]}): it is neither the SOURCE nor a label "
+                               "NAME=VALUE.", context)
+
     from .datasets.gather.gather import gather
 
-    if wrong := [word for word in context.args if "=" not in word]:
-        raise click.BadParameter(f"{wrong[0]!r} is neither the SOURCE nor a label NAME=VALUE.", param_hint="--labels")
     gather(source, number, name, labels=(*labels, *context.args), say=lambda line: click.echo(printable(line)),
            **options)

@@ -20,7 +20,7 @@ def federate() -> None:
 
 @federate.command("new")
 @click.argument("folder", type=shared.FOLDER)
-@click.option("--donor", required=True, type=shared.ANY_PATH, help="The pretrained network, as for transfer.")
+@click.option("--donor", required=True, type=shared.MODEL, help="The pretrained network, as for transfer.")
 @click.option("--labels", multiple=True, metavar="NAME,...",
               help="Labels of all sites together. Default: the donor's. Repeatable.")
 @click.option("--method", default="LoRA", show_default=True,

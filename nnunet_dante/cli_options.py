@@ -7,8 +7,23 @@ from pathlib import Path
 
 import click
 
+class ModelPath(click.Path):
+    """A model that exists, or the name of one of TotalSegmentator's; checked before anything slow is imported."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, path_type=Path)
+
+    def convert(self, value, param, ctx):
+        """Return the path; a name such as totalsegmentator:291 is looked up later."""
+        if str(value).lower().startswith("totalsegmentator:"):
+            return Path(value)
+        return super().convert(Path(value).expanduser(), param, ctx)
+
+
+MODEL = ModelPath()
 ANY_PATH = click.Path(path_type=Path)
 EXISTING = click.Path(exists=True, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -28,7 +43,6 @@ memory = click.option("--memory", metavar="SIZE",
                       help="Memory of your GPU, such as 6GiB: says what makes a training fit it.")
 trust = click.option("--trust", is_flag=True,
                      help="Also read a checkpoint that runs code when it is loaded. Only if you know its author.")
-
 
 
 def network(command: Callable) -> Callable:

@@ -21,7 +21,7 @@ LEVELS = (  # a room may import from those before its own level, and from its ne
     ("models",),
     ("training", "transfers", "adapters", "datasets"),
     ("ui", "adaptation", "federation", "demo", "benchmark", "advise", "command", "dafne", "compare"),
-    ("cli_adapter", "cli_compare", "cli_dataset", "cli_federate", "cli_options"),
+    ("cli_adapter", "cli_compare", "cli_dataset", "cli_federate", "cli_options", "cli_words"),
     ("cli",),
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

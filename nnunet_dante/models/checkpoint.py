@@ -15,6 +15,9 @@ from ..files import atomic_path
 from ..types import PathLike, ReadOnlyStateDict, StateDict
 from .torch_file import foreign_names, load
 
+# The first bytes of NRRD, MHA, PNG, JPEG, TIFF (two kinds) and BMP.
+_IMAGES = (b"NRRD", b"ObjectType", b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
+
 
 def load_checkpoint_safely(path: PathLike, *, trust: bool = False) -> dict[str, Any]:
     """Return the dict in a torch file, with its tensors on the CPU, after the checks of `torch_file.py`.
@@ -54,8 +57,21 @@ def _refusal(path: Path, foreign: tuple[str, ...]) -> UntrustedFileError:
 
 
 def _damaged(path: Path, detail: str) -> DonorError:
+    if _is_image(path):
+        return DonorError(f"{path.name} is an image, and no model. Give a model folder, a zip that nnU-Net exported, "
+                          "or a checkpoint .pth. Commands for images take their folder: `nnunet-dante dataset FOLDER "
+                          "-d 1 -n Look --dry-run` says what is in it, and `nnunet-dante predict MODEL FOLDER "
+                          "-o MASKS` segments.")
     return DonorError(f"{path.name} ({path.stat().st_size} bytes) is truncated, damaged or no torch file "
                       f"({detail.splitlines()[0][:200]}). Copy or download it again and compare its size.")
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a file is an image, by its first bytes, or by its name where it is a compressed NIfTI."""
+    with path.open("rb") as stream:
+        head = stream.read(348)
+    return (path.name.lower().endswith(".nii.gz") or head[128:132] == b"DICM" or head[344:347] in (b"n+1", b"ni1")
+            or head.startswith(_IMAGES))
 
 
 def weights_of(content: Mapping[Any, Any]) -> StateDict | None:

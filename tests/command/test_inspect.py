@@ -13,6 +13,7 @@ import torch
 from nnunet_dante.command.inspect import inspect_path
 from nnunet_dante.errors import DonorError
 from nnunet_dante.models.checkpoint import file_sha256, weights_sha256
+from nnunet_dante.models.donor import open_donor
 
 
 @pytest.fixture
@@ -122,3 +123,14 @@ def test_options_that_are_not_set_are_not_called_new(tmp_path):
     said = inspect_path(tmp_path / "start.pth")
     assert "lesion: new" in said and "organ: liver" in said and "rank: 8" in said
     assert "ranks" not in said
+
+
+@pytest.mark.parametrize(("name", "first"), [
+    ("a.nii.gz", b"\x1f\x8b"), ("a.nii", b"\0" * 344 + b"n+1\0"), ("a.mha", b"ObjectType = Image"), ("a.nrrd", b"NRRD0004"),
+    ("IM0001", b"\0" * 128 + b"DICM"), ("a.png", b"\x89PNG\r\n"), ("a.tif", b"II*\0")])
+def test_images_are_called_images_by_all_that_read_models(tmp_path, name, first):
+    file = tmp_path / name
+    file.write_bytes(first + bytes(500))
+    for read in (inspect_path, open_donor):
+        with pytest.raises(DonorError, match=f"{name} is an image, and no model.*nnunet-dante predict MODEL FOLDER"):
+            read(file)

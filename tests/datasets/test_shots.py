@@ -149,7 +149,7 @@ def test_command_refuses_what_is_no_number(preprocessed):
 
 def test_numbers_apart_from_one_another_are_refused_with_the_spelling_that_works(preprocessed):
     done = run("-k", "1", "2", "all")
-    assert done.exit_code == 2 and "separate the numbers with commas: -k 1,2,all" in done.output
+    assert done.exit_code == 2 and "with commas and without spaces: --shots 1,2,all" in " ".join(done.output.split())
 
 
 def test_the_table_is_read_back_also_without_notes_as_0_1_0_wrote_it(preprocessed):
