@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -66,6 +69,20 @@ def write_text_atomically(text: str, path: str | Path) -> None:
     """Write UTF-8 text so that a reader sees the old file or the whole new one."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as CSV with a header; floats have six digits, None and nan are empty."""
+    rows, text = list(rows), io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(chain.from_iterable(rows))), lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+        table.writerow({name: _digits(value) if isinstance(value, float) else value for name, value in row.items()})
+    return text.getvalue()
+
+
+def _digits(value: float) -> float | str:
+    return "" if math.isnan(value) else float(f"{value:.6g}")
 
 
 def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:

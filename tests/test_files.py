@@ -7,7 +7,15 @@ import tracemalloc
 
 import pytest
 
-from nnunet_dante.files import MAX_JSON_BYTES, atomic_path, bounded, printable, read_json, write_text_atomically
+from nnunet_dante.files import (
+    MAX_JSON_BYTES,
+    atomic_path,
+    bounded,
+    csv_text,
+    printable,
+    read_json,
+    write_text_atomically,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -64,3 +72,8 @@ def test_what_is_no_json_value_is_returned():
 
 def test_names_of_foreign_files_cannot_steer_a_terminal():
     assert printable("liver\nä \x1b[2J \u202e") == "liver\nä \\x1b[2J \\u202e"
+
+
+def test_tables_have_as_many_digits_as_mean_something_and_no_nan():
+    rows = [{"case": "007", "dice": 0.8123456789012345, "n": 12345678}, {"case": "b", "dice": float("nan"), "new": None}]
+    assert csv_text(rows) == "case,dice,n,new\n007,0.812346,12345678,\nb,,,\n"

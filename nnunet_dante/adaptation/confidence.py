@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..datasets.annotated import foreground, read_undrawn
 from ..datasets.images import case_files
-from ..files import read_json, write_text_atomically
+from ..files import csv_text, read_json, write_text_atomically
 from ..training.strength import dice_of_labels, mean_dice, of_drawn, unseen_cases
 from ..types import ReadOnlyStateDict
 from .networks import Networks, Segmenter, changed_networks
@@ -66,7 +66,7 @@ def on_unseen(networks: Networks, segmenter: Segmenter) -> pandas.DataFrame:
             found = segmenter.masks_of(segmenter.prepare(cases[name].images), others)
             dice = of_drawn(dice_of_labels(truth, mask, segmenter.labels), content, undrawn.get(name, ()))
             rows.append({"case": name, "dice": mean_dice(dice), **agreement(mask, found, segmenter)})
-        write_text_atomically(pandas.DataFrame(rows).to_csv(index=False), file)
+        write_text_atomically(csv_text(rows), file)
     return pandas.read_csv(file, dtype={"case": str})
 
 

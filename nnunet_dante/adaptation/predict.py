@@ -24,7 +24,7 @@ from ..datasets.gather.roles import words_of
 from ..datasets.gather.volumes import PHOTOS
 from ..datasets.gather.write import write_images
 from ..errors import ConfigurationError, DatasetError
-from ..files import atomic_path, read_json, write_text_atomically
+from ..files import atomic_path, csv_text, read_json, write_text_atomically
 from ..models.labels import channel_names
 from ..training.launch import best_device
 from ..types import PathLike
@@ -96,7 +96,7 @@ def predict(model: PathLike, images: PathLike, masks: PathLike, *, overlays: boo
     work = _Work(networks, Segmenter(networks.donor, device or best_device()), source, out)
     rows = work.do()
     table = _sorted(rows)
-    write_text_atomically(table.to_csv(index=False), out / TABLE)
+    write_text_atomically(csv_text(table.to_dict("records")), out / TABLE)
     done = table[table["problem"] == ""]
     tested = ""
     if networks.folds and networks.others:

@@ -180,7 +180,7 @@ def _describe(layout: Layout, labels: Labels, notes: Sequence[str], say: Callabl
     say(f"Cases: {len(with_mask)} with masks ({shorten([c.name for c in with_mask])}), of "
         f"{len({c.patient for c in with_mask})} patients.")
     if unseen := [c.name for c in layout.cases if not c.masks]:
-        say(f"Without mask: {len(unseen)} ({shorten(unseen)}). They go to imagesTs; no training sees them.")
+        say(f"Without mask: {len(unseen)} ({shorten(unseen)}). They will go to imagesTs; no training sees them.")
     say(f"Labels, from {labels.origin}: " + ", ".join(f"{n} = {v}" for n, v in labels.numbers.items()) + ".")
     if left := sorted({m for c in with_mask for m in c.masks if m and m not in labels.numbers}):
         say(f"Note: masks that --labels does not name are left out: {shorten(left)}.")
@@ -221,7 +221,7 @@ def _say_findings(facts: Sequence[Facts], overview: pandas.DataFrame, say: Calla
         for line in lines[:_SHOWN]:
             say(f"{kind}: {line}.")
         if len(lines) > _SHOWN:
-            say(f"{kind}: {len(lines) - _SHOWN} more; cases.csv has all of them.")
+            say(f"{kind}: {len(lines) - _SHOWN} more; cases.csv of the data set will name all of them.")
 
 
 def _refuse_faults(facts: Sequence[Facts]) -> None:
@@ -251,5 +251,5 @@ def _plan(facts: Sequence[Facts], ending: str, target: Path, copy: bool) -> str:
     parts = [(f.as_is[0], p) for f in facts for p in f.case.images.values()] + [
         (f.as_is[1], next(iter(f.case.masks.values()))) for f in facts if f.case.masks]
     kept = sum(as_is and p.ending == ending for as_is, p in parts)
-    return (f"{target}: {kept} files are {'copied' if copy else 'linked'} as they are, {len(parts) - kept} are written "
-            f"as {ending} without loss.")
+    return (f"{target}: {kept} files will be {'copied' if copy else 'linked'} as they are, {len(parts) - kept} "
+            f"will be written as {ending} without loss.")

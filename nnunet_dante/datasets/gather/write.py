@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas
 
 from ...errors import DatasetError
-from ...files import cannot_write
+from ...files import cannot_write, csv_text
 from ...types import DatasetJson
 from .examine import Facts
 from .labels import Labels
@@ -81,7 +81,7 @@ def write(job: Job, progress: Callable[[Iterable[Facts]], Iterable[Facts]] = ite
         pictures = [f.case.name for f in job.facts if f.picture]
         for name, text in {
                 "dataset.json": json.dumps(job.dataset_json, indent=2, ensure_ascii=False), "groups.csv": _groups(job),
-                "cases.csv": job.table.to_csv(index=False),
+                "cases.csv": csv_text(job.table.to_dict("records")),
                 "preview.html": page(target.name, job.table, job.labels.numbers, pictures)}.items():
             (temporary / name).write_text(text, encoding="utf-8")
         temporary.rename(target)

@@ -148,7 +148,7 @@ def test_mixed_formats_become_the_one_of_most_files(source, made):
         write(mask, source / "seg" / f"{n}a.nii.gz")
     _, target, said = made(labels=LABELS)
     assert {p.name[-7:] for c in target.cases.values() for p in (*c.images, c.mask)} == {".nii.gz"}
-    assert "5 files are linked as they are, 1 are written as .nii.gz" in said
+    assert "5 files will be linked as they are, 1 will be written as .nii.gz" in said
 
 
 def test_a_file_with_four_axes_is_one_channel_each(source, made):
