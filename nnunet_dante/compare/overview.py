@@ -32,9 +32,13 @@ def shots_overview(study: Study, file: PathLike) -> None:
     draw_zero_shot(study, axis, named_at="right")
     _name_at_right(axis, {m: (max(v), v[max(v)]) for m, v in dice.items()}, colours)
     axis.set_xticks(range(len(study.shots)), [study.shots_name(shots) for shots in study.shots])
-    axis.set(xlabel="training cases", ylabel="Dice, mean over test cases, labels and draws")
+    axis.set(xlabel="training cases", ylabel=_mean_over(study))
     _finish(axis, study.title("Dice by number of training cases"))
     save(figure, file, dpi=140)
+
+
+def _mean_over(study: Study) -> str:
+    return f"Dice, mean over test cases{', labels and draws' if study.repeated else ' and labels'}"
 
 
 def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
@@ -50,7 +54,7 @@ def methods_overview(study: Study, shots: Shots, file: PathLike) -> None:
         axis.plot(means[method].value, row, "o", color=colour, markersize=8,
                   label=f"{method} ({low:.3f} to {high:.3f})")
     axis.set_yticks(range(len(ordered)), ordered)
-    axis.set(xlabel="Dice, mean over test cases, labels and draws", ylim=(-0.7, len(ordered) - 0.3))
+    axis.set(xlabel=_mean_over(study), ylim=(-0.7, len(ordered) - 0.3))
     _finish(axis, study.title(f"Dice with {study.cases_name(shots)}"), grid="x")
     save(figure, file, dpi=140)
 
@@ -78,7 +82,7 @@ def parameters_overview(study: Study, shots: Shots, file: PathLike) -> bool:
     axis.margins(x=0.15, y=0.12)
     widen = max(1.0, (30 * min(x for x, _ in points.values()) / max(x for x, _ in points.values())) ** 0.5)
     axis.set_xlim(*(axis.get_xlim() * np.array([1 / widen, widen])))  # spans a factor of 30 or more
-    axis.set(xlabel="trained parameters", ylabel="Dice, mean over test cases, labels and draws")
+    axis.set(xlabel="trained parameters", ylabel=_mean_over(study))
     _finish(axis, study.title(f"Dice by trained parameters, {study.cases_name(shots)}"))
     _name_beside(figure, axis, points, colours)
     save(figure, file, dpi=140)

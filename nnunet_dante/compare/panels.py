@@ -51,7 +51,8 @@ def curve_panels(study: Study, shots: Shots, file: PathLike) -> None:
     figure, axes = _grid(methods)
     scratch = study.of(study.references["scratch"], shots)
     target = SHARE * median([peak(run) for run in scratch])
-    legend: dict[str, Any] = {f"{SHARE:.0%} of own peak": _OWN}
+    several = study.repeated or len(methods) + len(references) > 1
+    legend: dict[str, Any] = {f"{SHARE:.0%} of own peak": _OWN} if several else {}
     told = ""
     if not math.isnan(target):
         epochs = median([reached(run, peak(run)).epochs for run in scratch])
@@ -66,7 +67,8 @@ def curve_panels(study: Study, shots: Shots, file: PathLike) -> None:
             axis.plot(*_mean_curve([run]), color=METHOD, linewidth=0.7, alpha=0.4)
         axis.plot(*_mean_curve(runs), label=method, color=METHOD, linewidth=2.2)
         own = median([reached(run, peak(run)).epochs for run in runs]), SHARE * median([peak(run) for run in runs])
-        axis.plot(*own, **_OWN)
+        if several:
+            axis.plot(*own, **_OWN)
         axis.set_title(method + _mark(axis, study, runs, target), fontsize=11, color=METHOD, loc="left",
                        fontweight="bold")
         axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)

@@ -121,7 +121,7 @@ def choose_cases(study: Study, sources: Sequence[Source]) -> tuple[dict[str, Sou
     cases = {"Worst": ranked[0], "Median": ranked[len(ranked) // 2]} if ranked else {}
     if len(set(cases.values())) == 1:
         cases = {"Only": ranked[0]} if len(ranked) == 1 else {"Worst": ranked[0]}
-    return shown, cases, f"{study.cases_name(column)}, seed {seed}"
+    return shown, cases, study.cases_name(column) + (f", seed {seed}" if study.repeated else "")
 
 
 def _draw(study: Study, sources: Sequence[Source]) -> tuple[Shots, int] | None:

@@ -135,7 +135,8 @@ def write_report(sources: Sequence[Source], out: Path, *, title: str = "", befor
             tables[name] = to_json(table.records)
     title = title or "Comparison of " + ", ".join(study.name for study in compared)
     write_text_atomically(json.dumps(tables, indent=1, allow_nan=False), out / "tables.json")
-    return write_pages(title, [*blocks, *_RULES, *after], out)
+    rules = _rules(any(study.repeated for study in compared))
+    return write_pages(title, [*blocks, *rules, *after], out)
 
 
 def write_pages(title: str, blocks: Sequence[Block], folder: Path) -> Path:
@@ -263,7 +264,8 @@ def _cases(study: Study, sources: Sequence[Source], out: Path) -> list[Block]:
 def _facts(study: Study) -> str:
     cases = {case for run in study.runs for case in run.cases}
     facts = [counted(len(study.runs), "run"), counted(len(study.methods), "method"),
-             f"up to {counted(study.expected_draws(), 'draw')}", counted(len(cases), "test case"),
+             *([f"up to {counted(study.expected_draws(), 'draw')}"] if study.repeated else []),
+             counted(len(cases), "test case"),
              f"labels {', '.join(study.labels) or 'none'}", f"surface Dice at {tolerance(study)} mm"]
     for name, values in (("donor", {r.donor for r in study.runs}), ("machine", {r.machine for r in study.runs}),
                          ("steps per epoch", {r.iterations_per_epoch for r in study.runs}),
@@ -287,7 +289,8 @@ def _speed(study: Study, plots: Path, prefix: str) -> list[Block]:
         name = slug(f"{prefix} curves {study.shots_name(shots)}")
         curve_panels(study, shots, plots / f"{name}.png")
         curves.append(_picture(study, name, f"Learning curves with {study.cases_name(shots)}"))
-    blocks: list[Block] = [Heading("Convergence", 3), speed_table(study), curves[0]]
+    several = study.repeated or len({run.method for run in study.runs if run.curve}) > 1
+    blocks: list[Block] = [Heading("Convergence", 3), *([speed_table(study)] if several else []), curves[0]]
     if len(trained) > 1:
         blocks += [Folded("Learning curves with more training cases", curves[1:]),
                    Folded("Convergence by number of training cases", [speed_table(study, shots) for shots in trained])]
@@ -320,18 +323,19 @@ def _picture(study: Study, name: str, caption: str) -> Picture:
     return Picture(f"plots/{name}.png", study.title(caption))
 
 
-_RULES: Sequence[Block] = (
-    Heading("How the numbers are made"),
-    Listing([
+def _rules(repeated: bool) -> list[Block]:
+    """Return how the numbers are made; repeated: whether there are several draws of the training cases."""
+    return [Heading("How the numbers are made"), Listing([
         "Predictions are scored on the voxel grid of the original images. The score of a case is the mean over its "
-        "labels. The score of a method is the mean over the test cases; each case is averaged over the draws first.",
+        "labels. The score of a method is the mean over the test cases"
+        + ("; each case is averaged over the draws first." if repeated else "."),
         "If a label is neither in the truth nor in the prediction, its score is not defined and does not count. If it "
         "is in only one of them, Dice and surface Dice are 0 and the label counts as missed; means of distances leave "
         "it out.",
         "Intervals: 95 % percentile bootstrap of the mean, 10,000 resamples of the test cases. They show how much the "
-        "mean depends on which cases were tested. They do not show how much it depends on the draw of the training "
+        "mean depends on which cases were tested. They do not show how much it depends on the choice of the training "
         "cases.",
         "Convergence: nnU-Net's pseudo Dice, one value per epoch. The moving average is nnU-Net's: 0.9 old + 0.1 new, "
         "starting at the first value.",
         "Tests: two-sided Wilcoxon signed-rank tests, with Holm's correction for the number of tests in a table.",
-        "\"-\": not run, or not measured. \"not defined\": there was no label to score."]))
+        "\"-\": not run, or not measured. \"not defined\": there was no label to score."])]

@@ -69,6 +69,12 @@ class Study:
         """Label names, in the order in which the runs first name them."""
         return list(dict.fromkeys(label for run in self.runs for case in run.cases.values() for label in case))
 
+    @cached_property
+    def repeated(self) -> bool:
+        """Whether a method was trained on several draws of as many cases; folds score other cases, and are no draws."""
+        scored = [(run.method, shots_of(run), case) for run in self.runs if not run.is_zero_shot for case in run.cases]
+        return len(set(scored)) < len(scored)
+
     def expected_draws(self, shots: Shots | None = None) -> int:
         """Return the largest number of draws that a method has with `shots` training cases (None: with any number)."""
         columns = self.shots if shots is None else [shots]

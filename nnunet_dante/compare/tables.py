@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import pandas
-
+from ..files import csv_text
 from .results import RunResult
 from .statistics import PairedTest, holm, paired_test
 from .study import Mean, Shots, Study, case_means, mean_over_cases, mean_score, missed, over_draws
@@ -20,7 +19,7 @@ MISSING, UNDEFINED = "-", "not defined"
 LEVEL = 0.05
 TITLES = {"dice": "Dice", "hd95_mm": "95 % Hausdorff distance in mm", "surface_dice": "Surface Dice"}
 _NOTES = {
-    "dice": "Mean over the labels of a case, the draws, and the test cases. In brackets: 95 % bootstrap interval over "
+    "dice": "Mean over the labels of a case, and over the test cases. In brackets: 95 % bootstrap interval over "
             "the test cases (cases are resampled, not runs). A label that is neither in the truth nor in the "
             "prediction does not count; a score is not defined if no label counts.",
     "hd95_mm": "Mean over the structures that were found. A missed structure has no distance; the share of missed "
@@ -48,7 +47,7 @@ class Table:
 
 def as_csv(table: Table) -> str:
     """Return a table's records as CSV with a header; undefined values are empty."""
-    return pandas.DataFrame(list(table.records), dtype=object).to_csv(index=False, lineterminator="\n")
+    return csv_text(table.records)
 
 
 def shots_table(study: Study, metric: str) -> Table:
@@ -62,7 +61,7 @@ def shots_table(study: Study, metric: str) -> Table:
         if lost and counts:
             said += f", {lost / structures:.0%} missed"
         if not runs[0].is_zero_shot and mean.draws < (expected := study.expected_draws(shots)):
-            said += f" ({mean.draws} of {expected} draws)"
+            said += f" ({mean.draws} of {expected} runs)"
         return said, _numbers(mean) | counts
 
     text = TITLES[metric] + (f" at {tolerance(study)} mm" if metric == "surface_dice" else "")
@@ -241,9 +240,10 @@ def cost_table(study: Study) -> Table:
             _known(run.trained_parameters) / (run.total_parameters or math.nan))),
         "adapter_mib": ("adapter file, MiB", ".2f", lambda run: _known(run.adapter_mib)),
         "peak_memory_mib": ("peak memory, MiB", ",.0f", lambda run: _known(run.peak_memory_mib)),
-        "seconds_per_epoch": ("seconds per epoch", ".3g", lambda run: median(run.seconds)),
-        "relative_seconds": (f"time relative to {full or 'full fine-tuning'}", ".2f",
-                             lambda run: _relative_seconds(run, study.partner(run, full)))}
+        "seconds_per_epoch": ("seconds per epoch", ".3g", lambda run: median(run.seconds))}
+    if full:
+        columns["relative_seconds"] = (f"time relative to {full}", ".2f",
+                                       lambda run: _relative_seconds(run, study.partner(run, full)))
     rows, records = [], []
     for method in study.methods:
         runs = [run for run in study.of(method) if not run.is_zero_shot]
@@ -256,9 +256,9 @@ def cost_table(study: Study) -> Table:
     return Table(
         name="cost", title=study.title("Cost of training"), rows=rows, records=records,
         head=["method", *(title for title, _, _ in columns.values())],
-        notes=["Median over the runs. The time of an epoch is the median over the epochs of a run. The relative time "
-               "compares a run with the run of full fine-tuning with the same training cases and seed on the same "
-               "machine."])
+        notes=["Median over the runs. The time of an epoch is the median over the epochs of a run."
+               + (" The relative time compares a run with the run of full fine-tuning with the same training cases and "
+                  "seed on the same machine." if full else "")])
 
 
 def _known(value: float | None) -> float:
@@ -296,9 +296,9 @@ def significance_table(study: Study, reference: str) -> Table:
     return Table(name=f"against_{reference}", title=study.title(f"Difference in Dice from {reference}"),
                  head=["method", *map(study.shots_name, study.shots)], rows=rows, records=records,
                  notes=[f"Mean difference, cases better of all cases, p after Holm's correction; † below {LEVEL}. "
-                        "Two-sided Wilcoxon signed-rank test over the test cases, each with its mean Dice over labels "
-                        "and draws. All draws have the same test cases, so their mean counts, and not each draw.",
-                        *_power(list(tests.values()))])
+                        "Two-sided Wilcoxon signed-rank test over the test cases, each with its mean Dice over labels"
+                        + (" and draws. All draws have the same test cases, so their mean counts, and not each draw."
+                           if study.repeated else "."), *_power(list(tests.values()))])
 
 
 def _tested(test: PairedTest | None, p: float) -> str:

@@ -58,8 +58,8 @@ def test_fewer_draws_than_other_methods_have_are_said():
     table = shots_table(one(synthetic.result("LoRA", 2, 0), synthetic.result("LoRA", 2, 1),
                             synthetic.result("head", 2, 0), synthetic.result("head", 2, 1, error="stopped"),
                             synthetic.result("LoRA", 40, 0, all=True)), "dice")
-    assert row(table, "head")["2"].endswith("(1 of 2 draws)")
-    assert not row(table, "LoRA")["all (40)"].endswith("draws)")
+    assert row(table, "head")["2"].endswith("(1 of 2 runs)")
+    assert not row(table, "LoRA")["all (40)"].endswith("runs)")
 
 
 def test_distances_are_over_found_structures_and_the_missed_share_stands_beside_them():
