@@ -94,8 +94,12 @@ def completed_labels(folder: Path | None, dataset_json: DatasetJson,
 
 
 def without_cases(dataset_json: DatasetJson) -> DatasetJson:
-    """Return the content of dataset.json as it goes into checkpoints: cases may have the names of patients."""
-    return {key: value for key, value in dataset_json.items() if key not in (ANNOTATED, REHEARSED)}
+    """Return the content of dataset.json as it goes into checkpoints: cases may have the names of patients.
+
+    nnU-Net's "dataset", and "training" and "test" of the Medical Segmentation Decathlon, list files by name.
+    """
+    lists = (ANNOTATED, REHEARSED, "dataset", "training", "test")
+    return {key: value for key, value in dataset_json.items() if key not in lists}
 
 
 def drawn_nothing(dataset_json: DatasetJson, undrawn: Undrawn, case: str) -> bool:

@@ -10,12 +10,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import DonorError
-from ..files import MAX_JSON_BYTES
+from ..files import MAX_JSON_BYTES, atomic_path
 
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 BUNDLE_FACTS = "nnunet_checkpoint.pth"  # part of MONAI's bundles: a checkpoint of nnU-Net without the weights
 _JSON = ("plans.json", "dataset.json")
 _V1 = "plans.pkl"
+_RECORDS = ("debug.json", "summary.json")  # of a training and its validation; they hold paths and names
 _DEPTH = 5  # folders above a model: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION, and two more of a release
 _MAX_INFLATION = 100  # weights compress to about 0.9 of their size, so a factor of 100 is an attack
 
@@ -145,6 +146,16 @@ def unpack(path: Path, folder: Path, *, also: Collection[PurePosixPath] = ()) ->
                     shutil.copyfileobj(stream, out)
     except Exception as error:  # whatever zipfile, its decompressors and the file system raise
         raise _damaged(path, error) from error
+
+
+def without_records(path: Path) -> None:
+    """Take out of an exported zip file what prediction does not read and what names folders, cases or the machine."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(path) as old, zipfile.ZipFile(
+            temporary, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            if PurePosixPath(entry.filename).name not in _RECORDS:
+                with old.open(entry) as stream, new.open(entry.filename, "w", force_zip64=True) as out:
+                    shutil.copyfileobj(stream, out)
 
 
 def _entries(path: Path) -> dict[PurePosixPath, zipfile.ZipInfo]:

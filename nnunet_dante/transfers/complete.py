@@ -307,7 +307,7 @@ def link_images(images: Sequence[Path], files: _Files, name: str) -> None:
 
 def _finish(target: Target, union: Union, rehearsal: Rehearsal, folder: Path) -> None:
     """Write dataset.json, after which the data set counts as finished."""
-    content = {key: value for key, value in without_cases(target.dataset_json).items() if key != "dataset"}
+    content = dict(without_cases(target.dataset_json))
     content |= {"labels": union.labels, "numTraining": len(target.own) + len(rehearsal.cases),
                 COMPLETED: sorted(frozenset().union(*union.completed.values()))}
     undrawn = {**union.undrawn, **(dict.fromkeys(rehearsal.cases, rehearsal.undrawn) if rehearsal.undrawn else {})}

@@ -37,7 +37,8 @@ def test_unknown_names_and_other_forms_are_refused(annotated, said):
 
 
 def test_names_of_cases_do_not_travel():
-    full = content({"patient": []}) | {"rehearsed": {"cases": ["patient"]}, "completed": ["liver"]}
+    full = content({"patient": []}) | {"rehearsed": {"cases": ["patient"]}, "completed": ["liver"], **{
+        key: {"patient": "file"} for key in ("dataset", "training", "test")}}
     assert without_cases(full) == tiny.dataset_json() | {"completed": ["liver"]}
 
 

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from nnunet_dante.errors import DonorError, UntrustedFileError
-from nnunet_dante.models.archive import find_models, unpack
+from nnunet_dante.models.archive import find_models, unpack, without_records
 from nnunet_dante.models.checkpoint import file_sha256, unique_tensors, weights_sha256
 from nnunet_dante.models.donor import open_donor
 
@@ -295,3 +295,19 @@ def test_models_of_nnunet_v1_are_recognised(tmp_path, name):
     for source in (tmp_path / name, tmp_path, tmp_path / "renamed.pth", zipped):
         with pytest.raises(DonorError, match=r"nnU-Net v1.*nnUNetv2_convert_old_nnUNet_dataset"):
             open_donor(source)
+
+
+def test_an_exported_zip_without_records_still_holds_the_model_and_no_names(tmp_path):
+    folder, file = tiny.write_model_folder(tmp_path / "results"), tmp_path / "model.zip"
+    for record in ("debug.json", "validation/summary.json"):
+        (folder / "fold_0" / record).parent.mkdir(exist_ok=True)
+        (folder / "fold_0" / record).write_text(f'"{tmp_path}/P01.nii.gz"')
+    with zipfile.ZipFile(file, "w") as archive:
+        for inner in folder.rglob("*.*"):
+            archive.write(inner, inner.relative_to(tmp_path / "results"))
+    before = open_donor(file)
+    without_records(file)
+    assert open_donor(file).sha256 == before.sha256
+    with zipfile.ZipFile(file) as archive:
+        assert not any(b"P01" in archive.read(name) for name in archive.namelist())
+        assert not any("debug" in name or "summary" in name for name in archive.namelist())
