@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+
 class ModelPath(click.Path):
     """A model that exists, or the name of one of TotalSegmentator's; checked before anything slow is imported."""
 

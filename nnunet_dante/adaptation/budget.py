@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,3 +118,14 @@ def minutes_for(length: Length, trainings: int, *, step_seconds: float, start_se
     """Return about how many minutes trainings of this length take together; the inverse of `length_for`."""
     seconds = length.epochs * step_seconds * (length.iterations + length.val_iterations / 2)
     return trainings * (start_seconds + seconds) / 60 / _TRAINING_SHARE
+
+
+def memory_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words the most memory of a training, and how it is known; "" where it is unknown.
+
+    entries: of the record, with "gib"; those with "mib" say whether it was measured (None: nnU-Net's estimate).
+    """
+    known = [entry["gib"] for entry in entries if entry.get("gib") is not None]
+    estimated = any("mib" in entry and entry["mib"] is None for entry in entries)
+    what = "by nnU-Net's estimate" if estimated else "measured"
+    return f", {max(known):.2g} GiB of memory for the network ({what}, without the libraries)" if known else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def put_data(source: Path, raw: Path, name: str | None, labels: Sequence[str], g
         DatasetError: the folder holds no labelled images, or some with faults; names all of them.
     """
     own = source.name if re.fullmatch(r"Dataset\d{3,}_.+", source.name) else None
-    name = name or own or "Dataset001_" + re.sub(r"\W+", "", source.name)
+    name = name or own or f"Dataset{_number(source)}_" + re.sub(r"\W+", "", source.name)
     if not (found := re.fullmatch(r"Dataset(\d{3,})_(\w.*)", name)):
         raise ConfigurationError(f"the name of the data set is {name!r}; give one such as Dataset123_Mine.")
     place = raw / name
@@ -47,6 +48,14 @@ def put_data(source: Path, raw: Path, name: str | None, labels: Sequence[str], g
     elif place.resolve() != source:
         raise ConfigurationError(f"{place} is another data set than {source}; give another name.")
     return {"dataset": name}
+
+
+def _number(source: Path) -> int:
+    """Return a number from 100 to 999 that is the same for a folder in every call, and another for most other folders.
+
+    Models of several adaptations can then lie in one nnUNet_results, where nnU-Net also takes numbers for names.
+    """
+    return 100 + zlib.crc32(str(source.resolve()).encode()) % 900
 
 
 def write_folds(target: Target, groups: PathLike | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..advise.suggest import suggest
 from ..datasets.dataset import open_target
 from ..errors import ConfigurationError, DanteError
 from ..files import counted, read_json, write_text_atomically
+from ..models.archive import without_records
 from ..models.checkpoint import load_checkpoint_safely, save_atomically
 from ..models.donor import Donor, open_donor
 from ..models.installed import find_donor
@@ -33,7 +34,7 @@ from ..training.launch import best_device
 from ..training.strength import start_of
 from ..transfers.complete import readable_channels
 from ..types import PathLike
-from .budget import Length, faster_rate, length_for, minutes_for
+from .budget import Length, faster_rate, length_for, memory_in_words, minutes_for
 from .data import put_data, write_folds
 from .report import write_adapt_report
 from .running import RECORD, claimed
@@ -278,9 +279,10 @@ class _Work:
             f"Plan: {counted(trainings, 'training')} with {self.trainer} of {counted(length.epochs, 'epoch')} with "
             f"{length.iterations} steps, so {trainings * length.epochs * length.iterations} steps of "
             f"{cost['step_seconds']:.2g} s on {self.asked['device']}: about {math.ceil(cost['minutes'])} min in "
-            f"all{_memory([cost])}. Reason: {reason}.")
+            f"all{memory_in_words([cost])}. Reason: {reason}.")
         if "lr" in cost:
-            say(f"The learning rate is {cost['lr']:.2g}, because the trainings are short; --set lr=0.001 takes another.")
+            say(f"The learning rate is {cost['lr']:.2g}, because the trainings are short; --set lr=0.001 "
+                "takes another.")
         for warning in report["warnings"]:
             say(f"! {warning}")
         if self.memory_gib:
@@ -292,7 +294,7 @@ class _Work:
         minutes = sum(entry["seconds"] for entry in trained) / 60
         say(f"Taken: {counted(len(trained), 'training')} with "
              f"{sum(entry['epochs'] for entry in trained) * self.length.iterations} steps, {minutes:.0f} min"
-             f"{_memory(trained)}.")
+             f"{memory_in_words(trained)}.")
 
     def _train(self, trainer: str, fold: str) -> None:
         name = f"{trainer} {fold}"
@@ -329,6 +331,7 @@ class _Work:
         folder = self._model(self.trainer)
         self.steps.run("nnUNetv2_export_model_to_zip", "-d", self.dataset, "-o", "model.zip", "-c", self.configuration,
                        "-tr", self.trainer, "-p", PLANS, "-f", fold)
+        without_records(self.out / "model.zip")
         names: dict[str, Any] = {"model": "model.zip", "adapter": None, "dafne": None, "fold": fold,
                                  "folder": os.path.relpath(folder, self.out)}
         if (adapter := folder / f"fold_{fold}" / "adapter.safetensors").is_file():
@@ -341,9 +344,3 @@ class _Work:
         except DanteError as error:  # not every network runs in Dafne; the model is there
             say(f"No .model for Dafne: {str(error).splitlines()[-1]}")
         return names
-
-
-def _memory(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return the most memory of a training in words; "" where it is unknown."""
-    known = [entry["gib"] for entry in entries if entry.get("gib") is not None]
-    return f", {max(known):.2g} GiB of memory" if known else ""

@@ -84,7 +84,8 @@ def memory_advice(planned: float | None, limit: float, batch_size: int) -> str:
     if planned is None:
         return "nnU-Net has no estimate of the memory that this network takes. Measure a training (`nvidia-smi`)."
     if planned <= limit:
-        return f"A training takes about {planned:.1f} GiB by nnU-Net's estimate, and so fits {limit:g} GiB."
+        return (f"A training takes about {planned:.1f} GiB by nnU-Net's estimate, and so fits {limit:g} GiB "
+                f"if PyTorch itself finds room beside it.")
     head = f"A training takes about {planned:.1f} GiB by nnU-Net's estimate, more than {limit:g} GiB. "
     for size in range(batch_size, 0, -1):
         fitting = {options: planned * size / batch_size * share for options, share in SHARES.items()

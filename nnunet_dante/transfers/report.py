@@ -103,8 +103,9 @@ class TransferReport:
         yield _row("patch", f"{_numbers(plans.patch_size)} voxels, batch {self.batch_size}; median image after "
                             f"resampling {_numbers(plans.median_shape)}")
         if self.memory_gib is not None:
-            yield _row("memory", f"about {self.memory_gib:.1f} GiB of a GPU if every weight is trained, by nnU-Net's "
-                                 "estimate; less with methods that train few weights")
+            yield _row("memory", f"about {self.memory_gib:.2g} GiB of a GPU for the network alone if every weight is "
+                                 "trained, by nnU-Net's estimate; less with methods that train few weights. What "
+                                 "PyTorch itself takes of a GPU comes on top")
         if plans.donor:
             yield from _changes(plans, plans.donor)
         yield _row("mirroring", self.mirroring)

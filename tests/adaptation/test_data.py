@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import image_folders
 import pytest
@@ -31,13 +32,22 @@ def source(tmp_path, name="mine", **options):
 
 
 @pytest.mark.parametrize(("folder", "name", "found"), [
-    ("Dataset012_Liver", None, "Dataset012_Liver"), ("my cases", None, "Dataset001_mycases"),
+    ("Dataset012_Liver", None, "Dataset012_Liver"), ("my cases", None, r"Dataset[1-9]\d\d_mycases"),
     ("my cases", "Dataset123_Mine", "Dataset123_Mine")])
 def test_the_data_set_gets_a_name_that_nnunet_takes_and_nothing_is_copied(tmp_path, raw, folder, name, found):
     data = source(tmp_path, folder)
-    assert put(data, raw, name) == {"dataset": found}
+    pattern, found = found, put(data, raw, name)["dataset"]
+    assert re.fullmatch(pattern, found)
     assert (raw / found).is_symlink() and open_target(found).cases
     assert put(data, raw, name) == {"dataset": found}, "a second time is the same"
+
+
+def test_two_folders_of_one_name_become_two_data_sets(tmp_path, raw):
+    found = []
+    for hospital in ("north", "south"):
+        (tmp_path / hospital).mkdir()
+        found.append(put(source(tmp_path / hospital, "mine"), raw, None)["dataset"])
+    assert len(set(found)) == 2 and all(name.endswith("_mine") for name in found)
 
 
 def test_another_data_set_of_that_name_and_folders_that_are_none_are_refused(tmp_path, raw):

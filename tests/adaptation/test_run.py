@@ -88,11 +88,13 @@ def test_what_was_taken_is_said_in_the_words_of_the_plan(work, capsys):
     work.record |= {"begun": ["a", "b"], "done": {"a": {"epochs": 2, "gib": 1.5, "seconds": 60},
                                                   "b": {"epochs": 1, "gib": None, "seconds": 120}, "c": {"seconds": 9}}}
     work._say_taken()
-    assert "Taken: 2 trainings with 9 steps, 3 min, 1.5 GiB of memory." in capsys.readouterr().err
+    assert "Taken: 2 trainings with 9 steps, 3 min, 1.5 GiB of memory for the network (measured, without the libraries)." in capsys.readouterr().err
     work._say_plan({"gib": 2.5, "step_seconds": 0.5, "minutes": 29.3}, 3, "few cases")
     said = capsys.readouterr().err
     assert "3 trainings" in said and "2 epochs with 3 steps, so 18 steps of 0.5 s on cpu: about 30 min" in said
-    assert "2.5 GiB of memory. Reason: few cases." in said
+    assert "2.5 GiB of memory for the network (measured, without the libraries). Reason: few cases." in said
+    work._say_plan({"gib": 0.034, "mib": None, "step_seconds": 0.5, "minutes": 29.3}, 3, "few cases")
+    assert "0.034 GiB of memory for the network (by nnU-Net's estimate, without the libraries)" in capsys.readouterr().err
 
 
 def test_the_plan_has_the_warnings_of_the_transfer_and_says_what_makes_a_training_fit_the_gpu(work, capsys):
