@@ -32,7 +32,7 @@ from nnunet_dante.adapters.adapter import apply, extract
 from nnunet_dante.models.checkpoint import save_atomically, weights_sha256
 from nnunet_dante.models.memory import PeakMemory
 from nnunet_dante.peft.audit import audit_on_small_patch
-from nnunet_dante.peft.inject import adapted, base_weights, factors, settings
+from nnunet_dante.peft.inject import adapted, factors, original, settings
 
 FEATURES, BLOCKS = (32, 64, 128, 256, 320, 320, 320), (1, 3, 4, 6, 6, 6, 6)
 ROWS = {"default (PlainConvUNet), 6 stages": (PlainConvUNet, 6), "ResEnc, 5 stages": (ResidualEncoderUNet, 5),
@@ -82,7 +82,8 @@ def row(name: str) -> dict[str, Any]:
         sha256 = weights_sha256(base["network_weights"])
         del base
         full = {k: p.detach() for k, p in network.named_parameters() if p.requires_grad and "parametrizations" not in k}
-        save_atomically(checkpoint(network, base_weights(network) | full, sha256), trained)
+        frozen = {name: original(module).detach() for name, module in adapted(network).items()}
+        save_atomically(checkpoint(network, frozen | full, sha256), trained)
         found["extract"] = measured(lambda: extract(trained, adapter))
         found["apply"] = measured(lambda: apply(start, adapter, result))
         found["adapter_mib"] = round(adapter.stat().st_size / 2**20, 1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,18 @@ def test_code_shipped_to_dafne_imports_nothing_of_ours():
              for other in GRAPH[module]
              if other.startswith("nnunet_dante") and not other.startswith("nnunet_dante.dafne.payload")]
     assert not wrong, "\n".join(sorted(wrong))
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "docs"])
+def test_what_stands_beside_the_package_imports_what_it_has(folder):
+    missing = []
+    for file in (PACKAGE.parent / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("nnunet_dante"):
+                module = import_module(str(node.module))
+                missing += [f"{file.name}: {node.module}.{alias.name}" for alias in node.names
+                            if not hasattr(module, alias.name) and not find_spec(f"{node.module}.{alias.name}")]
+    assert not missing
 
 
 def test_folders_can_be_looked_through():

@@ -125,7 +125,12 @@ class PlannedRun:
     @property
     def id(self) -> str:
         """File name of the run's result, without suffix; unique in a protocol."""
-        return "__".join([slug(self.experiment.name), slug(self.method.name), f"k{self.shots:03d}", f"s{self.seed}"])
+        return run_id(self.experiment.name, self.method.name, self.shots, self.seed)
+
+
+def run_id(experiment: str, method: str, shots: int, seed: int) -> str:
+    """Return `PlannedRun.id` of these names and numbers."""
+    return "__".join([slug(experiment), slug(method), f"k{shots:03d}", f"s{seed}"])
 
 
 def slug(name: str) -> str:
