@@ -20,14 +20,15 @@ class Commands(click.Group):
         except DanteError as error:
             raise click.ClickException(printable(str(error))) from error
         except click.UsageError as error:
-            add_hint(error)
-            raise
+            if not (said := hint(error)):
+                raise
+            raise click.UsageError(f"{error.format_message()} {said}", ctx=error.ctx) from error
 
 
-def add_hint(error: click.UsageError) -> None:
-    """Say how several values of an option are given, if the word that `error` refuses looks like one of them."""
+def hint(error: click.UsageError) -> str:
+    """Return how several values of an option are given, if the word that `error` refuses looks like one of them."""
     if error.ctx is None:
-        return
+        return ""
     unexpected = "unexpected extra argument" in error.message
     words = re.findall(r"[^\s'()]+", " ".join(re.findall(r"'[^']*'|\([^)]*\)", error.message)))
     arguments = [p for p in error.ctx.command.params if isinstance(p, click.Argument)]
@@ -41,8 +42,8 @@ def add_hint(error: click.UsageError) -> None:
         stray = [word for word in [*taken, *words] if "=" in word] if pairs else [
             word for word in words if "=" not in word and (unexpected or _is_number(word))]
         if stray and (pairs or unexpected or _is_number(values[-1])):
-            error.message += " " + _advice(option, [*values, *stray], shown=pairs or not arguments or not unexpected)
-            return
+            return _advice(option, [*values, *stray], shown=pairs or not arguments or not unexpected)
+    return ""
 
 
 def _takes_several(option: click.Option) -> bool:
