@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import zipfile
@@ -26,6 +27,18 @@ def given(tmp_path, monkeypatch):
     donor = tiny.write_model_folder(tmp_path / "donors")
     (tmp_path / "data").mkdir()
     return donor, tmp_path / "data" / tiny.write_raw_dataset(tmp_path / "data", n_cases=3), tmp_path / "out"
+
+
+def _contents(file):
+    """Yield name and bytes of each file, also of those in zip files and in zip files therein."""
+    content = file if isinstance(file, bytes) else file.read_bytes()
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        yield "names", " ".join(archive.namelist()).encode()
+        for name in archive.namelist():
+            yield from ((f"{name}/{inner}", found) for inner, found in _contents(archive.read(name)))
+    else:
+        yield "", content
 
 
 def test_the_whole_way_goes_on_where_it_was_stopped(given, monkeypatch):
@@ -56,6 +69,9 @@ def test_the_whole_way_goes_on_where_it_was_stopped(given, monkeypatch):
     assert result.strength == pytest.approx(round(sum(kept) / 3, 2))
     assert "adapted" in result.report.read_text() and result.adapter.is_file() and result.dafne.is_file()
     assert any(name.endswith("checkpoint_final.pth") for name in zipfile.ZipFile(result.model).namelist())
+    names = [name for file in (result.model, result.adapter, result.dafne) for name, content in _contents(file)
+             if any(word in content for word in (str(out.parent).encode(), b"case_0", b"debug.json", b"summary.json"))]
+    assert not names, "what is handed on names neither folders of this machine nor cases"
     assert len(list((out / "predictions" / "donor").glob("case_*.nii.gz"))) == 3
     record = json.loads((out / "adapt.json").read_text())
     assert record["begun"][:3] == [f"nnUNetTrainerLoRA {n}" for n in range(3)]
