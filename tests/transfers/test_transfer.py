@@ -165,7 +165,7 @@ def test_report_is_printed_saved_and_names_no_path(place):
     data = json.loads((place.folder / "nnUNetDantePlans_3d_fullres_transfer.json").read_text())
     assert text == f"{report}\n"
     for part in ("matched: background, lesion, organ", "new: vessel", "sha256", "ratio 0.333 x 1 x 1", "batch 4",
-                 "memory     about 0.0 GiB of a GPU",
+                 "memory     about ", "GiB of a GPU for the network alone if every weight is trained, by nnU-Net's estimate",
                  "mirroring  axes 0, 1, 2", "ZScoreNormalization (donor's)", "epochs 3", "leave one case out",
                  "nnUNetv2_preprocess -d 901 -plans_name nnUNetDantePlans -c 3d_fullres",
                  "nnunet-dante train Dataset901_Tiny 3d_fullres 0 -p nnUNetDantePlans -tr nnUNetTrainerLoRA"):

@@ -324,7 +324,7 @@ def test_the_command(source):
     assert "Labels, from --labels: liver = 1, spleen = 2." in result.output
     assert nothing_written(source)
     result = CliRunner().invoke(main, ["dataset", str(source), "other", "-d", "123", "-n", "Mine"])
-    assert result.exit_code == 2 and "'other' is neither" in result.output
+    assert result.exit_code == 2 and "(other): it is neither the SOURCE nor a label" in result.output
 
 
 def test_a_link_that_leads_back_ends(tmp_path):
