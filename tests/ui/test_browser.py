@@ -243,13 +243,12 @@ def test_the_server_is_small_and_idle(server):
     status = Path(f"/proc/{server.process.pid}/status")
     if not status.exists():
         pytest.skip("needs Linux")
-    resident = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS")) / 1024
-    assert resident < 300, f"{resident:.0f} MiB"
 
-    def seconds() -> float:
-        words = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / 100
+    def value(name: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
 
-    before = seconds()
+    assert value("VmRSS") < 300 * 1024, f"{value('VmRSS')} kB"
+    before = value("voluntary_ctxt_switches")
     time.sleep(10)
-    assert seconds() - before <= 0.1, "1 % of a core, with a browser open"
+    woken = value("voluntary_ctxt_switches") - before  # benchmarks/page.py measures what that costs
+    assert woken < 1000, f"woken {woken} times in 10 s, with a browser open"
